@@ -1,0 +1,145 @@
+"""PyTorch modules to ONNX graphs: the encoder, the decoder, and the decoder with the gather inside.
+
+The decoder graph holds no Gather, GridSample, Resize or Shape: coordinates and gather stay outside,
+so every engine builder takes it and any output size runs without a rebuild.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import onnx
+import torch
+from onnx import TensorProto, helper
+from torch import Tensor, nn
+
+from diinn.runtime.bundle import MapSpec
+from diinn.runtime.errors import DiinnError
+from diinn.train.model import SuperResolutionModel
+
+OPSET = 17  # TensorRT 8.5 reads up to 17
+FORBIDDEN = {"Gather", "GridSample", "Resize", "Shape", "GatherND", "GatherElements", "ScatterND"}
+
+
+class _Encoder(nn.Module):
+    def __init__(self, model: SuperResolutionModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, frame: Tensor) -> tuple[Tensor, ...]:
+        return self.model.encode(frame)
+
+
+class _Decoder(nn.Module):
+    def __init__(self, model: SuperResolutionModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, query: Tensor, *rows: Tensor) -> Tensor:
+        return self.model.decode(rows, query)
+
+
+def map_specs(model: SuperResolutionModel) -> tuple[MapSpec, ...]:
+    """Names and channels of the maps the encoder hands over."""
+    return tuple(MapSpec(f"map{i}", channels) for i, channels in enumerate(model.decoder.map_channels))
+
+
+def encoder(model: SuperResolutionModel, path: Path) -> onnx.ModelProto:
+    """``frame [B, 3, H, W]`` RGB float32 in [0, 1] to one ``mapI [B, H, W, C]`` per map."""
+    maps = [m.name for m in map_specs(model)]
+    axes = {"frame": {0: "B", 2: "H", 3: "W"}, **{name: {0: "B", 1: "H", 2: "W"} for name in maps}}
+    _export(_Encoder(model), (torch.rand(1, 3, 12, 10),), path, ["frame"], maps, axes)
+    return _checked(path, set())
+
+
+def decoder(model: SuperResolutionModel, path: Path) -> onnx.ModelProto:
+    """``mapI [Q, C]`` gathered rows and ``query [Q, F]`` to ``rgb [Q, 3]`` in [0, 1], unclamped."""
+    maps = map_specs(model)
+    names = ["query", *(m.name for m in maps)]
+    inputs = (torch.rand(7, len(model.decoder.query)), *(torch.rand(7, m.channels) for m in maps))
+    _export(_Decoder(model), inputs, path, names, ["rgb"], {name: {0: "Q"} for name in [*names, "rgb"]})
+    return _checked(path, FORBIDDEN)
+
+
+def gather_decoder(plain: onnx.ModelProto, maps: Iterable[MapSpec], path: Path) -> onnx.ModelProto:
+    """The decoder graph ``plain`` with the gather before it, for the CPU: ``mapI [P, C]`` are all rows
+    of the maps and ``index [Q]`` int32 says which a query takes."""
+    model = onnx.ModelProto()
+    model.CopyFrom(plain)
+    graph = model.graph
+    gathers = []
+    for spec in maps:
+        for node in graph.node:
+            for i, name in enumerate(node.input):
+                if name == spec.name:
+                    node.input[i] = f"{spec.name}_rows"
+        gathers.append(helper.make_node("Gather", [spec.name, "index"], [f"{spec.name}_rows"], f"gather_{spec.name}"))
+        value = next(v for v in graph.input if v.name == spec.name)
+        value.CopyFrom(helper.make_tensor_value_info(spec.name, TensorProto.FLOAT, ["P", spec.channels]))
+    graph.input.append(helper.make_tensor_value_info("index", TensorProto.INT32, ["Q"]))
+    nodes = [*gathers, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    onnx.save(model, path)
+    return _checked(path, FORBIDDEN - {"Gather"})
+
+
+def workspace_bytes(model: onnx.ModelProto) -> int:
+    """Bytes per LR pixel alive at once, at the peak, when the encoder graph runs node by node.
+
+    Every tensor of the encoder is [1, C, H, W] or [1, H, W, C] float32 at LR size, so channels tell.
+    """
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    fixed = {"B": 1, "H": 1, "W": 1}
+
+    def size(value: onnx.ValueInfoProto) -> int:
+        total = 4
+        for dim in value.type.tensor_type.shape.dim:
+            total *= dim.dim_value or fixed.get(dim.dim_param, 1)
+        return total
+
+    values = [*inferred.input, *inferred.value_info, *inferred.output]
+    sizes = {v.name: size(v) for v in values}
+    kept = {v.name for v in inferred.output}
+    last_use = {name: i for i, node in enumerate(inferred.node) for name in node.input}
+    alive = {v.name for v in inferred.input}
+    peak = 0
+    for i, node in enumerate(inferred.node):
+        alive.update(node.output)
+        peak = max(peak, sum(sizes.get(name, 0) for name in alive))
+        alive = {name for name in alive if last_use.get(name, -1) > i or name in kept}
+    return peak
+
+
+def _export(
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    path: Path,
+    input_names: list[str],
+    output_names: list[str],
+    dynamic_axes: dict[str, dict[int, str]],
+) -> None:
+    with warnings.catch_warnings():
+        # The TorchScript exporter is the one that writes opset 17 directly; it says it is old.
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        torch.onnx.export(
+            module.eval(),
+            inputs,
+            str(path),
+            input_names=input_names,
+            output_names=output_names,
+            dynamic_axes=dynamic_axes,
+            opset_version=OPSET,
+            dynamo=False,
+        )
+
+
+def _checked(path: Path, forbidden: set[str]) -> onnx.ModelProto:
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    found = {node.op_type for node in model.graph.node} & forbidden
+    if found:
+        raise DiinnError(f"{path.name} holds {', '.join(sorted(found))}: engines cannot be built from it")
+    return model

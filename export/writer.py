@@ -1,0 +1,114 @@
+"""A checkpoint to a bundle: graphs, description, golden sample, checked before it gets its name."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from diinn.export import graphs, parity
+from diinn.runtime import bundle as bundles
+from diinn.runtime import golden
+from diinn.runtime.errors import DiinnError, InputError
+from diinn.train import checkpoint, protocol
+from diinn.train.config import plain
+from diinn.train.model import SuperResolutionModel
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export made: where, and the parity table."""
+
+    path: Path
+    rows: list[parity.Row]
+
+
+def export(
+    source: Path, out: Path | None = None, *, quality: Mapping[str, Any] | None = None, licence: str = "unspecified"
+) -> Exported:
+    """Write the bundle of checkpoint ``source`` to ``out`` (default: beside it, NAME.diinn).
+
+    quality: scores to put on its card. A bundle that stands there already is replaced at the end, in
+    one step; on failure nothing is left and the old one stays.
+
+    Raises CheckpointError, InputError, or DiinnError when the graphs differ from PyTorch.
+    """
+    loaded = checkpoint.load(source)
+    target = out or source.with_suffix(bundles.SUFFIX)
+    if target.suffix != bundles.SUFFIX:
+        raise InputError(f"--out {str(target)!r} does not end in {bundles.SUFFIX}: name it {target.stem}{bundles.SUFFIX}")
+    if target.exists() and not (target / "bundle.json").is_file():
+        raise InputError(f"{str(target)!r} exists and is not a bundle: choose another --out")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        workplace = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise InputError(f"cannot write to {str(target.parent)!r}: {error.strerror}: choose another --out") from None
+    try:
+        draft = workplace / target.name
+        draft.mkdir()
+        _write(draft, loaded, {"sha256": bundles.sha256(source), "step": loaded.step}, quality or {}, licence)
+        rows = parity.compare(loaded.model, draft)
+        if target.exists():
+            target.rename(workplace / "replaced")
+        draft.rename(target)
+    except OSError as error:
+        raise DiinnError(f"cannot write {str(target)!r}: {error.strerror or error}; nothing was left behind") from None
+    finally:
+        shutil.rmtree(workplace, ignore_errors=True)
+    return Exported(target, rows)
+
+
+def _write(
+    folder: Path,
+    loaded: checkpoint.Checkpoint,
+    source: Mapping[str, Any],
+    quality: Mapping[str, Any],
+    licence: str,
+) -> None:
+    model = loaded.model
+    maps = graphs.map_specs(model)
+    encoder = graphs.encoder(model, folder / "encoder.onnx")
+    plain_decoder = graphs.decoder(model, folder / "decoder.onnx")
+    graphs.gather_decoder(plain_decoder, maps, folder / "gather_decoder.onnx")
+    np.savez_compressed(folder / "golden.npz", **_golden_sample(model, loaded.scales))  # type: ignore[arg-type]
+    architecture = plain(model.config)
+    description = {
+        "format": bundles.FORMAT,
+        "version": bundles.VERSION,
+        "architecture": {"encoder": architecture["encoder"], "decoder": architecture["decoder"]},
+        "scales": list(loaded.scales),
+        "normalisation": {"mean": model.config.mean, "std": model.config.std, "applied": "inside encoder and decoder"},
+        "colour": "RGB",
+        "receptive_radius": model.receptive_radius,
+        "workspace_bytes_per_pixel": graphs.workspace_bytes(encoder),
+        "opset": graphs.OPSET,
+        "maps": [{"name": m.name, "channels": m.channels, "dtype": {"fp32": "float32"}} for m in maps],
+        "query": list(model.decoder.query),
+        "graphs": {role: f"{role}.onnx" for role in bundles.ROLES},
+        "precision": {role: "fp32" for role in bundles.ROLES},
+        "files": {p.name: bundles.sha256(p) for p in sorted(folder.iterdir())},
+        "source": source,
+        "quality": quality,
+        "licence": licence,
+    }
+    (folder / "bundle.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+
+def _golden_sample(model: SuperResolutionModel, scales: tuple[float, float]) -> dict[str, Any]:
+    """The golden frame's three views as PyTorch computes them."""
+    frame = golden.frame()
+    sample: dict[str, Any] = {"frame": frame, "tolerance": np.float32(parity.TOLERANCE), **golden.arguments()}
+    rgb = torch.from_numpy(frame[..., ::-1].copy()).permute(2, 0, 1).float() / 255
+    for name, view in golden.views(sample).items():
+        queries = view.queries((frame.shape[1], frame.shape[0]), scales)
+        out = protocol.decode(model, rgb, queries).numpy()
+        if queries.outside is not None:
+            out[queries.outside] = view.border_value
+        sample[f"{name}_out"] = out.reshape(*queries.shape, 3)[..., ::-1].astype(np.float32)
+    return sample

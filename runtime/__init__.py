@@ -1,0 +1,26 @@
+"""Arbitrary-scale super-resolution without torch: NumPy, OpenCV and one inference backend.
+
+Nothing is imported until it is asked for: ``diinn.runtime.grid`` alone loads NumPy and nothing else.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "SuperResolver": "diinn.runtime.resolver",
+    "Encoded": "diinn.runtime.resolver",
+    "View": "diinn.runtime.view",
+    "Bundle": "diinn.runtime.bundle",
+    "DiinnError": "diinn.runtime.errors",
+    "InputError": "diinn.runtime.errors",
+    "BundleError": "diinn.runtime.errors",
+    "CheckpointError": "diinn.runtime.errors",
+    "SourceError": "diinn.runtime.errors",
+}
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

@@ -1,0 +1,179 @@
+"""What every backend does: encode frames to maps, decode queries in chunks of one fixed size."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from threading import Lock
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from diinn.runtime.bundle import Bundle
+from diinn.runtime.grid import Float32, Ids, Int32, Queries
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """provider: which of the backend's devices, None for its default; threads: CPU threads, None for
+    all this process may use; chunk: queries decoded at once, None for what suits the model's width."""
+
+    provider: str | None = None
+    threads: int | None = None
+    chunk: int | None = None
+
+    @property
+    def thread_count(self) -> int:
+        if self.threads is not None:
+            return self.threads
+        affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+        return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Queries to decode and where their pixels go.
+
+    queries, ids: which; offset: first row of their frame in the maps
+    out: [h·w, 3] BGR, uint8 or float32 in units of [0, 1]; border: value of queries outside the frame
+    """
+
+    queries: Queries
+    ids: Ids
+    offset: int
+    out: npt.NDArray[Any]
+    border: float
+
+    @property
+    def count(self) -> int:
+        return self.ids.stop - self.ids.start if isinstance(self.ids, slice) else len(self.ids)
+
+    def part(self, start: int, stop: int) -> Segment:
+        if isinstance(self.ids, slice):
+            ids: Ids = slice(self.ids.start + start, self.ids.start + stop)
+        else:
+            ids = self.ids[start:stop]
+        return Segment(self.queries, ids, self.offset, self.out, self.border)
+
+    def write(self, rgb: Float32) -> None:
+        """Store decoded RGB [n, 3] as BGR; uint8 is rounded and clamped, float32 is neither."""
+        outside = self.queries.outside
+        if outside is not None:
+            rgb = np.where(outside[self.ids, None], np.float32(self.border), rgb)
+        bgr = rgb[:, ::-1]
+        if self.out.dtype == np.uint8:
+            bgr = np.clip(np.rint(bgr * np.float32(255)), 0, 255).astype(np.uint8)
+        self.out[self.ids] = bgr
+
+
+Chunk = list[tuple[int, Segment]]  # (position in the chunk, what stands there)
+
+
+def pack(segments: Sequence[Segment], size: int) -> Iterator[Chunk]:
+    """Segments cut and packed into chunks of at most ``size`` queries; several may share one."""
+    chunk: Chunk = []
+    used = 0
+    for segment in segments:
+        start = 0
+        while start < segment.count:
+            stop = min(segment.count, start + size - used)
+            chunk.append((used, segment.part(start, stop)))
+            used += stop - start
+            start = stop
+            if used == size:
+                yield chunk
+                chunk, used = [], 0
+    if chunk:
+        yield chunk
+
+
+class Backend(ABC):
+    """Base of the backends: life cycle, chunks, worker threads. Subclasses fill in the hooks.
+
+    name: how ``backend=`` calls it; workers: chunks decoded at the same time
+    """
+
+    name: str
+    workers: int = 1
+
+    def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
+        self.bundle, self.options = bundle, options
+        widest = max(m.channels for m in bundle.maps)
+        # About 1 MB of activations a chunk stay in a core's own cache, and calls are few.
+        self.chunk = options.chunk or min(8192, max(1024, 2**18 // widest))
+        self._pool: ThreadPoolExecutor | None = None
+        self.load()
+
+    @abstractmethod
+    def load(self) -> None:
+        """Open the graphs of ``self.bundle`` and check their names, shapes and dtypes."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """The backend and its device, for people."""
+
+    @abstractmethod
+    def encode(self, frames: Float32) -> list[Float32]:
+        """Frames [B, 3, H, W] RGB in [0, 1] to the maps, rows of all frames together: [B·H·W, C] each."""
+
+    @abstractmethod
+    def decode_chunk(self, maps: list[Float32], index: Int32, query: Float32) -> Float32:
+        """RGB [chunk, 3] of one chunk; called from worker threads, shapes never change."""
+
+    def decode(self, maps: list[Float32], segments: Sequence[Segment]) -> None:
+        """Decode all queries of ``segments`` and write their pixels."""
+        chunks = pack(segments, self.chunk)
+        if self.workers == 1:
+            for chunk in chunks:
+                self._run(maps, chunk)
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="diinn-decode")
+
+        lock = Lock()
+
+        def drain() -> None:
+            while True:
+                with lock:  # chunks are made as they are needed: their number grows with the output
+                    chunk = next(chunks, None)
+                if chunk is None:
+                    return
+                self._run(maps, chunk)
+
+        tasks: list[Future[None]] = [self._pool.submit(drain) for _ in range(self.workers)]
+        wait(tasks)
+        for task in tasks:
+            task.result()
+
+    def _run(self, maps: list[Float32], chunk: Chunk) -> None:
+        index = np.zeros(self.chunk, np.int32)  # what a last, short chunk leaves unused asks row 0
+        query = np.zeros((self.chunk, len(self.bundle.query)), np.float32)
+        for at, segment in chunk:
+            here = slice(at, at + segment.count)
+            segment.queries.fill(segment.ids, index[here], query[here])
+            index[here] += np.int32(segment.offset)
+        rgb = self.decode_chunk(maps, index, query)
+        for at, segment in chunk:
+            segment.write(rgb[at : at + segment.count])
+
+    def close(self) -> None:
+        """Let go of threads and device memory; the backend cannot be used afterwards."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,105 @@
+"""ONNX Runtime: the CPU by default, or any execution provider the installed build offers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from diinn.runtime.backends.base import Backend
+from diinn.runtime.errors import BundleError, DiinnError, InputError, unknown
+from diinn.runtime.grid import Float32, Int32
+
+_DTYPES = {"tensor(float)": np.float32, "tensor(int32)": np.int32}
+_SUFFIX = "ExecutionProvider"
+
+
+class OnnxRuntimeBackend(Backend):
+    """Encoder with all threads on one frame; decoder with the gather inside, one chunk a thread.
+
+    Small matrix products gain little from threads inside an operator, so on the CPU each thread
+    decodes its own chunk (measured in benchmarks/speed.py).
+    """
+
+    name = "onnxruntime"
+
+    def load(self) -> None:
+        self.provider = _provider(self.options.provider)
+        cpu = self.provider == "CPU" + _SUFFIX
+        threads = self.options.thread_count
+        self.workers = threads if cpu else 1
+        self._encoder = self._session("encoder", threads)
+        self._decoder = self._session("gather_decoder", 1)
+        query = len(self.bundle.query)
+        maps: dict[str, list[Any]] = {m.name: [None, m.channels] for m in self.bundle.maps}
+        self._check("encoder", self._encoder, {"frame": [None, 3, None, None]},
+                    {m.name: [None, None, None, m.channels] for m in self.bundle.maps})
+        self._check("gather_decoder", self._decoder, {**maps, "index": [None], "query": [None, query]},
+                    {"rgb": [None, 3]})
+
+    def _session(self, role: str, threads: int) -> ort.InferenceSession:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # A thread that spins after the encoder would take the cores the decoder's threads need.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        path: Path = self.bundle.graph(role)
+        try:
+            return ort.InferenceSession(str(path), options, providers=[self.provider])
+        except Exception as error:  # ONNX Runtime raises a dozen unrelated types
+            first = str(error).splitlines()[0]
+            raise BundleError(f"ONNX Runtime cannot open {path}: {first}; export the bundle again") from error
+
+    def _check(
+        self, role: str, session: ort.InferenceSession, inputs: dict[str, list[Any]], outputs: dict[str, list[Any]]
+    ) -> None:
+        for kind, wanted, found in (
+            ("input", inputs, session.get_inputs()),
+            ("output", outputs, session.get_outputs()),
+        ):
+            have = {t.name: (t.shape, t.type) for t in found}
+            if have.keys() != wanted.keys():
+                raise BundleError(
+                    f"{self.bundle.graph(role)} has {kind}s {sorted(have)}, bundle.json says {sorted(wanted)}: "
+                    "export it again"
+                )
+            for name, shape in wanted.items():
+                dtype = np.int32 if name == "index" else np.float32
+                got, got_type = have[name]
+                fits = len(got) == len(shape) and all(w is None or g == w for g, w in zip(got, shape, strict=True))
+                if not fits or _DTYPES.get(got_type) is not dtype:
+                    raise BundleError(
+                        f"{self.bundle.graph(role)}: {kind} {name} is {got_type}{got}, "
+                        f"expected {np.dtype(dtype).name}{shape}: export it again"
+                    )
+
+    def describe(self) -> str:
+        threads = f", {self.workers} threads" if self.workers > 1 else ""
+        return f"onnxruntime {ort.__version__} ({self.provider.removesuffix(_SUFFIX)}{threads})"
+
+    def encode(self, frames: Float32) -> list[Float32]:
+        maps = self._call(self._encoder, [m.name for m in self.bundle.maps], {"frame": frames})
+        return [m.reshape(-1, m.shape[-1]) for m in maps]
+
+    def decode_chunk(self, maps: list[Float32], index: Int32, query: Float32) -> Float32:
+        feed = {spec.name: rows for spec, rows in zip(self.bundle.maps, maps, strict=True)}
+        return self._call(self._decoder, ["rgb"], {**feed, "index": index, "query": query})[0]
+
+    @staticmethod
+    def _call(session: ort.InferenceSession, outputs: list[str], feed: dict[str, Any]) -> list[Float32]:
+        try:
+            return session.run(outputs, feed)  # type: ignore[no-any-return]
+        except Exception as error:
+            raise DiinnError(f"ONNX Runtime failed while running: {str(error).splitlines()[0]}") from error
+
+
+def _provider(name: str | None) -> str:
+    """Full name of an execution provider given as "cpu", "CUDA" or "CUDAExecutionProvider"."""
+    available = {p.removesuffix(_SUFFIX).lower(): p for p in ort.get_available_providers()}
+    key = (name or "cpu").removesuffix(_SUFFIX).lower()
+    if key not in available:
+        raise InputError(unknown("provider", name, available) + "; another build of onnxruntime may offer it")
+    return available[key]

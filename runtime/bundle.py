@@ -1,0 +1,213 @@
+"""Bundles: the folder ``NAME.diinn/`` that export hands to the robot, read and checked.
+
+``bundle.json`` describes the graphs beside it; every file's sha256 is checked before it is used.
+Format version 1. Fields are those of ``Bundle``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diinn.runtime.errors import BundleError, unknown
+
+FORMAT, VERSION = "diinn-bundle", 1
+SUFFIX = ".diinn"
+MODELS = Path(__file__).parent / "models"
+ROLES = ("encoder", "decoder", "gather_decoder")
+
+
+@dataclass(frozen=True)
+class MapSpec:
+    """One map the encoder hands over: its tensor name and channels; float32 in fp32 graphs."""
+
+    name: str
+    channels: int
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A checked bundle.
+
+    path: the folder
+    architecture: encoder and decoder configuration, for people
+    scales: (lowest, highest) scale trained
+    radius: LR pixels around a pixel that its maps depend on; the exact halo of a band
+    workspace: bytes per LR pixel that the encoder graph needs at its peak, maps included
+    maps, query: what one query of the decoder consists of: a row of each map, and these numbers
+    graphs: file name by role (encoder, decoder, gather_decoder), precision fp32
+    quality: scores and the protocol they were measured under; empty if never measured
+    licence, source: terms of the weights; sha256 and step of the checkpoint
+    """
+
+    path: Path
+    architecture: Mapping[str, Any]
+    scales: tuple[float, float]
+    radius: int
+    workspace: int
+    maps: tuple[MapSpec, ...]
+    query: tuple[str, ...]
+    graphs: Mapping[str, str]
+    quality: Mapping[str, Any] = field(default_factory=dict)
+    licence: str = "unspecified"
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.path.name.removesuffix(SUFFIX)
+
+    @property
+    def map_channels(self) -> int:
+        return sum(m.channels for m in self.maps)
+
+    def graph(self, role: str) -> Path:
+        """Path of a graph whose hash was checked at loading."""
+        return self.path / self.graphs[role]
+
+    def golden(self) -> dict[str, np.ndarray]:
+        """The golden sample: frame, three views, reference outputs, tolerance (see ``golden.py``)."""
+        try:
+            with np.load(self.path / "golden.npz", allow_pickle=False) as sample:
+                return dict(sample)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise BundleError(f"{self.path / 'golden.npz'} cannot be read ({error}): export it again") from None
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def shipped() -> list[str]:
+    """Names of the bundles that come with the package."""
+    return sorted(p.name.removesuffix(SUFFIX) for p in MODELS.glob(f"*{SUFFIX}"))
+
+
+def find(model: str | Path) -> Path:
+    """Folder of a bundle given by path, or by the name of a shipped one."""
+    path = Path(model)
+    if (path / "bundle.json").is_file():
+        return path
+    if path.exists():
+        remedy = "export the checkpoint first: python export/to_onnx.py CKPT" if path.is_file() else "export it again"
+        raise BundleError(f"{str(model)!r} is not a bundle (no bundle.json in it): {remedy}")
+    if path.name != str(model) or path.suffix:
+        raise BundleError(f"no bundle {str(model)!r}: give the path of a NAME{SUFFIX} folder or one of {shipped()}")
+    named = MODELS / f"{model}{SUFFIX}"
+    if not named.is_dir():
+        raise BundleError(unknown("model", str(model), shipped()) + ", or give the path of a bundle")
+    return named
+
+
+def load(model: str | Path) -> Bundle:
+    """A bundle by name or path, with format, version and every file's hash checked.
+
+    Raises BundleError, which names the file or field that is wrong.
+    """
+    path = find(model)
+    try:
+        values = json.loads((path / "bundle.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{path / 'bundle.json'} cannot be read ({error}): export it again") from None
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise BundleError(f"{path / 'bundle.json'} does not describe a bundle: export it again")
+    if values.get("version") != VERSION:
+        raise BundleError(
+            f"{path} has bundle version {values.get('version')!r}, this runtime reads {VERSION}: "
+            "update diinn or export it again"
+        )
+    reader = _Reader(path, values)
+    bundle = reader.bundle()
+    reader.check_files(set(bundle.graphs.values()) | {"golden.npz"})
+    return bundle
+
+
+class _Reader:
+    """Takes fields out of bundle.json and says which one is wrong."""
+
+    def __init__(self, path: Path, values: dict[str, Any]) -> None:
+        self.path, self.values = path, values
+
+    def field(self, name: str, valid: Callable[[Any], bool], wanted: str) -> Any:
+        value = self.values.get(name)
+        if not valid(value):
+            raise BundleError(f"{self.path / 'bundle.json'}: {name} = {value!r} is not {wanted}: export it again")
+        return value
+
+    def bundle(self) -> Bundle:
+        scales = self.field("scales", _is_range, "a pair of scales, the lower first")
+        maps = self.field("maps", _is_maps, "a list of maps with name and channels")
+        return Bundle(
+            path=self.path,
+            architecture=self.field("architecture", _is_object, "an object"),
+            scales=(float(scales[0]), float(scales[1])),
+            radius=self.field("receptive_radius", _is_count, "a whole number from 0 up"),
+            workspace=self.field("workspace_bytes_per_pixel", _is_count, "a whole number from 0 up"),
+            maps=tuple(MapSpec(m["name"], m["channels"]) for m in maps),
+            query=tuple(self.field("query", _is_names, "a list of names")),
+            graphs=self.field("graphs", _is_graphs, f"a file name for each of {', '.join(ROLES)}"),
+            quality=self.field("quality", _is_object, "an object"),
+            licence=self.field("licence", lambda v: isinstance(v, str), "text"),
+            source=self.field("source", _is_object, "an object"),
+        )
+
+    def check_files(self, names: set[str]) -> None:
+        hashes = self.field("files", _is_object, "an object of sha256 by file name")
+        for name in sorted(names):
+            file = self.path / name
+            if not file.is_file():
+                raise BundleError(f"{self.path} lacks {name}: copy the bundle again or export it again")
+            try:
+                found = sha256(file)
+            except OSError as error:
+                raise BundleError(f"cannot read {file}: {error.strerror}") from None
+            if found != hashes.get(name):
+                raise BundleError(
+                    f"{file} has sha256 {found[:12]}…, bundle.json says {str(hashes.get(name))[:12]}…: "
+                    "the file was changed or cut short; copy the bundle again or export it again"
+                )
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**31
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, str) and v for v in value)
+
+
+def _is_range(value: Any) -> bool:
+    def number(v: Any) -> bool:
+        return type(v) in (int, float) and math.isfinite(v) and v > 0
+
+    return isinstance(value, list) and len(value) == 2 and all(map(number, value)) and value[0] <= value[1]
+
+
+def _is_maps(value: Any) -> bool:
+    def one(v: Any) -> bool:
+        return isinstance(v, dict) and isinstance(v.get("name"), str) and _is_count(v.get("channels"))
+
+    return isinstance(value, list) and bool(value) and all(one(v) and v["channels"] for v in value)
+
+
+def _is_graphs(value: Any) -> bool:
+    def plain(v: Any) -> bool:
+        return isinstance(v, str) and v == Path(v).name and v not in ("", "..")
+
+    return isinstance(value, dict) and all(plain(value.get(role)) for role in ROLES)

@@ -1,0 +1,75 @@
+"""The golden sample: a frame, three views and what they must look like, replayed where the model runs.
+
+``golden.npz`` holds ``frame`` uint8 [H, W, 3] BGR; per view ``NAME_out`` float32 [h, w, 3] BGR in units
+of [0, 1], unclamped; the views' arguments ``roi_rect``, ``remap_x``, ``remap_y``; and ``tolerance``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from diinn.runtime.errors import BundleError
+from diinn.runtime.view import View
+
+VIEWS = ("resize", "roi", "remap")
+Sample = Mapping[str, npt.NDArray[Any]]
+
+
+def frame() -> npt.NDArray[np.uint8]:
+    """A frame with what can go wrong: fine stripes, hard edges, flat saturated colours, noise."""
+    y, x = np.mgrid[0:30, 0:36].astype(np.float32)
+    zone = 127.5 + 127.5 * np.cos((x**2 + y**2) / 24)
+    image = np.stack([zone, 255 - zone, 255 * ((x // 3 + y // 3) % 2)], -1)
+    image[20:, :12] = (0, 0, 255)
+    image[20:, 12:20] = 255
+    image[:8, 28:] = np.random.default_rng(7).uniform(0, 255, (8, 8, 3))
+    return image.astype(np.uint8)
+
+
+def arguments() -> dict[str, npt.NDArray[Any]]:
+    """The three views' arguments, as ``golden.npz`` stores them."""
+    v, u = np.mgrid[0:40, 0:50].astype(np.float32)
+    angle = np.float32(0.3)
+    return {
+        "resize_dsize": np.array([83, 61]),
+        "roi_rect": np.array([4.25, 3.5, 20.125, 12.75]),
+        "roi_dsize": np.array([64, 33]),
+        "remap_x": 3 + (np.cos(angle) * u - np.sin(angle) * v) * np.float32(0.45),
+        "remap_y": 4 + (np.sin(angle) * u + np.cos(angle) * v) * np.float32(0.4),
+    }
+
+
+def views(sample: Sample) -> dict[str, View]:
+    """The views a sample describes, by name."""
+    size = tuple(int(n) for n in sample["resize_dsize"])
+    roi_size = tuple(int(n) for n in sample["roi_dsize"])
+    x, y, w, h = (float(v) for v in sample["roi_rect"])
+    return {
+        "resize": View.resize((size[0], size[1])),
+        "roi": View.roi((x, y, w, h), (roi_size[0], roi_size[1])),
+        "remap": View.remap(sample["remap_x"], sample["remap_y"]),
+    }
+
+
+def differences(sample: Sample, outputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, float]:
+    """Largest absolute difference per view, in units of [0, 1]; inf where an output is not finite."""
+    found = {}
+    for name in VIEWS:
+        gap = np.abs(outputs[name] - sample[f"{name}_out"]).max()
+        found[name] = float(gap) if np.isfinite(gap) else float("inf")
+    return found
+
+
+def verdict(sample: Sample, found: Mapping[str, float], where: str) -> None:
+    """BundleError if any difference exceeds the sample's tolerance."""
+    worst = max(found, key=lambda name: found[name])
+    if not found[worst] <= float(sample["tolerance"]):
+        raise BundleError(
+            f"{where}: the golden {worst} differs by {found[worst]:.3g} from the exporter's reference "
+            f"(tolerance {float(sample['tolerance']):.3g}): the result cannot be trusted; export the bundle "
+            "again or choose another backend"
+        )

@@ -1,0 +1,31 @@
+"""How much memory there is, and a clear word before an output is asked for that cannot fit."""
+
+from __future__ import annotations
+
+import os
+
+from diinn.runtime.errors import InputError
+
+
+def available() -> int | None:
+    """Bytes the machine can still give, or None where that cannot be told."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as info:
+            for line in info:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def require(needed: int, what: str) -> None:
+    """InputError if ``needed`` bytes are more than the machine has left."""
+    free = available()
+    if free is not None and needed > free:
+        raise InputError(
+            f"{what} needs {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free: ask for a smaller size"
+        )

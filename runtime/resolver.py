@@ -1,0 +1,284 @@
+"""``SuperResolver``: frames in, views out. Encode once, decode as many views as wanted."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from diinn.runtime import backends, golden, grid, memory
+from diinn.runtime import bundle as bundles
+from diinn.runtime.backends.base import Backend, BackendOptions, Segment
+from diinn.runtime.errors import InputError
+from diinn.runtime.view import Rect, Size, View
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+log = logging.getLogger(__name__)
+Image = npt.NDArray[Any]
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A frame made ready for decoding; valid while its resolver is open.
+
+    frame: the frame, uint8 or float32 [H, W, 3] BGR
+    maps: rows of all frames encoded with it; offset: this frame's first row
+    A frame whose maps would exceed the memory budget has none: it is encoded band by band, anew at
+    each decode.
+    """
+
+    frame: Image
+    maps: list[grid.Float32] | None
+    offset: int = 0
+
+    @property
+    def size(self) -> Size:
+        """(width, height) of the frame."""
+        return self.frame.shape[1], self.frame.shape[0]
+
+
+class SuperResolver:
+    """Arbitrary-scale super-resolution of BGR frames; open one with ``SuperResolver.open``."""
+
+    def __init__(self, bundle: bundles.Bundle, backend: Backend, memory_budget: int) -> None:
+        self.bundle, self.backend, self.memory_budget = bundle, backend, memory_budget
+        self._told: set[str] = set()
+
+    @classmethod
+    def open(
+        cls,
+        model: str | Path = "small",
+        *,
+        backend: str = "auto",
+        provider: str | None = None,
+        threads: int | None = None,
+        memory_budget: int = 512 * MIB,
+        chunk: int | None = None,
+        check: bool = True,
+    ) -> SuperResolver:
+        """Load a shipped bundle by name, or any by path.
+
+        backend: "onnxruntime" or "auto"; provider: its device ("cpu", "cuda", …), default the CPU
+        threads: CPU threads, default all this process may use
+        memory_budget: bytes the encoder may need for one frame; larger frames go in bands
+        chunk: queries decoded at once, default by the model's width
+        check: replay the bundle's golden sample first
+
+        Raises BundleError or InputError, which say what to do.
+        """
+        for what, value in (("threads", threads), ("memory_budget", memory_budget), ("chunk", chunk)):
+            if value is not None and value < 1:
+                raise InputError(f"{what} = {value} is not a whole number from 1 up")
+        found = bundles.load(model)
+        opened = backends.open_backend(backend, found, BackendOptions(provider, threads, chunk))
+        resolver = cls(found, opened, memory_budget)
+        if check:
+            try:
+                resolver.check()
+            except BaseException:
+                resolver.close()
+                raise
+        return resolver
+
+    def check(self) -> dict[str, float]:
+        """Replay the golden sample: largest difference per view; BundleError beyond its tolerance."""
+        sample = self.bundle.golden()
+        try:
+            views = golden.views(sample)
+            outputs = self.decode(self.encode([sample["frame"]])[0], list(views.values()), dtype=np.float32)
+            found = golden.differences(sample, dict(zip(views, outputs, strict=True)))
+        except (KeyError, ValueError, TypeError) as error:
+            raise bundles.BundleError(f"{self.bundle.path}/golden.npz is damaged ({error}): export it again") from None
+        golden.verdict(sample, found, f"{self.bundle.path} on {self.backend.describe()}")
+        return found
+
+    def resize(self, frame: Image, dsize: Size, *, dtype: npt.DTypeLike = np.uint8) -> Image:
+        """The frame at ``dsize`` (width, height), as ``cv2.resize``.
+
+        frame: uint8 [H, W, 3] BGR, or grey [H, W] (the result is BGR all the same), or float32 in [0, 1]
+        dtype: uint8, rounded and clamped, or float32 in units of [0, 1], neither
+        """
+        return self._one(frame, View.resize(dsize), dtype)
+
+    def roi(self, frame: Image, rect: Rect, dsize: Size, *, dtype: npt.DTypeLike = np.uint8) -> Image:
+        """The rectangle (x, y, width, height) of the frame, real-valued LR pixels, at ``dsize``."""
+        return self._one(frame, View.roi(rect, dsize), dtype)
+
+    def remap(
+        self,
+        frame: Image,
+        map_x: npt.NDArray[Any],
+        map_y: npt.NDArray[Any] | None = None,
+        *,
+        border: Literal["constant", "replicate"] = "constant",
+        border_value: float = 0.0,
+        dtype: npt.DTypeLike = np.uint8,
+    ) -> Image:
+        """The frame at the positions of a map, as ``cv2.remap`` but super-resolved.
+
+        For video make ``View.remap(...)`` once and ``decode`` it: its geometry is then computed once.
+        """
+        return self._one(frame, View.remap(map_x, map_y, border=border, border_value=border_value), dtype)
+
+    def _one(self, frame: Image, view: View, dtype: npt.DTypeLike) -> Image:
+        return self.decode(self.encode([frame])[0], [view], dtype=dtype)[0]
+
+    def encode(self, frames: Sequence[Image]) -> list[Encoded]:
+        """Encode frames, those of equal size in one batch as far as the memory budget reaches."""
+        ready = [as_bgr(frame) for frame in frames]
+        out: list[Encoded | None] = [None] * len(ready)
+        groups: dict[Size, list[int]] = {}
+        for i, frame in enumerate(ready):
+            groups.setdefault(frame.shape[:2], []).append(i)
+        for (height, width), members in groups.items():
+            fit = self.memory_budget // (height * width * self.bundle.workspace)
+            if fit < 1:
+                self._once(
+                    f"{width}x{height} frames need {height * width * self.bundle.workspace / MIB:.0f} MiB to encode, "
+                    f"the memory budget is {self.memory_budget / MIB:.0f} MiB: encoding them in bands"
+                )
+                for i in members:
+                    out[i] = Encoded(ready[i], None)
+                continue
+            for start in range(0, len(members), fit):
+                batch = members[start : start + fit]
+                maps = self.backend.encode(np.concatenate([planar_rgb(ready[i]) for i in batch]))
+                for place, i in enumerate(batch):
+                    out[i] = Encoded(ready[i], maps, place * height * width)
+        return [encoded for encoded in out if encoded is not None]
+
+    def decode(self, encoded: Encoded, views: Sequence[View], *, dtype: npt.DTypeLike = np.uint8) -> list[Image]:
+        """Decode any number of views of one encoded frame: BGR images [h, w, 3] of ``dtype``."""
+        kind = np.dtype(dtype)
+        if kind not in (np.uint8, np.float32):
+            raise InputError(f"dtype {kind.name} is neither uint8 nor float32")
+        plans = []
+        for view in views:
+            size = view.decoded_size(encoded.size)
+            memory.require(size[0] * size[1] * 3 * kind.itemsize, f"a {size[0]}x{size[1]} output")
+            out = np.empty((size[1], size[0], 3), kind)
+            if size == encoded.size and view.rect is None and view.maps is None:
+                if view.dsize != size:  # both axes shrink: nothing for the network to add
+                    plans.append((view, None, _as_dtype(encoded.frame, kind)))
+                    continue
+            queries = view.queries(encoded.size, self.bundle.scales)
+            self._warn_of_scale(queries)
+            plans.append((view, queries, out))
+        self._decode_queries(encoded, [(v, q, o) for v, q, o in plans if q is not None])
+        return [self._reduced(view, out) for view, _, out in plans]
+
+    def _decode_queries(self, encoded: Encoded, plans: Sequence[tuple[View, grid.Queries, Image]]) -> None:
+        if not plans:
+            return
+        flat = [(view, queries, out.reshape(-1, 3)) for view, queries, out in plans]
+        if encoded.maps is not None:
+            whole = [
+                Segment(queries, slice(0, queries.count), encoded.offset, out, view.border_value)
+                for view, queries, out in flat
+            ]
+            self.backend.decode(encoded.maps, whole)
+            return
+        width, height = encoded.size
+        for top, bottom, low, high in bands(encoded.size, self.bundle, self.memory_budget):
+            parts = [
+                Segment(queries, queries.in_rows(top, bottom), -low * width, out, view.border_value)
+                for view, queries, out in flat
+            ]
+            parts = [part for part in parts if part.count]
+            if parts:
+                maps = self.backend.encode(planar_rgb(encoded.frame[low:high]))
+                self.backend.decode(maps, parts)
+
+    def _reduced(self, view: View, out: Image) -> Image:
+        if view.dsize == out.shape[1::-1]:
+            return out
+        self._once(
+            f"a {view.dsize[0]}x{view.dsize[1]} view is smaller than its source along an axis: "
+            "that is not super-resolution, cv2.INTER_AREA reduces it"
+        )
+        return cv2.resize(out, view.dsize, interpolation=cv2.INTER_AREA)
+
+    def _warn_of_scale(self, queries: grid.Queries) -> None:
+        finest = queries.ratios[0]
+        _, highest = self.bundle.scales
+        if finest < (1 / highest**2) * (1 - 1e-6):
+            self._once(
+                f"scale {finest**-0.5:.2f} is beyond what {self.bundle.name} was trained for "
+                f"({self.bundle.scales[0]:g} to {highest:g}): expect a softer picture"
+            )
+
+    def _once(self, message: str) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            log.warning(message)
+
+    def close(self) -> None:
+        """Let go of threads and device memory."""
+        self.backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def bands(size: Size, bundle: bundles.Bundle, budget: int) -> list[tuple[int, int, int, int]]:
+    """Bands of rows (top, bottom) of a frame, each with the rows (low, high) to encode for it.
+
+    The halo is the encoder's exact receptive field, so a band's maps equal the whole frame's.
+    """
+    width, height = size
+    rows = budget // (width * bundle.workspace)
+    inner = max(1, rows - 2 * bundle.radius)
+    count = -(-height // inner)
+    edges = [height * i // count for i in range(count + 1)]
+    return [
+        (top, bottom, max(0, top - bundle.radius), min(height, bottom + bundle.radius))
+        for top, bottom in zip(edges, edges[1:], strict=False)
+    ]
+
+
+def as_bgr(frame: Image) -> Image:
+    """A frame as [H, W, 3] BGR, uint8 or float32; InputError names what cannot be used."""
+    if not isinstance(frame, np.ndarray):
+        raise InputError(f"a frame is a numpy array, got {type(frame).__name__}")
+    if frame.dtype not in (np.uint8, np.float32):
+        raise InputError(f"a frame is uint8, or float32 in [0, 1], got {frame.dtype}: convert it first")
+    if frame.ndim == 3 and frame.shape[2] == 4:
+        raise InputError("a frame with alpha (BGRA) is not super-resolved: drop it with frame[..., :3]")
+    if frame.ndim == 3 and frame.shape[2] == 1:
+        frame = frame[..., 0]
+    if frame.ndim == 2:
+        frame = np.repeat(frame[..., None], 3, axis=2)
+    if frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
+        raise InputError(f"a frame is [height, width, 3] BGR or [height, width] grey, got {list(frame.shape)}")
+    return frame
+
+
+def planar_rgb(frame: Image) -> grid.Float32:
+    """[H, W, 3] BGR, uint8 or float32 in [0, 1], to float32 [1, 3, H, W] RGB in [0, 1]."""
+    planes = frame[..., ::-1].transpose(2, 0, 1)[None]
+    if frame.dtype == np.uint8:
+        return np.multiply(planes, np.float32(1 / 255), dtype=np.float32, order="C")
+    return np.ascontiguousarray(planes, dtype=np.float32)
+
+
+def _as_dtype(frame: Image, dtype: np.dtype[Any]) -> Image:
+    if frame.dtype == dtype:
+        return frame
+    if dtype == np.uint8:
+        return np.clip(np.rint(frame * np.float32(255)), 0, 255).astype(np.uint8)
+    return np.asarray(frame, np.float32) / np.float32(255)

@@ -1,0 +1,1 @@
+"""PyTorch side: models, data, training, evaluation protocol and checkpoints."""

@@ -1,0 +1,190 @@
+"""Checkpoints: our self-describing ``.pth`` and the authors' Lightning files, through one call.
+
+Ours is a plain dict that ``torch.load(weights_only=True)`` reads: format, version, model (the
+configuration and normalisation), scales trained, weights in the paper's layout, step, training
+configuration and validation log.
+"""
+
+import pickle
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diinn.runtime.errors import CheckpointError, InputError
+from diinn.train.config import parse, plain
+from diinn.train.model import ModelConfig, SuperResolutionModel
+
+FORMAT, VERSION = "diinn-checkpoint", 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model and what is known of how it came about.
+
+    scales: (lowest, highest) scale trained; step: optimiser steps taken
+    run: the training configuration, plain; log: one dict per validation
+    """
+
+    model: SuperResolutionModel
+    scales: tuple[float, float]
+    step: int = 0
+    run: dict[str, Any] = field(default_factory=dict)
+    log: list[dict[str, float]] = field(default_factory=list)
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Write ``checkpoint`` whole or not at all."""
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in checkpoint.model.state_dict().items()}
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": plain(checkpoint.model.config),
+        "state": state,
+        "scales": list(checkpoint.scales),
+        "step": checkpoint.step,
+        "run": checkpoint.run,
+        "log": checkpoint.log,
+    }
+    partial = path.with_name(path.name + ".partial")
+    try:
+        torch.save(content, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint of ours or of the paper's authors, whatever its file ending.
+
+    Raises CheckpointError for a file that is missing, holds code instead of tensors, is no checkpoint,
+    is of another architecture, does not fit its configuration or holds weights that are not finite.
+    """
+    content = _read(path)
+    if content.get("format") == FORMAT:
+        if content.get("version") != VERSION:
+            raise CheckpointError(
+                f"{path} has checkpoint version {content.get('version')!r}, this project reads {VERSION}: "
+                "update diinn or save it again"
+            )
+        checkpoint = _ours(path, content)
+    elif "state_dict" in content and "hyper_parameters" in content:
+        checkpoint = _authors(path, content)
+    else:
+        keys = ", ".join(sorted(map(str, content))[:6])
+        raise CheckpointError(
+            f"{path} is not a diinn checkpoint (keys: {keys}): give a .pth that diinn-train wrote, "
+            "or a Lightning checkpoint of the paper's authors"
+        )
+    for name, value in checkpoint.model.state_dict().items():
+        if not torch.isfinite(value).all():
+            raise CheckpointError(f"{path}: weight {name} holds NaN or infinity: use an earlier checkpoint")
+    return checkpoint
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"no checkpoint {str(path)!r}: give the path of a .pth or .ckpt file") from None
+    except OSError as error:
+        raise CheckpointError(f"cannot read {str(path)!r}: {error.strerror or error}") from None
+    except pickle.UnpicklingError as error:
+        text = str(error)
+        named = re.search(r"GLOBAL (\S+)|global (\S+)", text)
+        if named and "Unsupported" in text:
+            what = next(g for g in named.groups() if g)
+            raise CheckpointError(
+                f"{path} holds code ({what}) instead of tensors alone and is not loaded: "
+                "save its state_dict again with plain values"
+            ) from None
+        raise CheckpointError(f"{path} is not a checkpoint: torch.load cannot read it") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise CheckpointError(f"{path} is not a checkpoint, or is truncated: torch.load cannot read it") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a checkpoint")
+    return content
+
+
+def _ours(path: Path, content: dict[str, Any]) -> Checkpoint:
+    try:
+        config = parse(ModelConfig, content["model"], str(path))
+        low, high = (float(s) for s in content["scales"])
+        state = dict(content["state"])
+        known = Checkpoint(_build(path, config, state), (low, high), int(content["step"]), content["run"], content["log"])
+    except InputError as error:
+        raise CheckpointError(str(error)) from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is a damaged diinn checkpoint: {error!r}") from None
+    return known
+
+
+def _build(path: Path, config: ModelConfig, state: dict[str, Tensor]) -> SuperResolutionModel:
+    with torch.device("meta"):
+        model = SuperResolutionModel(config)
+    expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    found = {k: tuple(v.shape) for k, v in state.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise CheckpointError(
+                f"{path}: weight {name} has shape {found.get(name, 'missing')}, its configuration "
+                f"wants {expected.get(name, 'none of that name')}"
+            )
+    model.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
+    return model.eval()
+
+
+def _authors(path: Path, content: dict[str, Any]) -> Checkpoint:
+    """The authors' Lightning checkpoint: architecture from its hyper-parameters and shapes."""
+    options = dict(content["hyper_parameters"])
+    arch, mode, init_q = options.get("arch"), options.get("mode", 3), options.get("init_q", False)
+    if arch != "diinn":
+        raise CheckpointError(f"{path} is an {arch!r} checkpoint: only 'diinn' can be loaded")
+    if mode == 4:
+        raise CheckpointError(
+            f"{path} is of mode 4, whose last layer is a 3x3 convolution over output pixels: it is not "
+            "in the paper and cannot be decoded query by query; use a mode 3 checkpoint"
+        )
+    if mode != 3 or init_q:
+        raise CheckpointError(f"{path} is of mode {mode}, init_q={init_q}: only mode 3 without init_q can be loaded")
+    state = {}
+    for name, value in content["state_dict"].items():
+        if name.startswith("net."):
+            ours = re.sub(r"^decoder\.K\.(\d+)\.0", r"decoder.modulation.\1", name.removeprefix("net."))
+            ours = re.sub(r"^decoder\.Q\.(\d+)\.0", r"decoder.synthesis.\1", ours)
+            ours = ours.replace("decoder.last_layer", "decoder.last")
+            if ours.startswith("decoder.") and value.dim() == 4:
+                value = value.flatten(1)  # 1×1 convolution to matrix
+                if re.match(r"decoder\.modulation\.[1-9]\d*\.weight", ours) is None and value.dim() != 2:
+                    raise CheckpointError(f"{path}: {name} is not a 1x1 convolution")
+            state[ours] = value
+    return Checkpoint(_build(path, _authors_config(path, state), state), (2.0, 4.0), int(content.get("global_step", 0)))
+
+
+def _authors_config(path: Path, state: dict[str, Tensor]) -> ModelConfig:
+    """Width and depth of encoder and decoder as the shapes of their weights tell."""
+
+    def count(pattern: str) -> int:
+        return len({m.group(1) for m in (re.match(pattern, k) for k in state) if m})
+
+    try:
+        values = {
+            "encoder": {
+                "name": "rdn",
+                "channels": state["encoder.SFENet1.weight"].shape[0],
+                "growth": state["encoder.RDBs.0.convs.0.conv.0.weight"].shape[0],
+                "blocks": count(r"encoder\.RDBs\.(\d+)\."),
+                "layers": count(r"encoder\.RDBs\.0\.convs\.(\d+)\."),
+            },
+            "decoder": {
+                "name": "diinn",
+                "depth": count(r"decoder\.synthesis\.(\d+)\."),
+                "width": state["decoder.last.weight"].shape[1],
+            },
+        }
+    except KeyError as error:
+        raise CheckpointError(f"{path} has no weight {error.args[0]}: it is not an RDN + DIINN checkpoint") from None
+    return parse(ModelConfig, values, str(path))

@@ -1,0 +1,131 @@
+"""Encoders: an LR frame [B, 3, H, W] to a feature map [B, channels, H, W] of the same size (paper, section 3.1).
+
+Every encoder has ``channels`` (of its output) and ``receptive_radius``: how many LR pixels away from
+a feature an input pixel can still change it. All convolutions are 3×3 or 1×1, zero padded.
+"""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+STRICT = ConfigDict(extra="forbid")
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(relu(conv(x))), no normalisation (EDSR, section 3.1)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(torch.relu(self.conv1(x)))
+
+
+class ResidualEncoder(nn.Module):
+    """EDSR's body: head, residual blocks, tail, long skip; no mean shift, no upsampler."""
+
+    def __init__(self, channels: int, blocks: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.receptive_radius = 2 + 2 * blocks
+        self.head = nn.Conv2d(3, channels, 3, padding=1)
+        self.blocks = nn.Sequential(*(ResidualBlock(channels) for _ in range(blocks)))
+        self.tail = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.head(x)
+        return x + self.tail(self.blocks(x))
+
+
+class DenseLayer(nn.Module):
+    """Concatenates relu(conv(x)) to x (RDN, equation 5)."""
+
+    def __init__(self, channels: int, growth: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(nn.Conv2d(channels, growth, 3, padding=1), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat((x, self.conv(x)), 1)
+
+
+class ResidualDenseBlock(nn.Module):
+    """Dense layers, 1×1 local feature fusion, local skip (RDN, section 3.2)."""
+
+    def __init__(self, channels: int, growth: int, layers: int) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(*(DenseLayer(channels + i * growth, growth) for i in range(layers)))
+        self.LFF = nn.Conv2d(channels + layers * growth, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.LFF(self.convs(x)) + x  # type: ignore[no-any-return]
+
+
+class Rdn(nn.Module):
+    """RDN without its upsampler (Zhang et al., CVPR 2018). RDN-B is 16 blocks of 8 layers, 64 channels.
+
+    Parameters bear the names of the published checkpoints, so that they load as they are.
+    """
+
+    def __init__(self, channels: int, growth: int, blocks: int, layers: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.receptive_radius = 3 + blocks * layers
+        self.SFENet1 = nn.Conv2d(3, channels, 3, padding=1)
+        self.SFENet2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.RDBs = nn.ModuleList(ResidualDenseBlock(channels, growth, layers) for _ in range(blocks))
+        self.GFF = nn.Sequential(
+            nn.Conv2d(blocks * channels, channels, 1), nn.Conv2d(channels, channels, 3, padding=1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        shallow = self.SFENet1(x)
+        x = self.SFENet2(shallow)
+        outputs = []
+        for block in self.RDBs:
+            x = block(x)
+            outputs.append(x)
+        return shallow + self.GFF(torch.cat(outputs, 1))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, config=STRICT)
+class CompactConfig:
+    """For robots: a residual encoder of any width and depth; every layer fuses in every engine."""
+
+    name: Literal["compact"] = "compact"
+    channels: int = Field(48, ge=1)
+    blocks: int = Field(7, ge=0)
+
+    def build(self) -> ResidualEncoder:
+        return ResidualEncoder(self.channels, self.blocks)
+
+
+@dataclass(frozen=True, config=STRICT)
+class EdsrConfig:
+    """EDSR-baseline: 16 blocks of 64 channels."""
+
+    name: Literal["edsr"] = "edsr"
+
+    def build(self) -> ResidualEncoder:
+        return ResidualEncoder(channels=64, blocks=16)
+
+
+@dataclass(frozen=True, config=STRICT)
+class RdnConfig:
+    """RDN-B, the paper's encoder; fewer blocks or layers make smaller ones."""
+
+    name: Literal["rdn"] = "rdn"
+    channels: int = Field(64, ge=1)
+    growth: int = Field(64, ge=1)
+    blocks: int = Field(16, ge=1)
+    layers: int = Field(8, ge=1)
+
+    def build(self) -> Rdn:
+        return Rdn(self.channels, self.growth, self.blocks, self.layers)
+
+
+EncoderConfig = Annotated[CompactConfig | EdsrConfig | RdnConfig, Field(discriminator="name")]

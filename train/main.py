@@ -1,0 +1,50 @@
+"""``diinn-train``: train a model from a YAML file."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from diinn.runtime.errors import DiinnError, InputError
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="diinn-train", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True)
+    fit = commands.add_parser("fit", help="train a model")
+    fit.add_argument("-c", "--config", type=Path, required=True, metavar="FILE.yaml", help="the run's settings")
+    fit.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="training images, searched recursively")
+    fit.add_argument("--out", type=Path, metavar="FOLDER", help="where the run is kept (default: runs/NAME of the YAML)")
+    fit.add_argument("--resume", action="store_true", help="go on from the last validation of --out")
+    fit.add_argument("--no-progress", action="store_true", help="no progress bar")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 2 for bad input, 1 for a failure while running."""
+    args = parser().parse_args(argv)
+    try:
+        return run(args)
+    except DiinnError as error:
+        print(f"diinn-train: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def run(args: argparse.Namespace) -> int:
+    from diinn.train import config, task  # Lightning takes seconds to import: not for --help
+
+    settings = config.read(args.config)
+    out = args.out or Path("runs") / args.config.stem
+    resume = out / "resume.ckpt"
+    if args.resume and not resume.exists():
+        raise InputError(f"nothing to resume: no {str(resume)!r}; leave out --resume to start")
+    if not args.resume and resume.exists():
+        raise InputError(f"{str(out)!r} holds a run already: add --resume to go on, or choose another --out")
+    progress = sys.stderr.isatty() and not args.no_progress
+    last = task.fit(settings, args.data, out, resume if args.resume else None, progress)
+    print(f"{last}: the last checkpoint; best on the hold-out: {last.with_name('best.pth')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

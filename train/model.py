@@ -1,0 +1,59 @@
+"""The network that trains and exports: normalisation, encoder, folded decoder."""
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from diinn.train.decoders import DecoderConfig, DiinnConfig
+from diinn.train.encoders import STRICT, CompactConfig, EncoderConfig
+
+
+@dataclass(frozen=True, config=STRICT)
+class ModelConfig:
+    """Everything that decides the network's shape, and the normalisation it was trained with.
+
+    mean, std: frames in [0, 1] enter the encoder as ``(x - mean) / std`` and RGB leaves the decoder
+        as ``y * std + mean``
+    """
+
+    encoder: EncoderConfig = Field(default_factory=CompactConfig)
+    decoder: DecoderConfig = Field(default_factory=DiinnConfig)
+    mean: float = 0.5
+    std: float = Field(0.5, gt=0)
+
+
+class SuperResolutionModel(nn.Module):
+    """Frames and queries to RGB, both in [0, 1], colour order RGB (paper, equation 1)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = config.encoder.build()
+        self.decoder = config.decoder.build(self.encoder.channels)
+
+    @property
+    def receptive_radius(self) -> int:
+        """LR pixels around a pixel that its maps depend on: the exact halo of a band."""
+        return self.encoder.receptive_radius + self.decoder.fold_radius
+
+    def encode(self, frames: Tensor) -> tuple[Tensor, ...]:
+        """Frames [B, 3, H, W] float32 in [0, 1] to the maps, channels last: [B, H, W, C] each."""
+        features = self.encoder((frames - self.config.mean) / self.config.std)
+        folded = self.decoder.fold(features).permute(0, 2, 3, 1)
+        return folded.split(self.decoder.map_channels, -1)
+
+    def decode(self, rows: tuple[Tensor, ...], query: Tensor) -> Tensor:
+        """Gathered rows ([Q, C] each) and query [Q, F], float32, to RGB [Q, 3], unclamped."""
+        return self.decoder(rows, query) * self.config.std + self.config.mean  # type: ignore[no-any-return]
+
+    def forward(self, frames: Tensor, index: Tensor, query: Tensor) -> Tensor:
+        """RGB [Q, 3] at queries whose ``index`` int64 [Q] is a row of the flattened [B·H·W] maps.
+
+        The decoder runs in float32 under mixed precision too: a sine wants its argument exact.
+        """
+        maps = self.encode(frames)
+        # index_select on channels-last rows: gathering from NCHW is ruinous in the backward pass.
+        rows = tuple(m.reshape(-1, m.shape[-1]).index_select(0, index).float() for m in maps)
+        with torch.autocast(query.device.type, enabled=False):
+            return self.decode(rows, query)
