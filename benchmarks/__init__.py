@@ -1,0 +1,1 @@
+"""Everything that prints a figure: quality, speed, memory, pictures."""

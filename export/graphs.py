@@ -11,12 +11,11 @@ from pathlib import Path
 
 import onnx
 import torch
-from onnx import TensorProto, helper
-from torch import Tensor, nn
-
 from diinn.runtime.bundle import MapSpec
 from diinn.runtime.errors import DiinnError
 from diinn.train.model import SuperResolutionModel
+from onnx import TensorProto, helper
+from torch import Tensor, nn
 
 OPSET = 17  # TensorRT 8.5 reads up to 17
 FORBIDDEN = {"Gather", "GridSample", "Resize", "Shape", "GatherND", "GatherElements", "ScatterND"}

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import torch
-
 from diinn.runtime import grid
 from diinn.runtime.errors import DiinnError
 from diinn.runtime.resolver import Encoded, SuperResolver

@@ -11,6 +11,7 @@ from diinn.runtime.errors import DiinnError, InputError
 
 
 def parser() -> argparse.ArgumentParser:
+    """The command line."""
     top = argparse.ArgumentParser(prog="to_onnx.py", description=__doc__)
     top.add_argument("checkpoint", type=Path, metavar="CKPT", help="a .pth of diinn-train, or the paper's .ckpt")
     top.add_argument("--out", type=Path, metavar="NAME.diinn", help="the bundle (default: beside the checkpoint)")
@@ -30,10 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Export and print the parity table."""
+    from diinn.export import writer
     from rich.console import Console
     from rich.table import Table
-
-    from diinn.export import writer
 
     done = writer.export(args.checkpoint, args.out, quality=_card(args.quality), licence=args.licence)
     table = Table(title="largest difference to PyTorch, units of [0, 1]")

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from diinn.export import graphs, parity
 from diinn.runtime import bundle as bundles
 from diinn.runtime import golden
@@ -41,7 +40,9 @@ def export(
     loaded = checkpoint.load(source)
     target = out or source.with_suffix(bundles.SUFFIX)
     if target.suffix != bundles.SUFFIX:
-        raise InputError(f"--out {str(target)!r} does not end in {bundles.SUFFIX}: name it {target.stem}{bundles.SUFFIX}")
+        raise InputError(
+            f"--out {str(target)!r} does not end in {bundles.SUFFIX}: name it {target.stem}{bundles.SUFFIX}"
+        )
     if target.exists() and not (target / "bundle.json").is_file():
         raise InputError(f"{str(target)!r} exists and is not a bundle: choose another --out")
     try:
@@ -91,7 +92,7 @@ def _write(
         "maps": [{"name": m.name, "channels": m.channels, "dtype": {"fp32": "float32"}} for m in maps],
         "query": list(model.decoder.query),
         "graphs": {role: f"{role}.onnx" for role in bundles.ROLES},
-        "precision": {role: "fp32" for role in bundles.ROLES},
+        "precision": dict.fromkeys(bundles.ROLES, "fp32"),
         "files": {p.name: bundles.sha256(p) for p in sorted(folder.iterdir())},
         "source": source,
         "quality": quality,

@@ -17,7 +17,7 @@ _HOME = {
     "CheckpointError": "diinn.runtime.errors",
     "SourceError": "diinn.runtime.errors",
 }
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

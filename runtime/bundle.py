@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from diinn.runtime.errors import BundleError, unknown
 
 FORMAT, VERSION = "diinn-bundle", 1

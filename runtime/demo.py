@@ -28,7 +28,7 @@ def scene() -> UInt8:
     _bicycle(image, (1330, 1150), 95)
     _tree(image, rng, (250, 1010))
     grain = cv2.GaussianBlur(rng.normal(0, 9, image.shape).astype(np.float32), (0, 0), 1.2)
-    return np.clip(image.astype(np.float32) + grain, 0, 255).astype(np.uint8)
+    return _bytes(image.astype(np.float32) + grain)
 
 
 def frame(time: float, size: tuple[int, int]) -> UInt8:
@@ -43,7 +43,9 @@ def frame(time: float, size: tuple[int, int]) -> UInt8:
     left = (WIDTH - view_w) * (0.5 + 0.45 * math.sin(0.23 * time))
     top = (HEIGHT - view_h) * (0.62 + 0.3 * math.sin(0.37 * time + 1))
     inner = (round(4 * width), round(4 * height))
-    shift = np.array([[inner[0] / view_w, 0, -left * inner[0] / view_w], [0, inner[1] / view_h, -top * inner[1] / view_h]])
+    shift = np.array(
+        [[inner[0] / view_w, 0, -left * inner[0] / view_w], [0, inner[1] / view_h, -top * inner[1] / view_h]]
+    )
     sharp = cv2.warpAffine(scene(), shift, inner, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
     return cv2.resize(sharp, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
 
@@ -52,10 +54,13 @@ def _sky(rng: np.random.Generator) -> UInt8:
     rows = np.linspace(0, 1, HEIGHT, dtype=np.float32)[:, None, None]
     sky = np.array([235, 190, 140], np.float32) * (1 - rows) + np.array([225, 225, 215], np.float32) * rows
     cloud = sum(
-        cv2.resize(rng.normal(0, 1, (3 * 2**k, 4 * 2**k)).astype(np.float32), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC) / 2**k
+        cv2.resize(
+            rng.normal(0, 1, (3 * 2**k, 4 * 2**k)).astype(np.float32), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC
+        )
+        / 2**k
         for k in range(6)
     )
-    return np.clip(sky + 22 * np.asarray(cloud)[..., None], 0, 255).astype(np.uint8)
+    return _bytes(sky + 22 * np.asarray(cloud)[..., None])
 
 
 def _house(image: UInt8, rng: np.random.Generator, x: int, width: int, roof: int, kind: int) -> None:
@@ -102,7 +107,7 @@ def _square(image: UInt8, rng: np.random.Generator) -> None:
     tone = shade[(np.floor(along).astype(int)) % 64, (np.floor(across).astype(int)) % 64]
     light, dark = np.array([168, 178, 186], np.float32), np.array([96, 104, 116], np.float32)
     stone = np.where(tile[..., None] > 0, light, dark) * tone[..., None]
-    image[1010:] = np.clip(np.where(joint[..., None], stone * 0.55, stone), 0, 255).astype(np.uint8)
+    image[1010:] = _bytes(np.where(joint[..., None], stone * 0.55, stone))
 
 
 def _wires(image: UInt8) -> None:
@@ -120,7 +125,9 @@ def _sign(image: UInt8) -> None:
     cv2.rectangle(image, (560, 700), (1000, 812), (60, 44, 28), -1)
     cv2.rectangle(image, (560, 700), (1000, 812), (190, 205, 214), 5)
     cv2.putText(image, "DIINN CAFE", (580, 764), cv2.FONT_HERSHEY_DUPLEX, 1.95, (228, 236, 240), 4, cv2.LINE_AA)
-    cv2.putText(image, "open daily 8.00 - 17.30", (584, 798), cv2.FONT_HERSHEY_SIMPLEX, 0.85, (190, 214, 228), 2, cv2.LINE_AA)
+    cv2.putText(
+        image, "open daily 8.00 - 17.30", (584, 798), cv2.FONT_HERSHEY_SIMPLEX, 0.85, (190, 214, 228), 2, cv2.LINE_AA
+    )
     cv2.circle(image, (1560, 760), 74, (36, 36, 196), -1, cv2.LINE_AA)
     cv2.circle(image, (1560, 760), 56, (240, 242, 244), -1, cv2.LINE_AA)
     cv2.putText(image, "30", (1512, 784), cv2.FONT_HERSHEY_DUPLEX, 2.1, (20, 20, 20), 6, cv2.LINE_AA)
@@ -153,3 +160,8 @@ def _tree(image: UInt8, rng: np.random.Generator, foot: tuple[int, int]) -> None
         leaf = (round(x + 10 + reach * math.cos(angle)), round(y - 350 + 0.9 * reach * math.sin(angle)))
         green = (int(rng.integers(30, 80)), int(rng.integers(90, 190)), int(rng.integers(40, 110)))
         cv2.ellipse(image, leaf, (8, 3), float(rng.uniform(0, 180)), 0, 360, green, -1, cv2.LINE_AA)
+
+
+def _bytes(values: npt.NDArray[np.floating]) -> UInt8:
+    clipped: UInt8 = np.clip(values, 0, 255).astype(np.uint8)
+    return clipped

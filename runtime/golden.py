@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
 from diinn.runtime.errors import BundleError
 from diinn.runtime.view import View
 

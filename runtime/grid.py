@@ -16,7 +16,6 @@ from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
-
 from diinn.runtime.errors import InputError
 
 Float32 = npt.NDArray[np.float32]
@@ -148,9 +147,7 @@ def resize(src_size: tuple[int, int], dsize: tuple[int, int]) -> RegularQueries:
     return roi(src_size, (0, 0, *src_size), dsize)
 
 
-def roi(
-    src_size: tuple[int, int], rect: tuple[float, float, float, float], dsize: tuple[int, int]
-) -> RegularQueries:
+def roi(src_size: tuple[int, int], rect: tuple[float, float, float, float], dsize: tuple[int, int]) -> RegularQueries:
     """A rectangle (x, y, width, height) in LR pixels, any real values inside the frame, at ``dsize``.
 
     Pixel j of the frame covers [j, j + 1): the whole frame is (0, 0, width, height).

@@ -9,7 +9,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
-
 from diinn.runtime.errors import DiinnError, InputError, SourceError
 
 log = logging.getLogger(__name__)

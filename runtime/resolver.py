@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import cv2
 import numpy as np
 import numpy.typing as npt
-
 from diinn.runtime import backends, golden, grid, memory
 from diinn.runtime import bundle as bundles
 from diinn.runtime.backends.base import Backend, BackendOptions, Segment
-from diinn.runtime.errors import InputError
+from diinn.runtime.errors import BundleError, InputError
 from diinn.runtime.view import Rect, Size, View
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class SuperResolver:
             outputs = self.decode(self.encode([sample["frame"]])[0], list(views.values()), dtype=np.float32)
             found = golden.differences(sample, dict(zip(views, outputs, strict=True)))
         except (KeyError, ValueError, TypeError) as error:
-            raise bundles.BundleError(f"{self.bundle.path}/golden.npz is damaged ({error}): export it again") from None
+            raise BundleError(f"{self.bundle.path}/golden.npz is damaged ({error}): export it again") from None
         golden.verdict(sample, found, f"{self.bundle.path} on {self.backend.describe()}")
         return found
 
@@ -162,15 +162,15 @@ class SuperResolver:
         kind = np.dtype(dtype)
         if kind not in (np.uint8, np.float32):
             raise InputError(f"dtype {kind.name} is neither uint8 nor float32")
-        plans = []
+        plans: list[tuple[View, grid.Queries | None, Image]] = []
         for view in views:
             size = view.decoded_size(encoded.size)
             memory.require(size[0] * size[1] * 3 * kind.itemsize, f"a {size[0]}x{size[1]} output")
             out = np.empty((size[1], size[0], 3), kind)
-            if size == encoded.size and view.rect is None and view.maps is None:
-                if view.dsize != size:  # both axes shrink: nothing for the network to add
-                    plans.append((view, None, _as_dtype(encoded.frame, kind)))
-                    continue
+            whole = view.rect is None and view.maps is None
+            if whole and size == encoded.size != view.dsize:  # both axes shrink: nothing to add to the frame
+                plans.append((view, None, _as_dtype(encoded.frame, kind)))
+                continue
             queries = view.queries(encoded.size, self.bundle.scales)
             self._warn_of_scale(queries)
             plans.append((view, queries, out))
@@ -188,7 +188,7 @@ class SuperResolver:
             ]
             self.backend.decode(encoded.maps, whole)
             return
-        width, height = encoded.size
+        width = encoded.size[0]
         for top, bottom, low, high in bands(encoded.size, self.bundle, self.memory_budget):
             parts = [
                 Segment(queries, queries.in_rows(top, bottom), -low * width, out, view.border_value)
@@ -247,7 +247,7 @@ def bands(size: Size, bundle: bundles.Bundle, budget: int) -> list[tuple[int, in
     edges = [height * i // count for i in range(count + 1)]
     return [
         (top, bottom, max(0, top - bundle.radius), min(height, bottom + bundle.radius))
-        for top, bottom in zip(edges, edges[1:], strict=False)
+        for top, bottom in itertools.pairwise(edges)
     ]
 
 

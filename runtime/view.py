@@ -8,7 +8,6 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-
 from diinn.runtime import grid
 from diinn.runtime.errors import InputError
 

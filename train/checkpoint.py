@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from diinn.runtime.errors import CheckpointError, InputError
 from diinn.train.config import parse, plain
 from diinn.train.model import ModelConfig, SuperResolutionModel
+from torch import Tensor
 
 FORMAT, VERSION = "diinn-checkpoint", 1
 
@@ -114,7 +113,9 @@ def _ours(path: Path, content: dict[str, Any]) -> Checkpoint:
         config = parse(ModelConfig, content["model"], str(path))
         low, high = (float(s) for s in content["scales"])
         state = dict(content["state"])
-        known = Checkpoint(_build(path, config, state), (low, high), int(content["step"]), content["run"], content["log"])
+        known = Checkpoint(
+            _build(path, config, state), (low, high), int(content["step"]), content["run"], content["log"]
+        )
     except InputError as error:
         raise CheckpointError(str(error)) from None
     except (KeyError, TypeError, ValueError) as error:

@@ -6,13 +6,12 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
-from pydantic.dataclasses import dataclass
-from typing_extensions import Self
-
 from diinn.runtime.errors import InputError, unknown
 from diinn.train.encoders import STRICT
 from diinn.train.model import ModelConfig
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+from typing_extensions import Self
 
 T = TypeVar("T")
 
@@ -53,14 +52,14 @@ class DataConfig:
     largest: photographs are halved until their short side is below this many pixels
     """
 
-    patch: int = Field(32, ge=4)
-    batch: int = Field(16, ge=1)
-    queries: int = Field(1024, ge=1)
+    patch: int = Field(default=32, ge=4)
+    batch: int = Field(default=16, ge=1)
+    queries: int = Field(default=1024, ge=1)
     scales: Scales = Field(default_factory=lambda: Scales(uniform=(1.0, 4.0)))
-    holdout: int = Field(24, ge=1)
-    holdout_crop: int = Field(288, ge=32)
-    largest: int = Field(1600, ge=64)
-    workers: int = Field(1, ge=0)
+    holdout: int = Field(default=24, ge=1)
+    holdout_crop: int = Field(default=288, ge=32)
+    largest: int = Field(default=1600, ge=64)
+    workers: int = Field(default=1, ge=0)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -71,10 +70,10 @@ class OptimConfig:
     """
 
     steps: int = Field(ge=1)
-    lr: float = Field(1e-3, gt=0)
-    warmup: int = Field(500, ge=0)
-    clip: float = Field(1.0, gt=0)
-    ema: float = Field(0.999, ge=0, lt=1)
+    lr: float = Field(default=1e-3, gt=0)
+    warmup: int = Field(default=500, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    ema: float = Field(default=0.999, ge=0, lt=1)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -82,11 +81,11 @@ class RunConfig:
     """A whole training run: what ``diinn-train fit -c`` reads."""
 
     optim: OptimConfig
-    model: ModelConfig = Field(default_factory=ModelConfig)
-    data: DataConfig = Field(default_factory=DataConfig)
+    model: ModelConfig = Field(default_factory=lambda: ModelConfig())
+    data: DataConfig = Field(default_factory=lambda: DataConfig())
     seed: int = 0
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    validate_every: int = Field(2000, ge=1)
+    validate_every: int = Field(default=2000, ge=1)
 
 
 def parse(kind: type[T], values: object, where: str) -> T:

@@ -11,13 +11,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
-
 from diinn.runtime import grid
 from diinn.runtime.errors import InputError
 from diinn.train import degradation
 from diinn.train.config import DataConfig
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 log = logging.getLogger(__name__)

@@ -9,12 +9,11 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from diinn.runtime.grid import QUERY
+from diinn.train.encoders import STRICT
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
-
-from diinn.runtime.grid import QUERY
-from diinn.train.encoders import STRICT
 
 
 class Decoder(nn.Module, ABC):
@@ -54,9 +53,7 @@ class DiinnDecoder(Decoder):
         self.features, self.width = features, width
         self.map_channels = (width,) * depth
         content = 9 * features
-        self.modulation = nn.ModuleList(
-            nn.Linear(content if i == 0 else width + content, width) for i in range(depth)
-        )
+        self.modulation = nn.ModuleList(nn.Linear(content if i == 0 else width + content, width) for i in range(depth))
         self.synthesis = nn.ModuleList(nn.Linear(3 if i == 0 else width, width) for i in range(depth))
         self.last = nn.Linear(width, 3)
 
@@ -79,8 +76,8 @@ class DiinnConfig:
     """DIINN's decoder: ``depth`` layers (N) of ``width`` units (K); the paper's is 4 × 256."""
 
     name: Literal["diinn"] = "diinn"
-    depth: int = Field(4, ge=1)
-    width: int = Field(256, ge=1)
+    depth: int = Field(default=4, ge=1)
+    width: int = Field(default=256, ge=1)
 
     def build(self, features: int) -> Decoder:
         return DiinnDecoder(features, self.depth, self.width)

@@ -23,7 +23,8 @@ class ResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(torch.relu(self.conv1(x)))
+        y: Tensor = self.conv2(torch.relu(self.conv1(x)))
+        return x + y
 
 
 class ResidualEncoder(nn.Module):
@@ -39,7 +40,8 @@ class ResidualEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.head(x)
-        return x + self.tail(self.blocks(x))
+        y: Tensor = self.tail(self.blocks(x))
+        return x + y
 
 
 class DenseLayer(nn.Module):
@@ -78,9 +80,7 @@ class Rdn(nn.Module):
         self.SFENet1 = nn.Conv2d(3, channels, 3, padding=1)
         self.SFENet2 = nn.Conv2d(channels, channels, 3, padding=1)
         self.RDBs = nn.ModuleList(ResidualDenseBlock(channels, growth, layers) for _ in range(blocks))
-        self.GFF = nn.Sequential(
-            nn.Conv2d(blocks * channels, channels, 1), nn.Conv2d(channels, channels, 3, padding=1)
-        )
+        self.GFF = nn.Sequential(nn.Conv2d(blocks * channels, channels, 1), nn.Conv2d(channels, channels, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
         shallow = self.SFENet1(x)
@@ -97,8 +97,8 @@ class CompactConfig:
     """For robots: a residual encoder of any width and depth; every layer fuses in every engine."""
 
     name: Literal["compact"] = "compact"
-    channels: int = Field(48, ge=1)
-    blocks: int = Field(7, ge=0)
+    channels: int = Field(default=48, ge=1)
+    blocks: int = Field(default=7, ge=0)
 
     def build(self) -> ResidualEncoder:
         return ResidualEncoder(self.channels, self.blocks)
@@ -119,10 +119,10 @@ class RdnConfig:
     """RDN-B, the paper's encoder; fewer blocks or layers make smaller ones."""
 
     name: Literal["rdn"] = "rdn"
-    channels: int = Field(64, ge=1)
-    growth: int = Field(64, ge=1)
-    blocks: int = Field(16, ge=1)
-    layers: int = Field(8, ge=1)
+    channels: int = Field(default=64, ge=1)
+    growth: int = Field(default=64, ge=1)
+    blocks: int = Field(default=16, ge=1)
+    layers: int = Field(default=8, ge=1)
 
     def build(self) -> Rdn:
         return Rdn(self.channels, self.growth, self.blocks, self.layers)

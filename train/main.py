@@ -9,12 +9,15 @@ from diinn.runtime.errors import DiinnError, InputError
 
 
 def parser() -> argparse.ArgumentParser:
+    """The command line."""
     top = argparse.ArgumentParser(prog="diinn-train", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
     fit = commands.add_parser("fit", help="train a model")
     fit.add_argument("-c", "--config", type=Path, required=True, metavar="FILE.yaml", help="the run's settings")
     fit.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="training images, searched recursively")
-    fit.add_argument("--out", type=Path, metavar="FOLDER", help="where the run is kept (default: runs/NAME of the YAML)")
+    fit.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="where the run is kept (default: runs/NAME of the YAML)"
+    )
     fit.add_argument("--resume", action="store_true", help="go on from the last validation of --out")
     fit.add_argument("--no-progress", action="store_true", help="no progress bar")
     return top
@@ -31,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Train as the arguments say."""
     from diinn.train import config, task  # Lightning takes seconds to import: not for --help
 
     settings = config.read(args.config)

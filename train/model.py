@@ -1,12 +1,11 @@
 """The network that trains and exports: normalisation, encoder, folded decoder."""
 
 import torch
+from diinn.train.decoders import DecoderConfig, DiinnConfig
+from diinn.train.encoders import STRICT, CompactConfig, EncoderConfig
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
-
-from diinn.train.decoders import DecoderConfig, DiinnConfig
-from diinn.train.encoders import STRICT, CompactConfig, EncoderConfig
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -17,10 +16,10 @@ class ModelConfig:
         as ``y * std + mean``
     """
 
-    encoder: EncoderConfig = Field(default_factory=CompactConfig)
-    decoder: DecoderConfig = Field(default_factory=DiinnConfig)
+    encoder: EncoderConfig = Field(default_factory=lambda: CompactConfig())
+    decoder: DecoderConfig = Field(default_factory=lambda: DiinnConfig())
     mean: float = 0.5
-    std: float = Field(0.5, gt=0)
+    std: float = Field(default=0.5, gt=0)
 
 
 class SuperResolutionModel(nn.Module):

@@ -8,12 +8,11 @@ the mean over images.
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio
-
 from diinn.runtime import grid
 from diinn.train import degradation
 from diinn.train.model import SuperResolutionModel
+from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio
 
 PROTOCOL = (
     "LR: antialiased bicubic (a=-0.5) to round(size/s), uint8; SR at exactly the HR size, clamped to [0, 1]; "

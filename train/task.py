@@ -6,15 +6,14 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger
-from torch import Tensor
-from torch.utils.data import DataLoader
-
 from diinn.runtime.errors import DiinnError
 from diinn.train import checkpoint, data, degradation, protocol
 from diinn.train.config import RunConfig, plain
 from diinn.train.model import SuperResolutionModel
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 VALIDATION_SCALES = (2.0, 3.0, 4.0)
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-
 from diinn.runtime.bundle import Bundle
 from diinn.runtime.grid import Float32, Ids, Int32, Queries
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-
 from diinn.runtime.backends.base import Backend
 from diinn.runtime.errors import BundleError, DiinnError, InputError, unknown
 from diinn.runtime.grid import Float32, Int32
@@ -34,10 +33,15 @@ class OnnxRuntimeBackend(Backend):
         self._decoder = self._session("gather_decoder", 1)
         query = len(self.bundle.query)
         maps: dict[str, list[Any]] = {m.name: [None, m.channels] for m in self.bundle.maps}
-        self._check("encoder", self._encoder, {"frame": [None, 3, None, None]},
-                    {m.name: [None, None, None, m.channels] for m in self.bundle.maps})
-        self._check("gather_decoder", self._decoder, {**maps, "index": [None], "query": [None, query]},
-                    {"rgb": [None, 3]})
+        self._check(
+            "encoder",
+            self._encoder,
+            {"frame": [None, 3, None, None]},
+            {m.name: [None, None, None, m.channels] for m in self.bundle.maps},
+        )
+        self._check(
+            "gather_decoder", self._decoder, {**maps, "index": [None], "query": [None, query]}, {"rgb": [None, 3]}
+        )
 
     def _session(self, role: str, threads: int) -> ort.InferenceSession:
         options = ort.SessionOptions()
@@ -98,7 +102,7 @@ class OnnxRuntimeBackend(Backend):
 
 def _provider(name: str | None) -> str:
     """Full name of an execution provider given as "cpu", "CUDA" or "CUDAExecutionProvider"."""
-    available = {p.removesuffix(_SUFFIX).lower(): p for p in ort.get_available_providers()}
+    available: dict[str, str] = {p.removesuffix(_SUFFIX).lower(): p for p in ort.get_available_providers()}
     key = (name or "cpu").removesuffix(_SUFFIX).lower()
     if key not in available:
         raise InputError(unknown("provider", name, available) + "; another build of onnxruntime may offer it")

@@ -1,0 +1,1 @@
+"""Training runs as YAML, as data."""
