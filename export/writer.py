@@ -77,7 +77,7 @@ def _write(
     encoder = graphs.encoder(model, folder / "encoder.onnx")
     plain_decoder = graphs.decoder(model, folder / "decoder.onnx")
     graphs.gather_decoder(plain_decoder, maps, folder / "gather_decoder.onnx")
-    np.savez_compressed(folder / "golden.npz", **_golden_sample(model, loaded.scales))  # type: ignore[arg-type]
+    np.savez_compressed(folder / "golden.npz", **_golden_sample(model, loaded.scales))
     architecture = plain(model.config)
     description = {
         "format": bundles.FORMAT,

@@ -75,11 +75,11 @@ def split_holdout(files: Sequence[Path], count: int) -> tuple[list[Path], list[P
 class Sample(NamedTuple):
     """One training patch and its queries.
 
-    lr: float32 [3, P, P]; index: int64 [Q] into P·P; query: float32 [Q, 3]; rgb: float32 [Q, 3]
+    lr: float32 [3, P, P]; rows: int64 [Q] into P·P; query: float32 [Q, 3]; rgb: float32 [Q, 3]
     """
 
     lr: Tensor
-    index: Tensor
+    rows: Tensor
     query: Tensor
     rgb: Tensor
 
@@ -114,11 +114,11 @@ def make_sample(image: UInt8, config: DataConfig, rng: np.random.Generator) -> S
 
 
 def collate(samples: Sequence[Sample]) -> Sample:
-    """One batch: lr [B, 3, P, P], the queries of all samples in one row, index into B·P·P."""
+    """One batch: lr [B, 3, P, P], the queries of all samples in one row, rows into B·P·P."""
     pixels = samples[0].lr.shape[-1] ** 2
     return Sample(
         torch.stack([s.lr for s in samples]),
-        torch.cat([s.index + i * pixels for i, s in enumerate(samples)]),
+        torch.cat([s.rows + i * pixels for i, s in enumerate(samples)]),
         torch.cat([s.query for s in samples]),
         torch.cat([s.rgb for s in samples]),
     )

@@ -5,7 +5,7 @@ the gathered rows of these maps and the query's coordinates into RGB (``forward`
 """
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -57,15 +57,20 @@ class DiinnDecoder(Decoder):
         self.synthesis = nn.ModuleList(nn.Linear(3 if i == 0 else width, width) for i in range(depth))
         self.last = nn.Linear(width, 3)
 
+    @property
+    def layers(self) -> list[tuple[nn.Linear, nn.Linear]]:
+        """(modulation, synthesis) of each layer."""
+        return [cast(tuple[nn.Linear, nn.Linear], p) for p in zip(self.modulation, self.synthesis, strict=True)]
+
     def fold(self, features: Tensor) -> Tensor:
         shape = (self.width, self.features, 3, 3)
-        kernels = [layer.weight[:, -9 * self.features :].reshape(shape) for layer in self.modulation]
-        bias = torch.cat([layer.bias for layer in self.modulation])
+        kernels = [modulation.weight[:, -9 * self.features :].reshape(shape) for modulation, _ in self.layers]
+        bias = torch.cat([modulation.bias for modulation, _ in self.layers])
         return F.conv2d(features, torch.cat(kernels), bias, padding=1)
 
     def forward(self, rows: tuple[Tensor, ...], query: Tensor) -> Tensor:
         s = torch.relu(rows[0]) * torch.sin(self.synthesis[0](query))  # equations 2 and 3
-        for modulation, synthesis, row in zip(self.modulation[1:], self.synthesis[1:], rows[1:], strict=True):
+        for (modulation, synthesis), row in zip(self.layers[1:], rows[1:], strict=True):
             m = torch.relu(torch.addmm(row, s, modulation.weight[:, : self.width].t()))  # equation 4
             s = m * torch.sin(synthesis(s))  # equation 5
         return self.last(s)  # type: ignore[no-any-return]

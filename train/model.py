@@ -40,7 +40,8 @@ class SuperResolutionModel(nn.Module):
         """Frames [B, 3, H, W] float32 in [0, 1] to the maps, channels last: [B, H, W, C] each."""
         features = self.encoder((frames - self.config.mean) / self.config.std)
         folded = self.decoder.fold(features).permute(0, 2, 3, 1)
-        return folded.split(self.decoder.map_channels, -1)
+        maps: tuple[Tensor, ...] = torch.split(folded, list(self.decoder.map_channels), -1)  # type: ignore[no-untyped-call]
+        return maps
 
     def decode(self, rows: tuple[Tensor, ...], query: Tensor) -> Tensor:
         """Gathered rows ([Q, C] each) and query [Q, F], float32, to RGB [Q, 3], unclamped."""

@@ -27,9 +27,9 @@ class PublishedDecoder(nn.Module):
         unfolded = F.unfold(features, 3, padding=1).view(batch, -1, height, width)
         z = F.interpolate(unfolded, size=shape, mode="nearest-exact")
         p = positional_features((height, width), shape).to(features).expand(batch, -1, -1, -1)
-        s = torch.relu(self.K[0](z)) * torch.sin(self.Q[0](p))
-        for modulation, synthesis in zip(self.K[1:], self.Q[1:], strict=True):
-            m = torch.relu(modulation(torch.cat((s, z), 1)))
+        s = p
+        for i, (modulation, synthesis) in enumerate(zip(self.K, self.Q, strict=True)):
+            m = torch.relu(modulation(torch.cat((s, z), 1) if i else z))
             s = m * torch.sin(synthesis(s))
         return self.last_layer(s)  # type: ignore[no-any-return]
 
@@ -43,13 +43,12 @@ class PublishedModel(nn.Module):
         assert isinstance(folded, DiinnDecoder)
         self.config, self.encoder = model.config, model.encoder
         self.decoder = PublishedDecoder(folded.features, len(folded.map_channels), folded.width)
-        for ours, theirs in (
-            *zip(folded.modulation, self.decoder.K, strict=True),
-            *zip(folded.synthesis, self.decoder.Q, strict=True),
-            (folded.last, self.decoder.last_layer),
-        ):
-            theirs.weight.data = ours.weight.data[:, :, None, None].clone()
-            theirs.bias.data = ours.bias.data.clone()
+        named = {}
+        for i, (modulation, synthesis) in enumerate(folded.layers):
+            named |= {f"K.{i}": modulation, f"Q.{i}": synthesis}
+        for name, linear in (named | {"last_layer": folded.last}).items():
+            convolution = self.decoder.get_submodule(name)
+            convolution.load_state_dict({"weight": linear.weight[:, :, None, None], "bias": linear.bias})
 
     def forward(self, frames: Tensor, shape: tuple[int, int]) -> Tensor:
         """RGB [B, 3, height, width] in [0, 1], unclamped."""

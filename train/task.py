@@ -37,7 +37,7 @@ class TrainingTask(L.LightningModule):
         return DataLoader(cases, batch_size=None)  # type: ignore[arg-type]
 
     def training_step(self, batch: data.Sample, _: int) -> Tensor:
-        rgb = self.model(batch.lr.contiguous(memory_format=torch.channels_last), batch.index, batch.query)
+        rgb = self.model(batch.lr.contiguous(memory_format=torch.channels_last), batch.rows, batch.query)
         loss = torch.nn.functional.l1_loss(rgb, batch.rgb)
         if not torch.isfinite(loss):
             raise DiinnError(f"the loss is {loss.item()} at step {self.global_step}: lower optim.lr or use 32-true")
