@@ -10,6 +10,7 @@ width)`` shapes here; what a user calls takes ``(width, height)`` sizes and says
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
@@ -47,16 +48,20 @@ def axis(n_in: int, n_out: int, start: float = 0, extent: float | None = None) -
     point (an output centre on the border of two LR pixels) it takes the later pixel, always. For the
     full frame this is ``floor((2i + 1) · n_in / (2 · n_out))``.
     """
-    begin = Fraction(start)
-    length = Fraction(n_in if extent is None else extent)
-    unit = np.lcm.reduce([begin.denominator, length.denominator], dtype=object)
-    first, step, den = int(begin * unit) * 2 * n_out, int(length * unit), 2 * n_out * int(unit)
+    begin, length = _fraction(start), _fraction(n_in if extent is None else extent)
+    unit = math.lcm(begin.denominator, length.denominator)
+    first, step, den = int(begin * unit) * 2 * n_out, int(length * unit), 2 * n_out * unit
     biggest = max(abs(first) + 2 * n_out * step, 2 * den) * 2
     i = np.arange(n_out, dtype=np.int64 if biggest < _INT64_SAFE else object)
     position = first + (2 * i + 1) * step  # in units of 1 / den
     index = np.clip(position // den, 0, n_in - 1)
     local = (2 * (position - index * den) - den).astype(np.float64) / float(den)
     return Axis(index.astype(np.int32), local.astype(np.float32), float(length / n_out))
+
+
+def _fraction(value: float) -> Fraction:
+    """``value`` to the nearest 2⁻⁴⁰ of a pixel: far finer than a float32 coordinate, and bounded."""
+    return Fraction(round(Fraction(value) * 2**40), 2**40)
 
 
 class Queries(ABC):

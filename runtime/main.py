@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from diinn.runtime import bundle as bundles
 from diinn.runtime.errors import DiinnError, InputError
@@ -36,9 +36,16 @@ examples:
 """
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage in front of it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line; sizes are WIDTHxHEIGHT."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="diinn-run", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     source = top.add_argument_group("input")
@@ -159,9 +166,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError:
         print("diinn-run: out of memory: use a smaller --out-size or --memory-budget", file=sys.stderr)
         return 1
-    except BrokenPipeError:
+    except BrokenPipeError:  # whoever read our output is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:  # what no room foresaw: a name too long, a disk that went away
+        print(f"diinn-run: {error.strerror or error}: {error.filename!r}", file=sys.stderr)
+        return 1
 
 
 def list_models() -> int:

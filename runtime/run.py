@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,8 +33,13 @@ class Wanted:
         """The view of a frame of ``src_size`` (width, height)."""
         width, height = self.rect[2:] if self.rect else src_size
         scale = self.scale or 1.0
-        dsize = self.dsize or (max(1, round(width * scale)), max(1, round(height * scale)))
+        dsize = self.dsize or (_scaled(width, scale), _scaled(height, scale))
         return View.roi(self.rect, dsize) if self.rect else View.resize(dsize)
+
+
+def _scaled(length: float, scale: float) -> int:
+    """``length`` times ``scale`` in whole pixels; rounding alone never makes a view smaller than its source."""
+    return max(1, round(length * scale), math.ceil(length) if scale >= 1 else 1)
 
 
 @dataclass(frozen=True)

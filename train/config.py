@@ -93,7 +93,8 @@ def parse(kind: type[T], values: object, where: str) -> T:
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        first = error.errors()[0]
+        found = error.errors()
+        first = next((e for e in found if e["type"] == "unexpected_keyword_argument"), found[0])
         path = ".".join(str(part) for part in first["loc"])
         if first["type"] == "unexpected_keyword_argument":
             message = unknown("key", path.rpartition(".")[2], _keys_at(kind, first["loc"][:-1]))

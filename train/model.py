@@ -40,7 +40,7 @@ class SuperResolutionModel(nn.Module):
         """Frames [B, 3, H, W] float32 in [0, 1] to the maps, channels last: [B, H, W, C] each."""
         features = self.encoder((frames - self.config.mean) / self.config.std)
         folded = self.decoder.fold(features).permute(0, 2, 3, 1)
-        maps: tuple[Tensor, ...] = torch.split(folded, list(self.decoder.map_channels), -1)  # type: ignore[no-untyped-call]
+        maps: tuple[Tensor, ...] = torch.split(folded, list(self.decoder.map_channels), -1)
         return maps
 
     def decode(self, rows: tuple[Tensor, ...], query: Tensor) -> Tensor:

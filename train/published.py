@@ -43,7 +43,7 @@ class PublishedModel(nn.Module):
         assert isinstance(folded, DiinnDecoder)
         self.config, self.encoder = model.config, model.encoder
         self.decoder = PublishedDecoder(folded.features, len(folded.map_channels), folded.width)
-        named = {}
+        named: dict[str, nn.Linear] = {}
         for i, (modulation, synthesis) in enumerate(folded.layers):
             named |= {f"K.{i}": modulation, f"Q.{i}": synthesis}
         for name, linear in (named | {"last_layer": folded.last}).items():

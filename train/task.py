@@ -1,5 +1,6 @@
 """Training with Lightning: the loss, the schedule, validation, and the checkpoints a run leaves."""
 
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,7 @@ def fit(config: RunConfig, folder: Path, out: Path, resume: Path | None, progres
     Returns the path of the last checkpoint. ``resume`` is a Lightning checkpoint of the same run
     (``out/resume.ckpt`` is written at each validation).
     """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     L.seed_everything(config.seed, verbose=False)
     files, held = data.split_holdout(data.find_images(folder), config.data.holdout)
     settings = config.data
@@ -132,12 +134,13 @@ def fit(config: RunConfig, folder: Path, out: Path, resume: Path | None, progres
         limit_train_batches=config.validate_every,
         gradient_clip_val=config.optim.clip,
         callbacks=callbacks,
-        logger=CSVLogger(out, name="", version=""),
+        logger=CSVLogger(out, name="log"),  # a folder for each start
         log_every_n_steps=min(100, config.validate_every),
         enable_progress_bar=progress,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
+        reload_dataloaders_every_n_epochs=1,  # the stream of batches goes on where the last epoch ended
     )
     trainer.fit(task, ckpt_path=resume, weights_only=True)
     return out / "last.pth"

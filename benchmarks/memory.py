@@ -1,0 +1,91 @@
+"""Peak memory of one frame, each case in a process of its own.
+
+The peak is VmHWM of /proc/self/status, less what stands after loading (VmRSS), less input and output.
+``python -m diinn.benchmarks.memory`` prints the table of the README.
+"""
+
+import argparse
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from diinn.runtime import demo
+from diinn.runtime.resolver import SuperResolver
+from diinn.runtime.view import Size
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+MIB = 2**20
+# (LR size, output size, dtype)
+CASES: tuple[tuple[Size, Size, str], ...] = (
+    ((48, 48), (256, 256), "uint8"),
+    ((48, 48), (8192, 8192), "uint8"),
+    ((48, 48), (256, 256), "float32"),
+    ((48, 48), (8192, 8192), "float32"),
+    ((160, 120), (640, 480), "uint8"),
+    ((1920, 1080), (3840, 2160), "uint8"),
+)
+
+
+def measure(model: str, lr: Size, out: Size, dtype: str) -> dict[str, int]:
+    """Bytes in this process: ``loaded`` (VmRSS after loading), ``peak`` (VmHWM), ``frames`` (input and
+    output), ``working`` (peak less the two)."""
+    logging.getLogger("diinn").setLevel(logging.ERROR)
+    frame = demo.frame(0.0, lr)
+    with SuperResolver.open(model) as resolver:
+        loaded = _status("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM to VmRSS
+        output = resolver.resize(frame, out, dtype=np.dtype(dtype))
+        peak = _status("VmHWM")
+    return {
+        "loaded": loaded,
+        "peak": peak,
+        "frames": frame.nbytes + output.nbytes,
+        "working": peak - loaded - output.nbytes,  # the input stood before loading ended
+    }
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def in_own_process(model: str, lr: Size, out: Size, dtype: str) -> dict[str, int]:
+    """``measure`` in a fresh process."""
+    case = json.dumps([model, lr, out, dtype])
+    command = [sys.executable, "-m", "diinn.benchmarks.memory", "--case", case]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    result: dict[str, int] = json.loads(done.stdout)
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    top = argparse.ArgumentParser(prog="python -m diinn.benchmarks.memory", description=__doc__)
+    top.add_argument("--model", default="small", help="shipped model or bundle (default: small)")
+    top.add_argument("--case", help=argparse.SUPPRESS)
+    args = top.parse_args(argv)
+    if args.case:
+        case: list[Any] = json.loads(args.case)
+        print(json.dumps(measure(case[0], tuple(case[1]), tuple(case[2]), case[3])))
+        return 0
+    table = Table("LR → output", "dtype", "working MiB", "in all MiB", box=box.MARKDOWN)
+    for lr, out, dtype in CASES:
+        found = in_own_process(args.model, lr, out, dtype)
+        table.add_row(
+            f"{lr[0]}x{lr[1]} → {out[0]}x{out[1]}", dtype, f"{found['working'] / MIB:.1f}", f"{found['peak'] / MIB:.0f}"
+        )
+    Console(width=110).print(f"\n{args.model}: peak memory of one frame, each in a process of its own\n", table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""Latency of the published form, the folded form in PyTorch, and the runtime, side by side.
+
+The three take turns in one process on the same cores, so that their ratios hold on a noisy machine;
+figures are medians. ``python -m diinn.benchmarks.speed`` prints the tables of the README.
+"""
+
+import argparse
+import json
+import logging
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diinn.benchmarks.networks import NAMES, Network, network
+from diinn.runtime import demo, grid
+from diinn.runtime.backends.base import BackendOptions
+from diinn.runtime.errors import DiinnError
+from diinn.runtime.resolver import SuperResolver
+from diinn.runtime.view import Size, View
+from diinn.train.published import PublishedModel
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+# (LR size, output size): the paper's Table 4, and a camera
+CASES: tuple[tuple[Size, Size], ...] = (
+    ((48, 48), (128, 128)),
+    ((48, 48), (256, 256)),
+    ((48, 48), (512, 512)),
+    ((160, 120), (640, 480)),
+)
+FOLDED_CHUNK = 4096
+Contestant = tuple[Callable[[], Any], Callable[[Any], Any]]  # encode, and decode of what it returned
+
+
+@dataclass(frozen=True)
+class Result:
+    """Medians in milliseconds of one contestant on one case."""
+
+    network: str
+    lr: Size
+    out: Size
+    form: str
+    encode: float
+    decode: float
+    total: float
+
+
+def contestants(net: Network, resolver: SuperResolver, lr: Size, out: Size) -> dict[str, Contestant]:
+    """What is timed: each as its encoder and its decoder, on the same uint8 frame."""
+    frame = demo.frame(0.0, lr)
+    planes = torch.from_numpy(frame[..., ::-1].copy()).permute(2, 0, 1)[None].float() / 255
+    published = PublishedModel(net.model).eval()
+    config, view = net.model.config, View.resize(out)
+
+    def decode_folded(maps: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+        flat = [m.reshape(-1, m.shape[-1]) for m in maps]
+        queries = grid.resize(lr, out)
+        done = []
+        for start in range(0, queries.count, FOLDED_CHUNK):
+            index, query = queries.arrays(slice(start, min(start + FOLDED_CHUNK, queries.count)))
+            rows = tuple(m.index_select(0, torch.from_numpy(index)) for m in flat)
+            done.append(net.model.decode(rows, torch.from_numpy(query)))
+        return done
+
+    return {
+        "published, PyTorch": (
+            lambda: published.encoder((planes - config.mean) / config.std),
+            lambda features: published.decoder(features, out[::-1]),
+        ),
+        "folded, PyTorch": (lambda: net.model.encode(planes), decode_folded),
+        "runtime": (lambda: resolver.encode([frame])[0], lambda encoded: resolver.decode(encoded, [view])),
+    }
+
+
+@torch.inference_mode()
+def measure(net: Network, cases: Sequence[tuple[Size, Size]], least: int, seconds: float) -> list[Result]:
+    """Every case: the contestants alternate until each ran ``least`` times and ``seconds`` are over."""
+    results = []
+    with SuperResolver.open(net.bundle) as resolver:
+        for lr, out in cases:
+            times: dict[str, list[tuple[float, float]]] = {}
+            started = time.perf_counter()
+            entries = contestants(net, resolver, lr, out)
+            for name, entry in entries.items():
+                _time(entry)  # warm up
+                times[name] = []
+            while len(times["runtime"]) < least or time.perf_counter() - started < seconds:
+                for name, entry in entries.items():
+                    times[name].append(_time(entry))
+            for name, pairs in times.items():
+                encode, decode, total = (
+                    statistics.median(values) * 1e3
+                    for values in ([p[0] for p in pairs], [p[1] for p in pairs], [sum(p) for p in pairs])
+                )
+                results.append(Result(net.name, lr, out, name, encode, decode, total))
+    return results
+
+
+def _time(entry: Contestant) -> tuple[float, float]:
+    encode, decode = entry
+    start = time.perf_counter()
+    encoded = encode()
+    middle = time.perf_counter()
+    decode(encoded)
+    return middle - start, time.perf_counter() - middle
+
+
+def table(results: Sequence[Result]) -> Table:
+    """One network's results, with how much faster each form is than the published one."""
+    out = Table("LR → output", "form", "encoder ms", "decoder ms", "all ms", "frames/s", "× faster", box=box.MARKDOWN)
+    for column in out.columns[2:]:
+        column.justify = "right"
+    for r in results:
+        base = next(b for b in results if (b.lr, b.out) == (r.lr, r.out))
+        out.add_row(
+            f"{r.lr[0]}x{r.lr[1]} → {r.out[0]}x{r.out[1]}",
+            r.form,
+            f"{r.encode:.1f}",
+            f"{r.decode:.1f}",
+            f"{r.total:.1f}",
+            f"{1e3 / r.total:.2f}",
+            f"{base.total / r.total:.1f}",
+        )
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    top = argparse.ArgumentParser(prog="python -m diinn.benchmarks.speed", description=__doc__)
+    top.add_argument("--network", choices=NAMES, action="append", help="default: both")
+    top.add_argument("--least", type=int, default=3, help="runs of each form per case, at least (default 3)")
+    top.add_argument("--seconds", type=float, default=10, help="and until so many seconds are over (default 10)")
+    top.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
+    args = top.parse_args(argv)
+    logging.getLogger("diinn").setLevel(logging.ERROR)  # scales beyond training are the point here
+    threads = BackendOptions().thread_count
+    torch.set_num_threads(threads)
+    print(f"{_processor()}, {threads} threads, torch {torch.__version__}, NumPy {np.__version__}")
+    console = Console(width=110)
+    everything = []
+    try:
+        for name in args.network or NAMES:
+            with network(name) as net:
+                results = measure(net, CASES, args.least, args.seconds)
+            encoder, decoder = net.model.config.encoder, net.model.config.decoder
+            parameters = sum(p.numel() for p in net.model.parameters())
+            print(f"\n{name}: {encoder.name}, decoder {decoder.depth} x {decoder.width}, {parameters:,} parameters\n")
+            console.print(table(results))
+            everything += results
+    except DiinnError as error:
+        print(f"speed: {error}", file=sys.stderr)
+        return error.exit_code
+    if args.json is not None:
+        args.json.write_text(json.dumps([asdict(r) for r in everything], indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return "unknown processor"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""Small real things for the tests: a checkpoint, its bundle, photographs where they are at hand."""
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    folder = SHARED / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no photographs: {folder} is not there")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with random weights, as a checkpoint of ours."""
+    import torch
+    from diinn.train import checkpoint
+    from diinn.train.decoders import DiinnConfig
+    from diinn.train.encoders import CompactConfig
+    from diinn.train.model import ModelConfig, SuperResolutionModel
+
+    torch.manual_seed(1)
+    model = SuperResolutionModel(ModelConfig(CompactConfig(channels=16, blocks=1), DiinnConfig(depth=3, width=16)))
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.pth"
+    checkpoint.save(path, checkpoint.Checkpoint(model, (1.0, 4.0), 7))
+    return path
+
+
+@pytest.fixture(scope="session")
+def bundle_path(checkpoint_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from diinn.export import writer
+
+    return writer.export(checkpoint_path, tmp_path_factory.mktemp("bundle") / "tiny.diinn").path
+
+
+@pytest.fixture(scope="session")
+def photo() -> np.ndarray:
+    """A frame with structure, uint8 [60, 80, 3] BGR."""
+    from diinn.runtime import demo
+
+    return demo.frame(3.0, (80, 60))
+
+
+@pytest.fixture
+def photo_path(tmp_path: Path, photo: np.ndarray) -> Path:
+    path = tmp_path / "photo.png"
+    cv2.imwrite(str(path), photo)
+    return path
+
+
+@pytest.fixture(scope="session")
+def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight pictures to train on."""
+    from diinn.runtime import demo
+
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(8):
+        cv2.imwrite(str(folder / f"p{i}.png"), demo.frame(7.0 * i, (96, 72)))
+    return folder
+
+
+def ramp(height: int, width: int) -> np.ndarray:
+    """float32 noise in [0, 1], BGR [h, w, 3], the same every time."""
+    return np.random.default_rng(height * 1000 + width).uniform(0, 1, (height, width, 3)).astype(np.float32)

@@ -1,0 +1,283 @@
+"""``diinn-run`` end to end, in a process where signals and exit codes matter."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from diinn.runtime import SuperResolver, demo, main
+
+
+@pytest.fixture
+def run(bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    """Calls main; returns (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DISPLAY", raising=False)
+
+    def call(*args: object, model: object = bundle_path) -> tuple[int, str, str]:
+        try:
+            code = main.main([*map(str, args), "--model", str(model)])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return call
+
+
+def video(path: Path, frames: int, rate: float = 12.5) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), rate, (32, 24))
+    for i in range(frames):
+        writer.write(demo.frame(i / 10, (32, 24)))
+    writer.release()
+    return path
+
+
+def count_frames(path: Path) -> tuple[int, float, tuple[int, int]]:
+    capture = cv2.VideoCapture(str(path))
+    count = 0
+    shape = (0, 0)
+    while True:
+        done, image = capture.read()
+        if not done:
+            return count, capture.get(cv2.CAP_PROP_FPS), shape
+        count, shape = count + 1, (image.shape[1], image.shape[0])
+
+
+def test_an_image(run, bundle_path: Path, photo_path: Path, photo: np.ndarray) -> None:
+    code, out, err = run("--input", photo_path, "--out-size", "163x99", "--output", "big.png")
+    assert (code, err) == (0, "")
+    assert "photo.png: 80x60 -> 163x99 (scale 2.04 by 1.65), model tiny, onnxruntime" in out
+    with SuperResolver.open(bundle_path) as resolver:
+        np.testing.assert_array_equal(cv2.imread("big.png"), resolver.resize(photo, (163, 99)))
+
+
+def test_scale_and_roi(run, photo_path: Path) -> None:
+    assert run("--input", photo_path, "--scale", "2.5", "--output", "a.png")[0] == 0
+    assert cv2.imread("a.png").shape == (150, 200, 3)
+    code, out, _ = run("--input", photo_path, "--scale", "3", "--roi", "10.5,20,30,20.25", "--output", "b.png")
+    assert code == 0
+    assert "ROI 10.5,20,30,20.25 -> 90x61 (scale 3" in out
+    assert cv2.imread("b.png").shape == (61, 90, 3)
+
+
+def test_a_folder_keeps_names_and_goes_on_after_a_bad_image(run, photo: np.ndarray, tmp_path: Path) -> None:
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    cv2.imwrite("in/a.png", photo)
+    cv2.imwrite("in/sub/b.jpg", photo[:30])
+    Path("in/broken.png").write_bytes(b"nothing")
+    code, out, err = run("--input", "in", "--scale", "2", "--output", "out", "--stats", "s.json")
+    assert code == 1
+    assert "broken.png' is not an image" in err
+    assert "1 of 3 images could not be read" in err
+    assert cv2.imread("out/a.png").shape == (120, 160, 3)
+    assert cv2.imread("out/sub/b.jpg").shape == (60, 160, 3)
+    assert json.loads(Path("s.json").read_text())["processed"] == 2
+    assert sorted(p.name for p in Path("out").rglob("*.*")) == ["a.png", "b.jpg"]
+
+
+def test_a_glob(run, photo: np.ndarray, tmp_path: Path) -> None:
+    for name in ("x1.png", "x2.png", "y.png"):
+        cv2.imwrite(name, photo[:8, :8])
+    assert run("--input", "x*.png", "--output", "out")[0] == 0
+    assert sorted(p.name for p in Path("out").iterdir()) == ["x1.png", "x2.png"]
+
+
+def test_a_video_keeps_its_frames_and_rate(run, tmp_path: Path) -> None:
+    video(tmp_path / "clip.avi", 7)
+    code, out, _ = run("--input", "clip.avi", "--out-size", "64x48", "--output", "big.avi")
+    assert code == 0
+    assert "audio, if there is any, is dropped" in out
+    assert count_frames(Path("big.avi")) == (7, 12.5, (64, 48))
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_video_loops(run, tmp_path: Path) -> None:
+    video(tmp_path / "clip.avi", 3)
+    code, out, _ = run("--input", "clip.avi", "--loop", "--max-frames", "8", "--output", "none")
+    assert code == 0
+    assert "8 frames" in out
+
+
+def test_the_demo_camera_to_a_video_whose_time_is_time(run) -> None:
+    code, out, err = run(
+        "--camera", "demo", "--input-size", "64x48", "--out-size", "128x96", "--output", "d.mp4", "--duration", "1.5"
+    )
+    assert (code, err) == (0, "")
+    assert "demo: 64x48 -> 128x96 (scale 2)" in out
+    frames, rate, size = count_frames(Path("d.mp4"))
+    assert rate == 30
+    assert size == (128, 96)
+    assert 25 <= frames <= 50
+
+
+def test_several_cameras_go_to_a_folder(run) -> None:
+    code, out, _ = run(
+        *("--camera", "demo", "--camera", "demo", "--input-size", "32x24", "--max-frames", "6", "--output", "out")
+    )
+    assert code == 0
+    assert "demo-2: 32x24" in out
+    assert sorted(p.name for p in Path("out").iterdir()) == ["demo-2.mp4", "demo.mp4"]
+
+
+def test_benchmark_prints_stages_and_stats(run) -> None:
+    args = ("--camera", "demo", "--input-size", "32x24", "--benchmark", "--max-frames", "5", "--stats", "s.json")
+    code, out, _ = run(*args)
+    assert code == 0
+    for stage in ("age", "encode", "decode", "total", "sink"):
+        assert f"  {stage:7} median" in out
+    stats = json.loads(Path("s.json").read_text())
+    assert stats["processed"] == stats["captured"] == 5
+    assert stats["dropped"] == 0
+    assert stats["ms"]["total"]["p50"] > 0
+
+
+def test_list_models_and_version(run) -> None:
+    code, out, _ = run("--list-models")
+    assert code == 0
+    assert out.startswith("small: ")
+    assert run("--version")[1].startswith("diinn 0.")
+
+
+BAD = {
+    "no input": ([], "no input"),
+    "size 640": (["--camera", "demo", "--out-size", "640"], "'640' is not WIDTHxHEIGHT"),
+    "size 640x": (["--camera", "demo", "--out-size", "640x"], "'640x'"),
+    "size axb": (["--camera", "demo", "--out-size", "axb"], "'axb'"),
+    "size 0": (["--camera", "demo", "--out-size", "0x480"], "0x480"),
+    "size negative": (["--camera", "demo", "--out-size", "-5x480"], "--out-size"),
+    "size huge": (["--camera", "demo", "--out-size", "1000000x1000000"], "needs 2794.0 GiB"),
+    "size absurd": (["--camera", "demo", "--out-size", "9" * 40 + "x1"], "999999999x1 is not"),
+    "scale 0": (["--camera", "demo", "--scale", "0"], "'0' is not a scale"),
+    "scale negative": (["--camera", "demo", "--scale=-2"], "'-2' is not a scale"),
+    "scale nan": (["--camera", "demo", "--scale", "nan"], "'nan' is not a scale"),
+    "scale inf": (["--camera", "demo", "--scale", "inf"], "'inf' is not a scale"),
+    "scale word": (["--camera", "demo", "--scale", "two"], "'two' is not a scale"),
+    "scale and size": (["--camera", "demo", "--scale", "2", "--out-size", "8x8"], "not allowed with"),
+    "roi outside": (["--camera", "demo", "--roi", "150,0,20,20"], "not inside the 160x120 frame"),
+    "roi words": (["--camera", "demo", "--roi", "1,2,3"], "is not x,y,w,h"),
+    "backend": (["--camera", "demo", "--backend", "tensorflow"], "unknown backend 'tensorflow'"),
+    "provider": (["--camera", "demo", "--provider", "cpuu"], "unknown provider 'cpuu': did you mean 'cpu'"),
+    "threads": (["--camera", "demo", "--threads", "0"], "'0' is not a whole number"),
+    "duration": (["--camera", "demo", "--duration", "-1"], "--duration"),
+    "scheme": (["--camera", "rtps://host/x"], "unknown camera scheme 'rtps': did you mean 'rtsp'"),
+    "no camera": (["--camera", "99"], "cannot open camera 99"),
+    "no device": (["--camera", "/dev/video99"], "no such camera '/dev/video99'"),
+    "no csi": (["--camera", "csi://0"], "csi:// needs an OpenCV with GStreamer"),
+    "camera is a file": (["--camera", "photo.png"], "for a file use --input photo.png"),
+    "missing": (["--input", "none.jpg"], "none.jpg"),
+    "empty": (["--input", "empty.jpg"], "'empty.jpg' is empty"),
+    "empty video": (["--input", "empty.mp4"], "'empty.mp4' is empty"),
+    "empty folder": (["--input", "emptydir"], "no image in folder 'emptydir'"),
+    "text as image": (["--input", "text.png"], "'text.png' is not an image"),
+    "text as video": (["--input", "text.mp4"], "'text.mp4' is no image or video"),
+    "cut jpeg": (["--input", "cut.jpg"], "'cut.jpg' is cut short"),
+    "cut png": (["--input", "cut.png"], "'cut.png' is cut short"),
+    "output ending": (["--input", "photo.png", "--output", "x.pgn"], "did you mean '.png'"),
+    "output scheme": (["--input", "photo.png", "--output", "displya://0"], "did you mean 'display'"),
+    "no display": (["--input", "photo.png", "--output", "display://0"], "there is no display here"),
+    "video of images": (["--input", "photo.png", "--output", "x.mp4"], "images do not go into a video"),
+    "image of video": (["--camera", "demo", "--output", "x.png"], "do not go into one image"),
+    "one file for two": (["--camera", "demo", "--camera", "demo", "--output", "x.mp4"], "cannot hold several sources"),
+    "output below a file": (["--input", "photo.png", "--output", "photo.png/x.png"], "cannot make folder"),
+    "stats": (["--input", "photo.png", "--stats", "none/s.json"], "cannot write --stats"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    run, photo_path: Path, photo: np.ndarray, tmp_path: Path, case: str
+) -> None:
+    Path("empty.jpg").touch()
+    Path("empty.mp4").touch()
+    Path("emptydir").mkdir()
+    Path("text.png").write_text("hello")
+    Path("text.mp4").write_text("hello")
+    Path("cut.jpg").write_bytes(cv2.imencode(".jpg", photo)[1].tobytes()[:-900])
+    Path("cut.png").write_bytes(cv2.imencode(".png", photo)[1].tobytes()[:-900])
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    args, word = BAD[case]
+    code, _, err = run(*args)
+    assert err.startswith("diinn-run: ")
+    assert word in err
+    assert err.count("\n") == 1
+    assert code == (1 if case == "stats" else 2)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_unknown_and_broken_models(run, photo_path: Path, tmp_path: Path) -> None:
+    assert "unknown model 'smal': did you mean 'small'" in run("--input", photo_path, model="smal")[2]
+    assert "is not a bundle" in run("--input", photo_path, model=tmp_path)[2]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk(run, photo_path: Path) -> None:
+    code, _, err = run("--input", photo_path, "--stats", "/dev/full")
+    assert code == 1
+    assert "No space left" in err
+
+
+def test_an_output_folder_that_cannot_be_written(run, photo_path: Path) -> None:
+    code, _, err = run("--input", photo_path, "--output", "/proc/none/x.png")
+    assert code == 2
+    assert "/proc/none" in err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_finishes_the_file(bundle_path: Path, tmp_path: Path, number: int, code: int) -> None:
+    out = tmp_path / "live.mp4"
+    command = [sys.executable, "-m", "diinn.runtime.main", "--camera", "demo", "--input-size", "32x24"]
+    process = subprocess.Popen(
+        [*command, "--model", str(bundle_path), "--output", str(out)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert "demo: 32x24" in process.stdout.readline()
+    time.sleep(1.0)
+    process.send_signal(number)
+    printed, err = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert (err, "frames" in printed) == ("", True)
+    assert count_frames(out)[0] > 5
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_arguments_at_random_never_crash(run, photo_path: Path, tmp_path: Path) -> None:
+    """Any words after any option: exit code 0, 1 or 2 and no traceback."""
+    import random
+
+    rng = random.Random(11)
+    options = ["--out-size", "--scale", "--roi", "--threads", "--max-frames", "--provider", "--backend", "--output"]
+    words = [
+        "",
+        "0",
+        "-1",
+        "1e9",
+        "nan",
+        "640x480",
+        "x",
+        "1,2,3,4",
+        "é",
+        "a" * 300,
+        "8x8",
+        "2.5",
+        "none",
+        "∞",
+        "0x",
+        "٣x٣",
+    ]
+    codes = []
+    for _ in range(60):
+        args: list[str] = []
+        for option in rng.sample(options, 2):
+            args += [option, rng.choice(words)]
+        code, _, err = run("--input", photo_path, "--max-frames", "1", *args)
+        assert code in (0, 1, 2), (args, err)
+        assert "Traceback" not in err, (args, err)
+        codes.append(code)
+    assert 2 in codes

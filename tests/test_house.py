@@ -1,0 +1,137 @@
+"""The shape of the house: arrows between rooms, what is packed, what the runtime drags in."""
+
+import ast
+import configparser
+import os
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+ROOMS = ("train", "export", "runtime", "benchmarks")
+ARROWS = {
+    "runtime": set(),
+    "train": {"diinn.runtime.grid", "diinn.runtime.errors", "diinn.runtime.images"},
+    "export": {"diinn.train", "diinn.runtime"},
+    "benchmarks": {"diinn.train", "diinn.runtime", "diinn.export"},
+}
+HEAVY = {"torch", "lightning", "torchmetrics", "onnx", "pydantic", "yaml"}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_arrows_run_one_way(room: str) -> None:
+    for path in (ROOT / room).rglob("*.py"):
+        for name in imports(path):
+            if name.startswith("diinn."):
+                allowed = ARROWS[room] | {f"diinn.{room}"}
+                assert any(name == a or name.startswith(a + ".") for a in allowed), f"{path} imports {name}"
+            elif room == "runtime":
+                assert name.split(".")[0] not in HEAVY, f"{path} imports {name}"
+
+
+def test_setup_cfg_lists_every_package() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    listed = set(setup["options"]["packages"].split())
+    folders = {p.parent for room in ROOMS for p in (ROOT / room).rglob("__init__.py")}
+    assert listed == {"diinn." + ".".join(f.relative_to(ROOT).parts) for f in folders}
+
+
+def test_no_module_of_export_hides_another() -> None:
+    """``python export/to_onnx.py`` puts export/ first on sys.path."""
+    names = {p.stem for p in (ROOT / "export").glob("*.py")} - {"__init__"}
+    assert not names & (set(sys.stdlib_module_names) | HEAVY | {"onnxruntime", "tensorrt", "numpy", "cv2", "rich"})
+
+
+def python(code: str, *args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_grid_loads_numpy_alone() -> None:
+    code = "import sys; import diinn.runtime.grid; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    loaded = set(python(code).stdout.split())
+    assert "numpy" in loaded
+    assert not loaded & (HEAVY | {"cv2", "onnxruntime", "rich"})
+
+
+def test_the_runtime_runs_where_torch_cannot_be_imported(bundle_path: Path, photo_path: Path, tmp_path: Path) -> None:
+    code = f"""
+import sys
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {sorted(HEAVY)!r}:
+            raise ImportError('forbidden: ' + name)
+sys.meta_path.insert(0, NoTorch())
+from diinn.runtime.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+    out = tmp_path / "out.png"
+    args = ["--input", str(photo_path), "--model", str(bundle_path), "--out-size", "200x150", "--output", str(out)]
+    done = python(code, *args)
+    assert done.returncode == 0, done.stderr
+    assert out.exists()
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy of what git would ship."""
+    source = tmp_path_factory.mktemp("source") / "diinn"
+    ignore = shutil.ignore_patterns(".git", ".venv", "build", "dist", "runs", "out", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, source, ignore=ignore)
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(out), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next(out.glob("*.whl"))
+
+
+def test_the_wheel_holds_every_file(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if name.startswith("diinn/")}
+    wanted = set()
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("*"):
+            data = path.suffix == ".yaml" or path.parent.suffix == ".diinn"
+            if path.is_file() and (path.suffix == ".py" or data):
+                wanted.add(f"diinn/{path.relative_to(ROOT).as_posix()}")
+    assert packed == wanted
+    assert any(name.endswith("small.diinn/encoder.onnx") for name in packed)
+
+
+@pytest.mark.slow
+def test_the_wheel_runs_in_a_fresh_environment_without_torch(wheel: Path, photo_path: Path, tmp_path: Path) -> None:
+    home = tmp_path / "venv"
+    venv.create(home, with_pip=True)
+    pip = [str(home / "bin" / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    constraints = ["-c", str(ROOT / "constraints.txt")]
+    done = subprocess.run(
+        [*pip, *constraints, f"{wheel}[cpu]"], capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    probe = [str(home / "bin" / "python"), "-c", "import torch"]
+    assert subprocess.run(probe, capture_output=True, check=False).returncode != 0
+    out = tmp_path / "out.png"
+    command = [home / "bin" / "diinn-run", "--input", photo_path, "--out-size", "640x480", "--output", out]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    ran = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "80x60 -> 640x480" in ran.stdout
+    assert out.exists()

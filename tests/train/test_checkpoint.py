@@ -1,0 +1,152 @@
+"""Checkpoints: ours, the authors', and files that are neither."""
+
+import collections
+from pathlib import Path
+
+import pytest
+import torch
+from diinn.runtime import CheckpointError
+from diinn.train import checkpoint, protocol
+from diinn.train.config import parse
+from diinn.train.model import ModelConfig, SuperResolutionModel
+from diinn.train.published import PublishedModel
+
+SMALL_RDN = {
+    "encoder": {"name": "rdn", "channels": 8, "growth": 4, "blocks": 2, "layers": 3},
+    "decoder": {"name": "diinn", "depth": 4, "width": 16},
+}
+
+
+def authors_file(path: Path, **options: object) -> SuperResolutionModel:
+    """A Lightning checkpoint as the authors' code writes it, of a small RDN."""
+    torch.manual_seed(0)
+    model = SuperResolutionModel(parse(ModelConfig, SMALL_RDN, "test"))
+    published = PublishedModel(model)
+    state = collections.OrderedDict()
+    for name, value in published.state_dict().items():
+        part, _, rest = name.partition(".")
+        if part == "decoder":
+            kind, _, tail = rest.partition(".")
+            if kind in "KQ":  # theirs are Sequential(Conv2d, activation)
+                number, _, leaf = tail.partition(".")
+                rest = f"{kind}.{number}.0.{leaf}"
+        state[f"net.{part}.{rest}"] = value
+    state["sub"] = state["div"] = torch.full((1, 3, 1, 1), 0.5)
+    torch.save(
+        {
+            "epoch": 49,
+            "global_step": 4000,
+            "pytorch-lightning_version": "1.6.0",
+            "state_dict": state,
+            "optimizer_states": [],
+            "lr_schedulers": [{"milestones": collections.Counter({10: 1}), "gamma": 0.5}],
+            "hyper_parameters": {"arch": "diinn", "mode": 3, "init_q": False, **options},
+        },
+        path,
+    )
+    return model
+
+
+@pytest.mark.parametrize("name", ["epoch=49.ckpt", "diinn.pth", "no-ending"])
+def test_the_authors_checkpoints_load(tmp_path: Path, name: str) -> None:
+    model = authors_file(tmp_path / name)
+    loaded = checkpoint.load(tmp_path / name)
+    assert loaded.model.config == model.config
+    assert loaded.step == 4000
+    frame = torch.rand(3, 7, 9)
+    with torch.inference_mode():
+        wanted = PublishedModel(model)(frame[None], (15, 22))[0]
+    torch.testing.assert_close(protocol.super_resolve(loaded.model, frame, (15, 22)), wanted, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [({"mode": 4}, "mode 4"), ({"mode": 1}, "mode 1"), ({"init_q": True}, "init_q=True"), ({"arch": "liif"}, "'liif'")],
+)
+def test_the_authors_other_models_are_refused_by_name(tmp_path: Path, options: dict[str, object], word: str) -> None:
+    authors_file(tmp_path / "a.ckpt", **options)
+    with pytest.raises(CheckpointError, match=word):
+        checkpoint.load(tmp_path / "a.ckpt")
+
+
+def test_ours_comes_back_as_it_was(tmp_path: Path, checkpoint_path: Path) -> None:
+    first = checkpoint.load(checkpoint_path)
+    checkpoint.save(tmp_path / "again.pth", first)
+    again = checkpoint.load(tmp_path / "again.pth")
+    assert again.model.config == first.model.config
+    assert (again.scales, again.step) == ((1.0, 4.0), 7)
+    for name, value in first.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name])
+
+
+def test_the_weights_are_stored_in_the_papers_layout(checkpoint_path: Path) -> None:
+    state = torch.load(checkpoint_path, weights_only=True)["state"]
+    assert state["decoder.modulation.0.weight"].shape == (16, 9 * 16)  # w_0 over z
+    assert state["decoder.modulation.1.weight"].shape == (16, 16 + 9 * 16)  # w_1 over [s z]
+    assert state["decoder.synthesis.0.weight"].shape == (16, 3)
+
+
+class Malicious:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return Path.touch, (Path("/tmp/diinn-was-here"),)  # type: ignore[return-value]
+
+
+def test_code_is_not_run(tmp_path: Path) -> None:
+    torch.save({"format": checkpoint.FORMAT, "state": Malicious()}, tmp_path / "evil.pth")
+    with pytest.raises(CheckpointError, match=r"holds code \(.*\) instead of tensors"):
+        checkpoint.load(tmp_path / "evil.pth")
+
+
+@pytest.mark.parametrize(
+    ("data", "word"),
+    [(b"", "not a checkpoint"), (b"hello", "not a checkpoint"), (b"PK\x03\x04 cut", "not a checkpoint")],
+)
+def test_files_that_are_no_checkpoint(tmp_path: Path, data: bytes, word: str) -> None:
+    (tmp_path / "a.pth").write_bytes(data)
+    with pytest.raises(CheckpointError, match=word):
+        checkpoint.load(tmp_path / "a.pth")
+
+
+def test_a_truncated_checkpoint(tmp_path: Path, checkpoint_path: Path) -> None:
+    data = checkpoint_path.read_bytes()
+    (tmp_path / "a.pth").write_bytes(data[: len(data) // 2])
+    with pytest.raises(CheckpointError, match="truncated"):
+        checkpoint.load(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("content", [{"weights": 1}, [1, 2], {"state_dict": {}, "hyper_parameters": {"arch": "diinn"}}])
+def test_other_pickles(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError):
+        checkpoint.load(tmp_path / "a.pth")
+
+
+def test_missing_and_unreadable(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        checkpoint.load(tmp_path / "none.pth")
+    with pytest.raises(CheckpointError, match="cannot read"):
+        checkpoint.load(tmp_path)
+
+
+def damaged(checkpoint_path: Path, path: Path, **changes: object) -> Path:
+    torch.save(torch.load(checkpoint_path, weights_only=True) | changes, path)
+    return path
+
+
+def test_contents_that_do_not_fit(tmp_path: Path, checkpoint_path: Path) -> None:
+    content = torch.load(checkpoint_path, weights_only=True)
+    state = content["state"]
+    cases = {
+        "version 9": {"version": 9},
+        "unknown key 'depht': did you mean 'depth'": {
+            "model": {**content["model"], "decoder": {"name": "diinn", "depht": 3}}
+        },
+        "decoder.last.bias has shape missing": {"state": {k: v for k, v in state.items() if k != "decoder.last.bias"}},
+        "wants none of that name": {"state": {**state, "extra": torch.zeros(1)}},
+        r"has shape \(2,\)": {"state": {**state, "decoder.last.bias": torch.zeros(2)}},
+        "decoder.last.bias holds NaN": {"state": {**state, "decoder.last.bias": torch.full((3,), float("nan"))}},
+        "damaged": {"scales": None},
+    }
+    for word, changes in cases.items():
+        with pytest.raises(CheckpointError, match=word):
+            checkpoint.load(damaged(checkpoint_path, tmp_path / "a.pth", **changes))
