@@ -109,7 +109,9 @@ class RegularQueries(Queries):
     def fill(self, ids: Ids, index: Int32, query: Float32) -> None:
         width = self.shape[1]
         flat = np.arange(ids.start, ids.stop) if isinstance(ids, slice) else ids
-        row, col = np.divmod(flat.astype(np.int32), np.int32(width))
+        if self.count < 2**31:
+            flat = flat.astype(np.int32)  # divides faster
+        row, col = np.divmod(flat, flat.dtype.type(width))
         np.multiply(self.rows.index[row], np.int32(self.src_width), out=index)
         index += self.cols.index[col]
         query[:, 0] = self.rows.local[row]

@@ -80,6 +80,8 @@ class VideoFile(Sink):
         _check_writable(path.parent)
 
     def write(self, frame: Frame, image: npt.NDArray[np.uint8]) -> None:
+        if self._count % 30 == 0 and _free(self._path.parent) < LEAST_FREE:
+            raise DiinnError(f"the disk of {self.where!r} is full: the video was ended after {self._count} frames")
         if self._writer is None:
             size = (image.shape[1], image.shape[0])
             fourcc = cv2.VideoWriter.fourcc(*VIDEO_SUFFIXES[self._path.suffix.lower()])
@@ -88,8 +90,6 @@ class VideoFile(Sink):
                 raise InputError(
                     f"OpenCV cannot write {size[0]}x{size[1]} video to {self.where!r}: use .avi or a folder"
                 )
-        if self._count % 30 == 0 and _free(self._path.parent) < LEAST_FREE:
-            raise DiinnError(f"the disk of {self.where!r} is full: the video was ended after {self._count} frames")
         if self._last is not None:
             sequence, before = self._last
             for _ in range(min(frame.sequence - sequence - 1, LONGEST_GAP)):

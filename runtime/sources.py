@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 SCHEMES = ("v4l2", "csi", "rtsp", "http", "https", "file", "demo")
 DEMO_SIZE = (160, 120)
 DEMO_RATE = 30.0
-OPEN_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -271,7 +270,7 @@ def open_camera(uri: str, size: Size | None, *, loop: bool = False, paced: bool 
             hint = f"; for a file use --input {uri}" if Path(uri).exists() else ""
             raise SourceError(f"camera {uri!r} is neither a number, a device nor a URI{hint}")
         if scheme == "file":
-            return open_input(unquote(rest), loop=loop)
+            return open_input(uri, loop=loop)
         if scheme == "csi":
             camera = Camera(uri, _csi_pipeline(rest, size), None, cv2.CAP_GSTREAMER)
         elif scheme == "v4l2":
@@ -289,6 +288,7 @@ def open_camera(uri: str, size: Size | None, *, loop: bool = False, paced: bool 
 
 def open_input(pattern: str, *, loop: bool = False) -> Source:
     """A file, a folder (searched recursively) or a glob of images, or a video file."""
+    pattern = unquote(pattern.removeprefix("file://")) if pattern.startswith("file://") else pattern
     path = Path(pattern)
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in images.SUFFIXES)

@@ -11,7 +11,7 @@ from diinn.runtime import InputError
 
 
 def test_speed_measures_the_same_work_three_ways(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(speed, "CASES", (((24, 20), (48, 50)),))
     out = tmp_path / "speed.json"

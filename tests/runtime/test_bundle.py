@@ -128,7 +128,7 @@ def test_fuzz_of_the_description(copy: Path) -> None:
     text = (copy / "bundle.json").read_text()
     rng = random.Random(5)
     odd: list[object] = [None, -1, 0, 1e308, "", [], {}, [[]], True, "x" * 999, {"a": {"a": {}}}]
-    refused = 0
+    messages = []
     for _ in range(300):
         if rng.random() < 0.5:
             values = json.loads(text)
@@ -141,9 +141,9 @@ def test_fuzz_of_the_description(copy: Path) -> None:
         try:
             bundles.load(copy)
         except BundleError as error:
-            assert "\n" not in str(error)
-            refused += 1
-    assert refused > 100
+            messages.append(str(error))
+    assert len(messages) > 100
+    assert not [m for m in messages if "\n" in m]
 
 
 def test_every_shipped_bundle_passes_its_golden_sample() -> None:

@@ -1,10 +1,12 @@
 """``diinn-run`` end to end, in a process where signals and exit codes matter."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -71,7 +73,7 @@ def test_a_folder_keeps_names_and_goes_on_after_a_bad_image(run, photo: np.ndarr
     cv2.imwrite("in/a.png", photo)
     cv2.imwrite("in/sub/b.jpg", photo[:30])
     Path("in/broken.png").write_bytes(b"nothing")
-    code, out, err = run("--input", "in", "--scale", "2", "--output", "out", "--stats", "s.json")
+    code, _, err = run("--input", "in", "--scale", "2", "--output", "out", "--stats", "s.json")
     assert code == 1
     assert "broken.png' is not an image" in err
     assert "1 of 3 images could not be read" in err
@@ -220,6 +222,30 @@ def test_a_full_disk(run, photo_path: Path) -> None:
     code, _, err = run("--input", photo_path, "--stats", "/dev/full")
     assert code == 1
     assert "No space left" in err
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount a small file system here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up(run, photo_path: Path, tiny_disk: Path) -> None:
+    for args in (
+        ("--input", photo_path, "--out-size", "300x225", "--output", tiny_disk / "x.bmp"),
+        ("--camera", "demo", "--max-frames", "3", "--output", tiny_disk / "x.mp4"),
+    ):
+        code, _, err = run(*args)
+        assert code == 1
+        assert err.count("\n") == 1
+        assert "No space left" in err or "is full" in err
+        assert list(tiny_disk.iterdir()) == []
 
 
 def test_an_output_folder_that_cannot_be_written(run, photo_path: Path) -> None:

@@ -1,0 +1,99 @@
+"""Every command of the README: run where it can be, parsed where it needs a camera or an hour."""
+
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import ROOT
+from diinn.benchmarks import evaluate
+from diinn.export import to_onnx
+from diinn.runtime import demo
+from diinn.runtime import main as run
+from diinn.train import main as train
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+NEEDS_HARDWARE_OR_TIME = ("--camera 0", "diinn-train fit", "--benchmark")
+PROGRAMS: dict[str, tuple[Callable[[list[str]], int], Callable[[], object]]] = {
+    "diinn-run": (run.main, run.parser),
+    "diinn-train": (train.main, train.parser),
+    "diinn-eval": (evaluate.main, evaluate.parser),
+    "python export/to_onnx.py": (to_onnx.main, to_onnx.parser),
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line.split("  #")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory, checkpoint_path: Path, photo_folder: Path) -> Path:
+    """A folder with the files the README's commands name."""
+    folder = tmp_path_factory.mktemp("readme")
+    cv2.imwrite(str(folder / "photo.jpg"), demo.frame(5.0, (80, 60)))
+    shutil.copytree(photo_folder, folder / "photos")
+    shutil.copy(checkpoint_path, folder / "ckpt.pth")
+    return folder
+
+
+@pytest.mark.parametrize("command", commands())
+def test_command(
+    command: str, workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workplace)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    name = next((p for p in PROGRAMS if command.startswith(p + " ")), None)
+    if name is not None:
+        main, parser = PROGRAMS[name]
+        args = shlex.split(command.removeprefix(name))
+        if any(word in command for word in NEEDS_HARDWARE_OR_TIME):
+            parser().parse_args(args)  # type: ignore[attr-defined]
+            assert all((ROOT / a).exists() for a in args if a.endswith(".yaml"))
+        else:
+            assert main(args) == 0, capfd.readouterr().err
+    elif command.startswith("make "):
+        assert (
+            subprocess.run(["make", "-n", command.split()[1]], cwd=ROOT, capture_output=True, check=False).returncode
+            == 0
+        )
+    elif command.startswith("pip install "):
+        setup = (ROOT / "setup.cfg").read_text(encoding="utf-8")
+        for extra in re.findall(r"\[(.*)\]", command)[0].split(","):
+            assert f"\n{extra} =\n" in setup
+    else:
+        pytest.fail(f"the README has a command no test knows: {command}")
+
+
+def test_the_outputs_the_commands_promise(workplace: Path) -> None:
+    assert cv2.imread(str(workplace / "out.png")).shape == (480, 640, 3)
+    assert (workplace / "demo.mp4").stat().st_size > 0
+    assert len(list((workplace / "bigger").iterdir())) == 8
+    assert (workplace / "mine.diinn" / "bundle.json").exists()
+
+
+def test_the_python_of_the_readme() -> None:
+    v, u = np.mgrid[0:48, 0:64].astype(np.float32)
+    scope = {"frame": demo.frame(1.0, (64, 48)), "map_x": u, "map_y": v}
+    for block in blocks("python"):
+        exec(block, scope)
+    assert scope["big"].shape == (480, 640, 3)
+    assert scope["flat"].shape == (48, 64, 3)
+    assert scope["crop"].shape == (240, 320, 3)
+    assert scope["exact"].dtype == np.float32
+
+
+def test_files_the_readme_names_are_there() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+    for module in re.findall(r"python -m diinn\.(\S+?)[`\s]", README):
+        assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
