@@ -40,5 +40,5 @@ clean:
 	touch $@
 
 .venv/.dev: .venv/bin/python setup.cfg constraints.txt
-	$(PIP) -e '.[train,export,test]'
+	$(PIP) -e '.[test]'
 	touch $@ .venv/.run

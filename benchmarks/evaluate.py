@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from diinn.runtime.errors import DiinnError, InputError
+from diinn.runtime.command import Parser, guarded
+from diinn.runtime.errors import InputError
 from diinn.runtime.resolver import SuperResolver
 from diinn.train import checkpoint, data, degradation, protocol
 from rich import box
@@ -33,7 +34,7 @@ class Score:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(prog="diinn-eval", description=__doc__)
+    top = Parser(prog="diinn-eval", description=__doc__)
     top.add_argument("model", help="a checkpoint, a bundle, or the name of a shipped model")
     top.add_argument("--data", type=Path, nargs="+", required=True, metavar="FOLDER", help="sets of HR images")
     top.add_argument("--scales", type=float, nargs="+", default=[2.0, 3.0, 4.0], metavar="S", help="default: 2 3 4")
@@ -45,11 +46,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 2 for bad input, 1 for a failure while running."""
     args = parser().parse_args(argv)
-    try:
-        return run(args)
-    except DiinnError as error:
-        print(f"diinn-eval: {error}", file=sys.stderr)
-        return error.exit_code
+    return guarded("diinn-eval", "pip install 'diinn[train,export]'", lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,10 +54,15 @@ def run(args: argparse.Namespace) -> int:
     bad = [s for s in args.scales if not 1 <= s <= 64]
     if bad:
         raise InputError(f"scale {bad[0]:g} is not a number from 1 to 64")
+    names = [folder.resolve().name for folder in args.data]
+    if len(set(names)) < len(names):
+        raise InputError(f"two folders of --data are called the same: {', '.join(sorted(names))}; rename one")
+    if args.json is not None and not args.json.parent.is_dir():
+        raise InputError(f"cannot write --json {str(args.json)!r}: no such folder")
     console = Console(width=110)
     print(f"Protocol: {protocol.PROTOCOL}.")
     with open_upscaler(args.model) as upscale:
-        sets = {folder.name: evaluate(upscale, folder, args.scales, console) for folder in args.data}
+        sets = {n: evaluate(upscale, f, args.scales, console) for n, f in zip(names, args.data, strict=True)}
     columns = [f"×{s:g}" for s in args.scales]
     table = Table("set", "images", "method", *columns, box=box.MARKDOWN)
     for name, scores in sets.items():

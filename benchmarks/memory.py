@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from diinn.runtime import demo
+from diinn.runtime.command import Parser, guarded
 from diinn.runtime.resolver import SuperResolver
 from diinn.runtime.view import Size
 from rich import box
@@ -69,10 +70,15 @@ def in_own_process(model: str, lr: Size, out: Size, dtype: str) -> dict[str, int
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    top = argparse.ArgumentParser(prog="python -m diinn.benchmarks.memory", description=__doc__)
+    top = Parser(prog="python -m diinn.benchmarks.memory", description=__doc__)
     top.add_argument("--model", default="small", help="shipped model or bundle (default: small)")
     top.add_argument("--case", help=argparse.SUPPRESS)
     args = top.parse_args(argv)
+    return guarded("memory", "pip install 'diinn[cpu]'", lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do it and print."""
     if args.case:
         case: list[Any] = json.loads(args.case)
         print(json.dumps(measure(case[0], tuple(case[1]), tuple(case[2]), case[3])))

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from diinn.runtime import demo, images
+from diinn.runtime.command import Parser, guarded
 from diinn.runtime.resolver import SuperResolver
 
 RESULTS = Path(__file__).parent / "results"
@@ -39,11 +40,16 @@ def _captioned(image: npt.NDArray[np.uint8], text: str) -> npt.NDArray[np.uint8]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    top = argparse.ArgumentParser(prog="python -m diinn.benchmarks.picture", description=__doc__)
+    top = Parser(prog="python -m diinn.benchmarks.picture", description=__doc__)
     top.add_argument("--model", default="small", help="shipped model or bundle (default: small)")
     top.add_argument("--time", type=float, default=11.0, help="seconds into the demo camera's walk")
     top.add_argument("--out", type=Path, default=RESULTS / "picture.png", metavar="FILE.png")
     args = top.parse_args(argv)
+    return guarded("picture", "pip install 'diinn[cpu]'", lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do it and print."""
     images.write(args.out, render(args.model, args.time))
     print(args.out)
     return 0

@@ -20,7 +20,7 @@ import torch
 from diinn.benchmarks.networks import NAMES, Network, network
 from diinn.runtime import demo, grid
 from diinn.runtime.backends.base import BackendOptions
-from diinn.runtime.errors import DiinnError
+from diinn.runtime.command import Parser, guarded
 from diinn.runtime.resolver import SuperResolver
 from diinn.runtime.view import Size, View
 from diinn.train.published import PublishedModel
@@ -133,30 +133,36 @@ def table(results: Sequence[Result]) -> Table:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    top = argparse.ArgumentParser(prog="python -m diinn.benchmarks.speed", description=__doc__)
+    args = parser().parse_args(argv)
+    return guarded("speed", "pip install 'diinn[train,export]'", lambda: run(args))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = Parser(prog="python -m diinn.benchmarks.speed", description=__doc__)
     top.add_argument("--network", choices=NAMES, action="append", help="default: both")
     top.add_argument("--least", type=int, default=3, help="runs of each form per case, at least (default 3)")
     top.add_argument("--seconds", type=float, default=10, help="and until so many seconds are over (default 10)")
     top.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
-    args = top.parse_args(argv)
+    return top
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print."""
     logging.getLogger("diinn").setLevel(logging.ERROR)  # scales beyond training are the point here
     threads = BackendOptions().thread_count
     torch.set_num_threads(threads)
     print(f"{_processor()}, {threads} threads, torch {torch.__version__}, NumPy {np.__version__}")
     console = Console(width=110)
     everything = []
-    try:
-        for name in args.network or NAMES:
-            with network(name) as net:
-                results = measure(net, CASES, args.least, args.seconds)
-            encoder, decoder = net.model.config.encoder, net.model.config.decoder
-            parameters = sum(p.numel() for p in net.model.parameters())
-            print(f"\n{name}: {encoder.name}, decoder {decoder.depth} x {decoder.width}, {parameters:,} parameters\n")
-            console.print(table(results))
-            everything += results
-    except DiinnError as error:
-        print(f"speed: {error}", file=sys.stderr)
-        return error.exit_code
+    for name in args.network or NAMES:
+        with network(name) as net:
+            results = measure(net, CASES, args.least, args.seconds)
+        encoder, decoder = net.model.config.encoder, net.model.config.decoder
+        parameters = sum(p.numel() for p in net.model.parameters())
+        print(f"\n{name}: {encoder.name}, decoder {decoder.depth} x {decoder.width}, {parameters:,} parameters\n")
+        console.print(table(results))
+        everything += results
     if args.json is not None:
         args.json.write_text(json.dumps([asdict(r) for r in everything], indent=1) + "\n", encoding="utf-8")
     return 0

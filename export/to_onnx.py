@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diinn.runtime.errors import DiinnError, InputError
+from diinn.runtime.command import Parser, guarded
+from diinn.runtime.errors import InputError
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(prog="to_onnx.py", description=__doc__)
+    top = Parser(prog="to_onnx.py", description=__doc__)
     top.add_argument("checkpoint", type=Path, metavar="CKPT", help="a .pth of diinn-train, or the paper's .ckpt")
     top.add_argument("--out", type=Path, metavar="NAME.diinn", help="the bundle (default: beside the checkpoint)")
     top.add_argument("--quality", type=Path, metavar="FILE.json", help="scores for its card, from diinn-eval --json")
@@ -23,11 +24,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 2 for bad input, 1 for a failure while running."""
     args = parser().parse_args(argv)
-    try:
-        return run(args)
-    except DiinnError as error:
-        print(f"to_onnx: {error}", file=sys.stderr)
-        return error.exit_code
+    return guarded("to_onnx", "pip install 'diinn[export]'", lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -55,9 +55,7 @@ def export(
         draft.mkdir()
         _write(draft, loaded, {"sha256": bundles.sha256(source), "step": loaded.step}, quality or {}, licence)
         rows = parity.compare(loaded.model, draft)
-        if target.exists():
-            target.rename(workplace / "replaced")
-        draft.rename(target)
+        _put_in_place(draft, target, workplace / "replaced")
     except OSError as error:
         raise DiinnError(f"cannot write {str(target)!r}: {error.strerror or error}; nothing was left behind") from None
     finally:
@@ -113,3 +111,16 @@ def _golden_sample(model: SuperResolutionModel, scales: tuple[float, float]) -> 
             out[queries.outside] = view.border_value
         sample[f"{name}_out"] = out.reshape(*queries.shape, 3)[..., ::-1].astype(np.float32)
     return sample
+
+
+def _put_in_place(draft: Path, target: Path, aside: Path) -> None:
+    """Give ``draft`` its name; a bundle that bore it before goes only when the new one is there."""
+    if not target.exists():
+        draft.rename(target)
+        return
+    target.rename(aside)
+    try:
+        draft.rename(target)
+    except BaseException:
+        aside.rename(target)
+        raise

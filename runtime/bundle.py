@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from diinn.runtime.errors import BundleError, unknown
 FORMAT, VERSION = "diinn-bundle", 1
 SUFFIX = ".diinn"
 MODELS = Path(__file__).parent / "models"
+GOLDEN_BYTES = 16 * 2**20
 ROLES = ("encoder", "decoder", "gather_decoder")
 
 
@@ -63,21 +64,24 @@ class Bundle:
     def name(self) -> str:
         return self.path.name.removesuffix(SUFFIX)
 
-    @property
-    def map_channels(self) -> int:
-        return sum(m.channels for m in self.maps)
-
     def graph(self, role: str) -> Path:
         """Path of a graph whose hash was checked at loading."""
         return self.path / self.graphs[role]
 
     def golden(self) -> dict[str, np.ndarray]:
         """The golden sample: frame, three views, reference outputs, tolerance (see ``golden.py``)."""
+        path = self.path / "golden.npz"
         try:
-            with np.load(self.path / "golden.npz", allow_pickle=False) as sample:
+            with zipfile.ZipFile(path) as archive:
+                unpacked = sum(item.file_size for item in archive.infolist())
+            if unpacked > GOLDEN_BYTES:
+                raise BundleError(
+                    f"{path} unpacks to {unpacked} bytes, more than a golden sample holds: export it again"
+                )
+            with np.load(path, allow_pickle=False) as sample:
                 return dict(sample)
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise BundleError(f"{self.path / 'golden.npz'} cannot be read ({error}): export it again") from None
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise BundleError(f"{path} cannot be read ({error}): export it again") from None
 
 
 def sha256(path: Path) -> str:
@@ -97,17 +101,20 @@ def shipped() -> list[str]:
 def find(model: str | Path) -> Path:
     """Folder of a bundle given by path, or by the name of a shipped one."""
     path = Path(model)
-    if (path / "bundle.json").is_file():
-        return path
-    if path.exists():
+    if str(model) in shipped():  # a folder of that name in the working directory is given as ./NAME
+        return MODELS / f"{model}{SUFFIX}"
+    try:
+        if (path / "bundle.json").is_file():
+            return path
+        exists = path.exists()
+    except OSError as error:
+        raise BundleError(f"no bundle {str(model)[:60]!r}: {error.strerror}") from None
+    if exists:
         remedy = "export the checkpoint first: python export/to_onnx.py CKPT" if path.is_file() else "export it again"
         raise BundleError(f"{str(model)!r} is not a bundle (no bundle.json in it): {remedy}")
     if path.name != str(model) or path.suffix:
         raise BundleError(f"no bundle {str(model)!r}: give the path of a NAME{SUFFIX} folder or one of {shipped()}")
-    named = MODELS / f"{model}{SUFFIX}"
-    if not named.is_dir():
-        raise BundleError(unknown("model", str(model), shipped()) + ", or give the path of a bundle")
-    return named
+    raise BundleError(unknown("model", str(model), shipped()) + ", or give the path of a bundle")
 
 
 def load(model: str | Path) -> Bundle:
@@ -153,7 +160,7 @@ class _Reader:
             architecture=self.field("architecture", _is_object, "an object"),
             scales=(float(scales[0]), float(scales[1])),
             radius=self.field("receptive_radius", _is_count, "a whole number from 0 up"),
-            workspace=self.field("workspace_bytes_per_pixel", _is_count, "a whole number from 0 up"),
+            workspace=self.field("workspace_bytes_per_pixel", lambda v: _is_count(v) and v, "a whole number from 1 up"),
             maps=tuple(MapSpec(m["name"], m["channels"]) for m in maps),
             query=tuple(self.field("query", _is_names, "a list of names")),
             graphs=self.field("graphs", _is_graphs, f"a file name for each of {', '.join(ROLES)}"),
@@ -193,7 +200,7 @@ def _is_names(value: Any) -> bool:
 
 def _is_range(value: Any) -> bool:
     def number(v: Any) -> bool:
-        return type(v) in (int, float) and math.isfinite(v) and v > 0
+        return type(v) in (int, float) and 0.01 <= v <= 1000
 
     return isinstance(value, list) and len(value) == 2 and all(map(number, value)) and value[0] <= value[1]
 
@@ -207,6 +214,6 @@ def _is_maps(value: Any) -> bool:
 
 def _is_graphs(value: Any) -> bool:
     def plain(v: Any) -> bool:
-        return isinstance(v, str) and v == Path(v).name and v not in ("", "..")
+        return isinstance(v, str) and v == Path(v).name and v not in ("", "..") and len(v) < 200
 
     return isinstance(value, dict) and all(plain(value.get(role)) for role in ROLES)

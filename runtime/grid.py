@@ -68,12 +68,12 @@ class Queries(ABC):
     """The queries of one view over one LR frame.
 
     shape: the output's (height, width)
-    ratios: smallest and largest area ratio among the queries
+    scales: smallest and largest scale among the queries and axes, before any clamping
     outside: which queries lie outside the frame and get the border value, bool [h·w]; None if none do
     """
 
     shape: tuple[int, int]
-    ratios: tuple[float, float]
+    scales: tuple[float, float]
     outside: npt.NDArray[np.bool_] | None
 
     @property
@@ -103,7 +103,8 @@ class RegularQueries(Queries):
     def __init__(self, rows: Axis, cols: Axis, src_width: int) -> None:
         self.rows, self.cols, self.src_width = rows, cols, src_width
         self.shape = (len(rows.index), len(cols.index))
-        self.ratios = (rows.ratio * cols.ratio,) * 2
+        self.ratio = rows.ratio * cols.ratio
+        self.scales = (1 / max(rows.ratio, cols.ratio), 1 / min(rows.ratio, cols.ratio))
         self.outside = None
 
     def fill(self, ids: Ids, index: Int32, query: Float32) -> None:
@@ -116,7 +117,7 @@ class RegularQueries(Queries):
         index += self.cols.index[col]
         query[:, 0] = self.rows.local[row]
         query[:, 1] = self.cols.local[col]
-        query[:, 2] = self.ratios[0]
+        query[:, 2] = self.ratio
 
     def in_rows(self, top: int, bottom: int) -> slice:
         first, last = np.searchsorted(self.rows.index, [top, bottom])
@@ -133,11 +134,11 @@ class MapQueries(Queries):
         index: Int32,  # [h·w]
         local: Float32,  # [h·w, 2] (y, x)
         ratio: Float32,  # [h·w]
+        scales: tuple[float, float],
         outside: npt.NDArray[np.bool_] | None,
     ) -> None:
-        self.shape, self.src_width, self.outside = shape, src_width, outside
+        self.shape, self.src_width, self.scales, self.outside = shape, src_width, scales, outside
         self.index, self.local, self.ratio = index, local, ratio
-        self.ratios = (float(ratio.min()), float(ratio.max()))
 
     def fill(self, ids: Ids, index: Int32, query: Float32) -> None:
         index[:] = self.index[ids]
@@ -161,6 +162,13 @@ def roi(src_size: tuple[int, int], rect: tuple[float, float, float, float], dsiz
 
     Raises InputError when the rectangle is empty, not finite or not inside the frame.
     """
+    check_rect(src_size, rect)
+    x, y, w, h = rect
+    return RegularQueries(axis(src_size[1], dsize[1], y, h), axis(src_size[0], dsize[0], x, w), src_size[0])
+
+
+def check_rect(src_size: tuple[int, int], rect: tuple[float, float, float, float]) -> None:
+    """InputError unless ``rect`` (x, y, width, height) lies inside a frame of ``src_size`` (width, height)."""
     width, height = src_size
     x, y, w, h = rect
     inside = x >= 0 and y >= 0 and x + w <= width and y + h <= height
@@ -169,7 +177,6 @@ def roi(src_size: tuple[int, int], rect: tuple[float, float, float, float], dsiz
             f"ROI x,y,w,h = {x:g},{y:g},{w:g},{h:g} is not inside the {width}x{height} frame: "
             f"use 0 <= x, x+w <= {width}, 0 <= y, y+h <= {height} and a width and height above 0"
         )
-    return RegularQueries(axis(height, dsize[1], y, h), axis(width, dsize[0], x, w), width)
 
 
 def remap(
@@ -194,9 +201,10 @@ def remap(
     ratio = _area_ratio(x, y)
     if fixed_point:
         ratio = _box_mean(ratio, radius=4)
+    finest, coarsest = max(float(ratio.min()), 1e-12), max(float(ratio.max()), 1e-12)
     within = (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
-    pos_x = np.clip(np.nan_to_num(x, nan=0.0) + 0.5, 0, width)
-    pos_y = np.clip(np.nan_to_num(y, nan=0.0) + 0.5, 0, height)
+    pos_x = np.clip(np.nan_to_num(x) + 0.5, 0, width)
+    pos_y = np.clip(np.nan_to_num(y) + 0.5, 0, height)
     col = np.minimum(pos_x.astype(np.int32), width - 1)
     row = np.minimum(pos_y.astype(np.int32), height - 1)
     local = np.stack([2 * (pos_y - row) - 1, 2 * (pos_x - col) - 1], axis=-1)
@@ -207,6 +215,7 @@ def remap(
         index=(row * np.int32(width) + col).reshape(-1),
         local=local.reshape(-1, 2).astype(np.float32),
         ratio=np.clip(ratio, *ratio_range).reshape(-1).astype(np.float32),
+        scales=(coarsest**-0.5, finest**-0.5),
         outside=outside.reshape(-1) if outside.any() else None,
     )
 
@@ -216,7 +225,8 @@ def _float_maps(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], bool]:
     """Both maps as float64 [h, w], and whether they came in OpenCV's fixed-point form."""
     pair = map_x.ndim == 3 and map_x.shape[-1] == 2
-    if pair and map_x.dtype == np.int16:
+    fits = map_y is None or map_y.size == 0 or map_y.shape == map_x.shape[:2]
+    if pair and map_x.dtype == np.int16 and map_x.size and fits:
         fraction = np.zeros(map_x.shape[:2], np.int32)
         if map_y is not None and map_y.size:
             fraction = map_y.astype(np.int32)
@@ -240,9 +250,10 @@ def _float_maps(
 
 def _area_ratio(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """|det J| of the map, LR px² per output px, [h, w]; 1 where it cannot be told."""
-    dx_du, dy_du = _derivative(x, y, 1)
-    dx_dv, dy_dv = _derivative(x, y, 0)
-    det = np.abs(dx_du * dy_dv - dx_dv * dy_du)
+    with np.errstate(invalid="ignore", over="ignore"):  # maps may hold infinities where they leave the frame
+        dx_du, dy_du = _derivative(x, y, 1)
+        dx_dv, dy_dv = _derivative(x, y, 0)
+        det = np.abs(dx_du * dy_dv - dx_dv * dy_du)
     return np.where(np.isfinite(det), det, 1.0)
 
 
@@ -252,6 +263,9 @@ def _derivative(
     """(dx, dy) per output pixel: the mean of the steps before and after, or the calmer of the two
     where there is but one, where one is not finite, or where one is a jump (over four times the
     other, and by more than a pixel)."""
+    if x.shape[along] == 1:  # one pixel across: assume the map does not scale along this axis
+        one, none = np.ones_like(x), np.zeros_like(x)
+        return (one, none) if along == 1 else (none, one)
     steps = []
     for field in (x, y):
         step = np.diff(field, axis=along)
@@ -265,10 +279,6 @@ def _derivative(
     def pick(b: npt.NDArray[np.float64], a: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         return np.where(use_after, a, np.where(use_before, b, (a + b) / 2))
 
-    single = x.shape[along] == 1
-    nothing = np.ones_like(x) if single else None
-    if nothing is not None:  # one pixel across: assume the map does not scale along this axis
-        return (nothing, 0 * nothing) if along == 1 else (0 * nothing, nothing)
     return pick(x_before, x_after), pick(y_before, y_after)
 
 

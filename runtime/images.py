@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import zlib
 from pathlib import Path
 
 import cv2
@@ -15,6 +16,11 @@ log = logging.getLogger(__name__)
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 UInt8 = npt.NDArray[np.uint8]
 _PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def find(folder: Path) -> list[Path]:
+    """Every image file below ``folder``, sorted."""
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
 
 
 def read_bgr(path: Path) -> UInt8:
@@ -29,7 +35,7 @@ def read_bgr(path: Path) -> UInt8:
     if not data:
         raise SourceError(f"{str(path)!r} is empty: replace it")
     if _cut_short(data):
-        raise SourceError(f"{str(path)!r} is cut short: copy it again")
+        raise SourceError(f"{str(path)!r} is cut short or damaged: copy it again")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:
@@ -60,9 +66,9 @@ def write(path: Path, image: UInt8) -> None:
 
 
 def _cut_short(data: bytes) -> bool:
-    """Whether a JPEG or PNG lacks its end; decoders fill in grey and say nothing."""
+    """Whether a JPEG or PNG lacks its end or a PNG chunk is damaged; decoders fill in and say nothing."""
     if data.startswith(_PNG):
-        return b"IEND" not in data[-4096:]
+        return _png_damaged(data)
     if not data.startswith(b"\xff\xd8"):
         return False
     at = 2
@@ -71,4 +77,16 @@ def _cut_short(data: bytes) -> bool:
         if marker == 0xDA:  # the scan starts: its end marker must follow
             return data.find(b"\xff\xd9", at) < 0
         at += 2 + length
+    return True
+
+
+def _png_damaged(data: bytes) -> bool:
+    at = len(_PNG)
+    while at + 12 <= len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        if zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            return True
+        if data[at + 4 : at + 8] == b"IEND":
+            return False
+        at = end + 4
     return True

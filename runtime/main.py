@@ -8,13 +8,15 @@ import logging
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from diinn.runtime import bundle as bundles
+from diinn.runtime.command import Parser, guarded
 from diinn.runtime.errors import DiinnError, InputError
 
 if TYPE_CHECKING:
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from diinn.runtime.stats import Stats
     from diinn.runtime.view import View
 
-log = logging.getLogger("diinn")
 BENCHMARK_FRAMES = 100
 DEFAULT_SCALE = 2.0
 EPILOG = """\
@@ -34,13 +35,6 @@ examples:
   diinn-run --camera 0 --out-size 640x480
   diinn-run --input photos/ --scale 2.5 --output bigger/
 """
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage in front of it."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -78,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--list-models", action="store_true", help="list the shipped models and exit")
     model.add_argument("--backend", default="auto", help="onnxruntime or auto (default)")
     model.add_argument("--provider", help="device of the backend: cpu (default), cuda, … as installed")
-    model.add_argument("--threads", type=count, metavar="N", help="CPU threads (default: all)")
+    model.add_argument("--threads", type=threads, metavar="N", help="CPU threads (default: all)")
     model.add_argument(
         "--memory-budget",
         type=count,
@@ -113,7 +107,9 @@ def size(text: str) -> tuple[int, int]:
     width, x, height = text.lower().partition("x")
     if not (x and width.isascii() and width.isdigit() and height.isascii() and height.isdigit()):
         raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT in pixels, such as 640x480")
-    return _checked(lambda: check_size((int(width[:9]), int(height[:9]))))
+    if max(len(width), len(height)) > 9:
+        raise argparse.ArgumentTypeError(f"{text[:30]!r} is too large a size")
+    return _checked(lambda: check_size((int(width), int(height))))
 
 
 def scale(text: str) -> float:
@@ -139,6 +135,13 @@ def count(text: str) -> int:
     return int(text)
 
 
+def threads(text: str) -> int:
+    """A number of threads a machine may have."""
+    if count(text) > 1024:
+        raise argparse.ArgumentTypeError(f"{text!r} is more threads than 1024")
+    return count(text)
+
+
 def seconds(text: str) -> float:
     """A time above 0."""
     value = _number(text)
@@ -153,25 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=args.log_level.upper(), format="diinn-run: %(message)s", stream=sys.stderr, force=True)
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # what goes wrong is said once, by us
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    try:
-        if args.list_models:
-            return list_models()
-        return run(args)
-    except DiinnError as error:
-        print(f"diinn-run: {error}", file=sys.stderr)
-        return error.exit_code
-    except ModuleNotFoundError as error:
-        print(f"diinn-run: {error.name} is not installed: pip install 'diinn[cpu]'", file=sys.stderr)
-        return 2
-    except MemoryError:
-        print("diinn-run: out of memory: use a smaller --out-size or --memory-budget", file=sys.stderr)
-        return 1
-    except BrokenPipeError:  # whoever read our output is gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except OSError as error:  # what no room foresaw: a name too long, a disk that went away
-        print(f"diinn-run: {error.strerror or error}: {error.filename!r}", file=sys.stderr)
-        return 1
+    return guarded("diinn-run", "pip install 'diinn[cpu]'", list_models if args.list_models else lambda: run(args))
 
 
 def list_models() -> int:
@@ -187,10 +172,12 @@ def list_models() -> int:
 def run(args: argparse.Namespace) -> int:
     """Do what the arguments ask; DiinnError where that cannot be done."""
     from diinn.runtime.resolver import MIB, SuperResolver
-    from diinn.runtime.run import Limits, Run, Wanted, stopping
+    from diinn.runtime.run import Run, Wanted, stopping
 
     if not (args.camera or args.input):
         raise InputError("no input: give --camera 0, --camera demo or --input FILE")
+    if args.stats is not None and not args.stats.parent.is_dir():
+        raise InputError(f"cannot write --stats {str(args.stats)!r}: no such folder")
     goal = Wanted(args.out_size, args.scale or (None if args.out_size else DEFAULT_SCALE), args.roi)
     frames = args.max_frames or (BENCHMARK_FRAMES if args.benchmark and not args.duration else None)
     with stopping() as stop:
@@ -201,15 +188,16 @@ def run(args: argparse.Namespace) -> int:
             threads=args.threads,
             memory_budget=args.memory_budget * MIB,
         ) as resolver:
-            routes = open_routes(args)
+            routes = open_routes(args, stop)
             announced = _announcer(resolver, {source.name: sink for source, sink in routes})
-            job = Run(resolver, routes, goal, Limits(frames, args.duration), announced)
+            job = Run(resolver, routes, goal, frames, announced)
+            stop.deadline = time.monotonic() + (args.duration or math.inf)
             with _progress(job, frames, not args.no_progress) as tick:
                 job.run(stop, tick)
         return finish(args, job, stop)
 
 
-def open_routes(args: argparse.Namespace) -> list[tuple[Source, Sink]]:
+def open_routes(args: argparse.Namespace, stop: Stop) -> list[tuple[Source, Sink]]:
     """Every source with its sink; those opened already are closed when one fails."""
     from diinn.runtime import sinks, sources
 
@@ -224,7 +212,10 @@ def open_routes(args: argparse.Namespace) -> list[tuple[Source, Sink]]:
             opened.append(sources.open_input(pattern, loop=args.loop))
         _name_apart(opened)
         for source in opened:
-            routes.append((source, sinks.open_sink(output, source, several, args.headless)))
+            sink = sinks.open_sink(
+                output, source, several=several, headless=args.headless, stopped=lambda: stop.requested
+            )
+            routes.append((source, sink))
     except BaseException:
         for source in opened:
             source.close()
@@ -298,8 +289,12 @@ def _progress(job: Run, frames: int | None, wanted: bool) -> Iterator[Callable[[
     if not (wanted and sys.stderr.isatty()):
         yield lambda stats: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    except ImportError:  # a system that brings its own OpenCV and backend needs nothing else
+        yield lambda stats: None
+        return
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
@@ -314,11 +309,13 @@ def _progress(job: Run, frames: int | None, wanted: bool) -> Iterator[Callable[[
 
 def _name_apart(opened: Sequence[Source]) -> None:
     """Number sources that bear the same name, so that their files and statistics stay apart."""
-    seen: dict[str, int] = {}
+    taken: set[str] = set()
     for source in opened:
-        seen[source.name] = seen.get(source.name, 0) + 1
-        if seen[source.name] > 1:
-            source.name = f"{source.name}-{seen[source.name]}"
+        wanted, number = source.name, 1
+        while source.name in taken:
+            number += 1
+            source.name = f"{wanted}-{number}"
+        taken.add(source.name)
 
 
 def _number(text: str) -> float:

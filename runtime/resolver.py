@@ -97,9 +97,9 @@ class SuperResolver:
             views = golden.views(sample)
             outputs = self.decode(self.encode([sample["frame"]])[0], list(views.values()), dtype=np.float32)
             found = golden.differences(sample, dict(zip(views, outputs, strict=True)))
-        except (KeyError, ValueError, TypeError) as error:
+            golden.verdict(sample, found, f"{self.bundle.path} on {self.backend.describe()}")
+        except (KeyError, ValueError, TypeError, IndexError) as error:
             raise BundleError(f"{self.bundle.path}/golden.npz is damaged ({error}): export it again") from None
-        golden.verdict(sample, found, f"{self.bundle.path} on {self.backend.describe()}")
         return found
 
     def resize(self, frame: Image, dsize: Size, *, dtype: npt.DTypeLike = np.uint8) -> Image:
@@ -135,6 +135,7 @@ class SuperResolver:
 
     def encode(self, frames: Sequence[Image]) -> list[Encoded]:
         """Encode frames, those of equal size in one batch as far as the memory budget reaches."""
+        self._check_open()
         ready = [as_bgr(frame) for frame in frames]
         out: list[Encoded | None] = [None] * len(ready)
         groups: dict[Size, list[int]] = {}
@@ -142,14 +143,11 @@ class SuperResolver:
             groups.setdefault(frame.shape[:2], []).append(i)
         for (height, width), members in groups.items():
             fit = self.memory_budget // (height * width * self.bundle.workspace)
-            if fit < 1:
-                self._once(
-                    f"{width}x{height} frames need {height * width * self.bundle.workspace / MIB:.0f} MiB to encode, "
-                    f"the memory budget is {self.memory_budget / MIB:.0f} MiB: encoding them in bands"
-                )
+            if fit < 1 and self._in_bands((width, height)):
                 for i in members:
                     out[i] = Encoded(ready[i], None)
                 continue
+            fit = max(fit, 1)
             for start in range(0, len(members), fit):
                 batch = members[start : start + fit]
                 maps = self.backend.encode(np.concatenate([planar_rgb(ready[i]) for i in batch]))
@@ -157,8 +155,24 @@ class SuperResolver:
                     out[i] = Encoded(ready[i], maps, place * height * width)
         return [encoded for encoded in out if encoded is not None]
 
+    def _in_bands(self, size: Size) -> bool:
+        """Whether a frame over the memory budget gains from bands; says what it needs."""
+        cut = bands(size, self.bundle, self.memory_budget)
+        most = max(high - low for _, _, low, high in cut) * size[0] * self.bundle.workspace
+        self._once(
+            f"{size[0]}x{size[1]} frames need {size[0] * size[1] * self.bundle.workspace / MIB:.0f} MiB to encode, the "
+            f"memory budget is {self.memory_budget / MIB:.0f} MiB: {len(cut)} band{'s' * (len(cut) > 1)} of up to "
+            f"{most / MIB:.0f} MiB"
+        )
+        return len(cut) > 1
+
+    def _check_open(self) -> None:
+        if self.backend.closed:
+            raise InputError(f"the resolver of {self.bundle.name} is closed: open another")
+
     def decode(self, encoded: Encoded, views: Sequence[View], *, dtype: npt.DTypeLike = np.uint8) -> list[Image]:
         """Decode any number of views of one encoded frame: BGR images [h, w, 3] of ``dtype``."""
+        self._check_open()
         kind = np.dtype(dtype)
         if kind not in (np.uint8, np.float32):
             raise InputError(f"dtype {kind.name} is neither uint8 nor float32")
@@ -196,8 +210,8 @@ class SuperResolver:
             ]
             parts = [part for part in parts if part.count]
             if parts:
-                maps = self.backend.encode(planar_rgb(encoded.frame[low:high]))
-                self.backend.decode(maps, parts)
+                # No name for the maps: those of one band are gone before the next is encoded.
+                self.backend.decode(self.backend.encode(planar_rgb(encoded.frame[low:high])), parts)
 
     def _reduced(self, view: View, out: Image) -> Image:
         if view.dsize == out.shape[1::-1]:
@@ -209,12 +223,13 @@ class SuperResolver:
         return cv2.resize(out, view.dsize, interpolation=cv2.INTER_AREA)
 
     def _warn_of_scale(self, queries: grid.Queries) -> None:
-        finest = queries.ratios[0]
-        _, highest = self.bundle.scales
-        if finest < (1 / highest**2) * (1 - 1e-6):
+        lowest, highest = self.bundle.scales
+        slack = 1.02  # whole pixels do not hit a scale exactly
+        beyond = [scale for scale in queries.scales if not lowest / slack <= scale <= highest * slack]
+        if beyond:
             self._once(
-                f"scale {finest**-0.5:.2f} is beyond what {self.bundle.name} was trained for "
-                f"({self.bundle.scales[0]:g} to {highest:g}): expect a softer picture"
+                f"scale {max(beyond):.2f} is beyond what {self.bundle.name} was trained for "
+                f"({lowest:g} to {highest:g}): expect a softer picture"
             )
 
     def _once(self, message: str) -> None:
@@ -238,11 +253,13 @@ class SuperResolver:
 def bands(size: Size, bundle: bundles.Bundle, budget: int) -> list[tuple[int, int, int, int]]:
     """Bands of rows (top, bottom) of a frame, each with the rows (low, high) to encode for it.
 
-    The halo is the encoder's exact receptive field, so a band's maps equal the whole frame's.
+    The halo is the encoder's exact receptive field, so a band's maps equal the whole frame's. A band is
+    at least as high as its two halos: below that, more than half the work would be done twice, and a
+    budget that small is exceeded.
     """
     width, height = size
     rows = budget // (width * bundle.workspace)
-    inner = max(1, rows - 2 * bundle.radius)
+    inner = max(rows - 2 * bundle.radius, 2 * bundle.radius, 1)
     count = -(-height // inner)
     edges = [height * i // count for i in range(count + 1)]
     return [

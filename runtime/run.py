@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from types import FrameType
+from types import FrameType, TracebackType
 
+from diinn.runtime.errors import DiinnError
+from diinn.runtime.grid import check_rect
 from diinn.runtime.resolver import SuperResolver
 from diinn.runtime.sinks import Sink
 from diinn.runtime.sources import Frame, Source
 from diinn.runtime.stats import Stats
 from diinn.runtime.view import Rect, Size, View
 
-log = logging.getLogger(__name__)
 IDLE_SECONDS = 0.2  # how long to wait for a frame before looking whether to stop
 
 
@@ -31,6 +31,8 @@ class Wanted:
 
     def view(self, src_size: Size) -> View:
         """The view of a frame of ``src_size`` (width, height)."""
+        if self.rect:
+            check_rect(src_size, self.rect)
         width, height = self.rect[2:] if self.rect else src_size
         scale = self.scale or 1.0
         dsize = self.dsize or (_scaled(width, scale), _scaled(height, scale))
@@ -42,19 +44,17 @@ def _scaled(length: float, scale: float) -> int:
     return max(1, round(length * scale), math.ceil(length) if scale >= 1 else 1)
 
 
-@dataclass(frozen=True)
-class Limits:
-    """When to end although the sources go on: after so many frames or seconds."""
-
-    frames: int | None = None
-    seconds: float | None = None
-
-
 class Stop:
-    """Set by Ctrl-C or SIGTERM: the frame in work is finished, then what is being written."""
+    """Set by Ctrl-C, SIGTERM or a deadline: the frame in work is finished, then what is being written."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.deadline = math.inf  # of time.monotonic
+
+    @property
+    def requested(self) -> bool:
+        """Whether it is time to end."""
+        return self.signal is not None or time.monotonic() >= self.deadline
 
     def __call__(self, number: int, _: FrameType | None) -> None:
         self.signal = number
@@ -85,24 +85,24 @@ class Run:
         resolver: SuperResolver,
         routes: Sequence[tuple[Source, Sink]],
         wanted: Wanted,
-        limits: Limits,
+        most: int | None,
         announce: Callable[[Frame, View], None],
     ) -> None:
-        self.resolver, self.routes, self.wanted, self.limits = resolver, routes, wanted, limits
+        self.resolver, self.routes, self.wanted, self.most = resolver, routes, wanted, most
         self.stats = Stats()
         self._announce = announce
         self._views: dict[tuple[str, Size], View] = {}
 
     def run(self, stop: Stop, tick: Callable[[Stats], None]) -> None:
-        """Until the sources end, a limit is reached or ``stop`` is set; sinks are closed in any case."""
+        """Until the sources end, ``most`` frames are done or ``stop`` is set; sinks are closed in any case."""
         with ExitStack() as closing:
             for source, sink in self.routes:
-                closing.callback(sink.close)
+                closing.push(_closer(sink))
                 closing.callback(source.close)
-            deadline = time.monotonic() + (self.limits.seconds or float("inf"))
-            while not self._done(stop, deadline):
+                source.start()
+            while not self._done(stop):
                 for source, sink in self.routes:
-                    if self._done(stop, deadline):
+                    if self._done(stop):
                         break
                     frame = source.read(IDLE_SECONDS / len(self.routes))
                     if frame is not None:
@@ -114,11 +114,11 @@ class Run:
         """Frames all sources captured, dropped ones included."""
         return sum(source.captured for source, _ in self.routes)
 
-    def _done(self, stop: Stop, deadline: float) -> bool:
-        enough = self.limits.frames is not None and self.stats.processed >= self.limits.frames
-        closed = any(getattr(sink, "closed", False) for _, sink in self.routes)
+    def _done(self, stop: Stop) -> bool:
+        enough = self.most is not None and self.stats.processed >= self.most
+        closed = any(sink.closed for _, sink in self.routes)
         ended = all(source.ended for source, _ in self.routes)
-        return stop.signal is not None or enough or closed or ended or time.monotonic() >= deadline
+        return stop.requested or enough or closed or ended
 
     def _process(self, frame: Frame, sink: Sink) -> None:
         size = (frame.image.shape[1], frame.image.shape[0])
@@ -140,3 +140,16 @@ class Run:
             total=(end - start) * 1e3,
             sink=(done - end) * 1e3,
         )
+
+
+def _closer(sink: Sink) -> Callable[[type[BaseException] | None, BaseException | None, TracebackType | None], None]:
+    """Closes ``sink`` at the end of a ``with``, telling it whether an error ended it; the error comes first."""
+
+    def close(kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            sink.close(failed=kind is not None)
+        except DiinnError:
+            if kind is None:
+                raise
+
+    return close

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import glob
 import logging
+import os
+import re
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import cv2
 import numpy as np
@@ -26,6 +28,8 @@ log = logging.getLogger(__name__)
 SCHEMES = ("v4l2", "csi", "rtsp", "http", "https", "file", "demo")
 DEMO_SIZE = (160, 120)
 DEMO_RATE = 30.0
+DEMO_PIXELS = demo.WIDTH * demo.HEIGHT
+NETWORK_TIMEOUT_MS = 10_000
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,10 @@ class Source(ABC):
         return self._captured
 
     _captured = 0
+    files: Sequence[tuple[Path, Path]] = ()  # of still images: (file, its path below what was asked for)
+
+    def start(self) -> None:  # noqa: B027  only live sources go on by themselves
+        """Begin to capture; called once, when the source's name is settled."""
 
     def close(self) -> None:  # noqa: B027  still images hold nothing
         """Let go of the device or file."""
@@ -90,16 +98,16 @@ class ImageFiles(Source):
     def __init__(self, name: str, files: Sequence[tuple[Path, Path]]) -> None:
         self.name = name
         self.failures: list[str] = []
-        self._files = iter(files)
-        self._only = len(files) == 1
+        self.files = files
+        self._next = iter(files)
         self._ended = False
 
     def read(self, timeout: float) -> Frame | None:
-        for path, relative in self._files:
+        for path, relative in self._next:
             try:
                 return self._frame(images.read_bgr(path), relative)
             except SourceError as error:
-                if self._only:
+                if len(self.files) == 1:
                     raise
                 self.failures.append(str(error))
                 log.error("%s", error)
@@ -130,6 +138,8 @@ class VideoFile(Source):
         self._ended = False
 
     def read(self, timeout: float) -> Frame | None:
+        if self._ended:
+            return None
         done, image = self._capture.read()
         if not done and self._loop and self._captured:
             self._capture.set(cv2.CAP_PROP_POS_FRAMES, 0)
@@ -138,9 +148,12 @@ class VideoFile(Source):
             return self._frame(image.astype(np.uint8, copy=False))
         if not self._captured:
             raise SourceError(f"{str(self._path)!r} holds no frame that can be decoded: replace it")
-        if not self._loop and self._captured < self._promised:
-            log.warning("%s ended after %d of %d frames", self._path, self._captured, self._promised)
         self._ended = True
+        missing = self._promised - self._captured
+        if not self._loop and missing > max(2, 0.02 * self._promised):  # containers count a frame too many
+            raise SourceError(
+                f"{str(self._path)!r} ended after {self._captured} of {self._promised} frames: it is cut short"
+            )
         return None
 
     @property
@@ -190,13 +203,14 @@ class LiveSource(Source):
         with self._changed:
             self._changed.wait_for(lambda: self._slot is not None or self._finished, timeout)
             frame, self._slot = self._slot, None
-        if frame is None and self._failure is not None:
-            raise self._failure
+            failure = self._failure if frame is None else None
+        if failure is not None:
+            raise failure
         return frame
 
     @property
     def ended(self) -> bool:
-        return self._finished and self._slot is None
+        return self._finished and self._slot is None and self._failure is None
 
     def close(self) -> None:
         self._stop.set()
@@ -208,6 +222,8 @@ class DemoCamera(LiveSource):
     """The synthetic camera of ``demo.py``; unpaced, it is a file that never ends."""
 
     def __init__(self, name: str, size: Size, *, paced: bool) -> None:
+        if size[0] * size[1] > DEMO_PIXELS:
+            raise SourceError(f"the demo camera has no {size[0]}x{size[1]} frames: ask for at most 1920x1440")
         super().__init__(name, DEMO_RATE)
         self.live = paced
         self._size = size
@@ -215,9 +231,13 @@ class DemoCamera(LiveSource):
 
     def frames(self) -> Iterator[npt.NDArray[np.uint8]]:
         start = time.monotonic()
-        while not self._stop.is_set():
+        while True:
             yield demo.frame(self._captured / DEMO_RATE, self._size)
             self._stop.wait(max(0.0, start + self._captured / DEMO_RATE - time.monotonic()))
+
+    def start(self) -> None:
+        if self.live:
+            super().start()
 
     def read(self, timeout: float) -> Frame | None:
         if self.live:
@@ -229,7 +249,13 @@ class Camera(LiveSource):
     """A camera or network stream through OpenCV."""
 
     def __init__(self, name: str, address: int | str, size: Size | None, api: int) -> None:
-        self._device = cv2.VideoCapture(address, api)
+        limits = [
+            cv2.CAP_PROP_OPEN_TIMEOUT_MSEC,
+            NETWORK_TIMEOUT_MS,
+            cv2.CAP_PROP_READ_TIMEOUT_MSEC,
+            NETWORK_TIMEOUT_MS,
+        ]
+        self._device = cv2.VideoCapture(address, api, limits if api == cv2.CAP_FFMPEG else [])
         if size is not None:
             self._device.set(cv2.CAP_PROP_FRAME_WIDTH, size[0])
             self._device.set(cv2.CAP_PROP_FRAME_HEIGHT, size[1])
@@ -240,7 +266,7 @@ class Camera(LiveSource):
         super().__init__(name, _rate(self._device))
 
     def frames(self) -> Iterator[npt.NDArray[np.uint8]]:
-        while not self._stop.is_set():
+        while True:
             done, image = self._device.read()
             if not done:
                 raise DiinnError(f"camera {self.name} stopped delivering frames")
@@ -260,15 +286,15 @@ def open_camera(uri: str, size: Size | None, *, loop: bool = False, paced: bool 
     """
     if uri == "demo" or uri.startswith("demo:"):
         camera: LiveSource = DemoCamera("demo", size or DEMO_SIZE, paced=paced)
-    elif uri.isdigit():
+    elif uri.isascii() and uri.isdigit() and len(uri) < 5:
         camera = Camera(uri, int(uri), size, cv2.CAP_ANY)
     else:
         scheme, separator, rest = uri.partition("://")
         if not separator:
             if uri.startswith("/dev/"):
                 return open_camera(f"v4l2://{uri}", size)
-            hint = f"; for a file use --input {uri}" if Path(uri).exists() else ""
-            raise SourceError(f"camera {uri!r} is neither a number, a device nor a URI{hint}")
+            hint = f"; for a file use --input {uri}" if os.path.exists(uri) else ""  # noqa: PTH110  never raises
+            raise SourceError(f"camera {public(uri)!r} is neither a number, a device nor a URI{hint}")
         if scheme == "file":
             return open_input(uri, loop=loop)
         if scheme == "csi":
@@ -278,23 +304,27 @@ def open_camera(uri: str, size: Size | None, *, loop: bool = False, paced: bool 
                 raise SourceError(f"no such camera {rest!r}: list them with ls /dev/video*, or try --camera demo")
             camera = Camera(uri, rest, size, cv2.CAP_V4L2)
         elif scheme in ("rtsp", "http", "https"):
+            if size is not None:
+                log.warning("%s: the stream decides its frame size, --input-size is ignored", public(uri))
             camera = Camera(public(uri), uri, None, cv2.CAP_FFMPEG)
         else:
             raise SourceError(unknown("camera scheme", scheme, SCHEMES))
-    if camera.live:
-        camera.start()
     return camera
 
 
 def open_input(pattern: str, *, loop: bool = False) -> Source:
     """A file, a folder (searched recursively) or a glob of images, or a video file."""
     pattern = unquote(pattern.removeprefix("file://")) if pattern.startswith("file://") else pattern
+    if re.match(r"[a-z0-9]+://", pattern):
+        raise SourceError(f"--input takes files, {public(pattern)!r} is a stream: give it as --camera")
+    if not pattern:
+        raise SourceError("--input is empty: give a file, a folder or a quoted glob")
     path = Path(pattern)
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in images.SUFFIXES)
+        files = images.find(path)
         if not files:
             raise SourceError(f"no image in folder {pattern!r}: looked for {', '.join(sorted(images.SUFFIXES))}")
-        return ImageFiles(path.name, [(p, p.relative_to(path)) for p in files])
+        return ImageFiles(path.resolve().name, [(p, p.relative_to(path)) for p in files])
     if path.is_file():
         if path.suffix.lower() in images.SUFFIXES:
             return ImageFiles(path.name, [(path, Path(path.name))])
@@ -311,9 +341,9 @@ def open_input(pattern: str, *, loop: bool = False) -> Source:
 
 
 def public(uri: str) -> str:
-    """``uri`` without user name and password, for logs and statistics."""
-    parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    """``uri`` without what may be secret, for logs, statistics and messages: everything up to the last @
+    behind the scheme (user name and password) and the query."""
+    return re.sub(r"^([a-z0-9]+://)?(.*@)?([^?#]*).*$", r"\1\3", uri, flags=re.DOTALL | re.IGNORECASE)
 
 
 def _rate(capture: cv2.VideoCapture) -> float:

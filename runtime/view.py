@@ -40,9 +40,11 @@ class View:
     @staticmethod
     def roi(rect: Rect, dsize: Size) -> View:
         """The rectangle (x, y, width, height), any real values inside the frame, at ``dsize``."""
-        if len(rect) != 4:
-            raise InputError(f"ROI {rect!r} is not four numbers x, y, width, height")
-        return View(check_size(dsize), (float(rect[0]), float(rect[1]), float(rect[2]), float(rect[3])))
+        try:
+            x, y, width, height = (float(v) for v in rect)
+        except (TypeError, ValueError):
+            raise InputError(f"ROI {rect!r} is not four numbers x, y, width, height") from None
+        return View(check_size(dsize), (x, y, width, height))
 
     @staticmethod
     def remap(
@@ -69,6 +71,8 @@ class View:
         sampling, which ``cv2.INTER_AREA`` then reduces (a scale below 1 is not super-resolution)."""
         if self.maps is not None:
             return self.dsize
+        if self.rect is not None:
+            grid.check_rect(src_size, self.rect)
         width, height = src_size if self.rect is None else self.rect[2:]
         return max(self.dsize[0], math.ceil(width)), max(self.dsize[1], math.ceil(height))
 
@@ -93,7 +97,7 @@ def check_size(size: Size) -> Size:
     try:
         width, height = size
         whole = int(width) == width and int(height) == height
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"size {size!r} is not (width, height)") from None
     if not (whole and 1 <= width <= LARGEST_SIDE and 1 <= height <= LARGEST_SIDE):
         raise InputError(f"size {width}x{height} is not two whole numbers from 1 to {LARGEST_SIDE}")

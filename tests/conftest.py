@@ -6,8 +6,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+settings.register_profile("shared machine", deadline=None)
+settings.load_profile("shared machine")
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 

@@ -16,7 +16,8 @@ from conftest import ROOT
 ROOMS = ("train", "export", "runtime", "benchmarks")
 ARROWS = {
     "runtime": set(),
-    "train": {"diinn.runtime.grid", "diinn.runtime.errors", "diinn.runtime.images"},
+    # The geometry, and leaves that import nothing but NumPy and OpenCV.
+    "train": {"diinn.runtime.grid", "diinn.runtime.errors", "diinn.runtime.images", "diinn.runtime.command"},
     "export": {"diinn.train", "diinn.runtime"},
     "benchmarks": {"diinn.train", "diinn.runtime", "diinn.export"},
 }

@@ -62,7 +62,7 @@ def load(path: Path) -> Checkpoint:
     Raises CheckpointError for a file that is missing, holds code instead of tensors, is no checkpoint,
     is of another architecture, does not fit its configuration or holds weights that are not finite.
     """
-    content = _read(path)
+    content = read(path)
     if content.get("format") == FORMAT:
         if content.get("version") != VERSION:
             raise CheckpointError(
@@ -84,7 +84,8 @@ def load(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """What a checkpoint file holds, tensors and plain values alone; CheckpointError where it is none."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -94,7 +95,7 @@ def _read(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         text = str(error)
         named = re.search(r"GLOBAL (\S+)|global (\S+)", text)
-        if named and "Unsupported" in text:
+        if named and "unsupported" in text.lower():
             what = next(g for g in named.groups() if g)
             raise CheckpointError(
                 f"{path} holds code ({what}) instead of tensors alone and is not loaded: "
@@ -112,15 +113,21 @@ def _ours(path: Path, content: dict[str, Any]) -> Checkpoint:
     try:
         config = parse(ModelConfig, content["model"], str(path))
         low, high = (float(s) for s in content["scales"])
-        state = dict(content["state"])
+        state = _tensors(path, content["state"])
         known = Checkpoint(
             _build(path, config, state), (low, high), int(content["step"]), content["run"], content["log"]
         )
     except InputError as error:
         raise CheckpointError(str(error)) from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{path} is a damaged diinn checkpoint: {error!r}") from None
     return known
+
+
+def _tensors(path: Path, state: object) -> dict[str, Tensor]:
+    if not (isinstance(state, dict) and all(isinstance(v, Tensor) for v in state.values())):
+        raise CheckpointError(f"{path}: its weights are not tensors by name: it is a damaged checkpoint")
+    return {str(name): value for name, value in state.items()}
 
 
 def _build(path: Path, config: ModelConfig, state: dict[str, Tensor]) -> SuperResolutionModel:
@@ -140,7 +147,9 @@ def _build(path: Path, config: ModelConfig, state: dict[str, Tensor]) -> SuperRe
 
 def _authors(path: Path, content: dict[str, Any]) -> Checkpoint:
     """The authors' Lightning checkpoint: architecture from its hyper-parameters and shapes."""
-    options = dict(content["hyper_parameters"])
+    options = content["hyper_parameters"]
+    if not isinstance(options, dict):
+        raise CheckpointError(f"{path}: its hyper_parameters are no dict: it is not one of the authors' checkpoints")
     arch, mode, init_q = options.get("arch"), options.get("mode", 3), options.get("init_q", False)
     if arch != "diinn":
         raise CheckpointError(f"{path} is an {arch!r} checkpoint: only 'diinn' can be loaded")
@@ -152,15 +161,13 @@ def _authors(path: Path, content: dict[str, Any]) -> Checkpoint:
     if mode != 3 or init_q:
         raise CheckpointError(f"{path} is of mode {mode}, init_q={init_q}: only mode 3 without init_q can be loaded")
     state = {}
-    for name, value in content["state_dict"].items():
+    for name, value in _tensors(path, content["state_dict"]).items():
         if name.startswith("net."):
             ours = re.sub(r"^decoder\.K\.(\d+)\.0", r"decoder.modulation.\1", name.removeprefix("net."))
             ours = re.sub(r"^decoder\.Q\.(\d+)\.0", r"decoder.synthesis.\1", ours)
             ours = ours.replace("decoder.last_layer", "decoder.last")
             if ours.startswith("decoder.") and value.dim() == 4:
                 value = value.flatten(1)  # 1×1 convolution to matrix
-                if re.match(r"decoder\.modulation\.[1-9]\d*\.weight", ours) is None and value.dim() != 2:
-                    raise CheckpointError(f"{path}: {name} is not a 1x1 convolution")
             state[ours] = value
     return Checkpoint(_build(path, _authors_config(path, state), state), (2.0, 4.0), int(content.get("global_step", 0)))
 

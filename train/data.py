@@ -11,14 +11,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from diinn.runtime import grid
+from diinn.runtime import grid, images
 from diinn.runtime.errors import InputError
 from diinn.train import degradation
 from diinn.train.config import DataConfig
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 log = logging.getLogger(__name__)
 UInt8 = npt.NDArray[np.uint8]
 
@@ -27,18 +26,15 @@ def find_images(folder: Path) -> list[Path]:
     """Every image below ``folder``, sorted; InputError where there is none."""
     if not folder.is_dir():
         raise InputError(f"no folder {str(folder)!r}: give a folder of images")
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    files = images.find(folder)
     if not files:
-        raise InputError(f"no image in {str(folder)!r}: looked for {', '.join(sorted(SUFFIXES))}")
+        raise InputError(f"no image in {str(folder)!r}: looked for {', '.join(sorted(images.SUFFIXES))}")
     return files
 
 
 def read_rgb(path: Path) -> UInt8:
     """One image as uint8 RGB [H, W, 3]; grey and palette images become RGB, alpha is dropped."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise InputError(f"cannot read {str(path)!r} as an image: remove it or replace it")
-    return np.ascontiguousarray(image[..., ::-1]).astype(np.uint8, copy=False)
+    return np.ascontiguousarray(images.read_bgr(path)[..., ::-1])
 
 
 def read_photograph(path: Path, largest: int) -> UInt8:
@@ -53,16 +49,16 @@ def read_photograph(path: Path, largest: int) -> UInt8:
 
 def read_photographs(files: Sequence[Path], largest: int, smallest: int) -> list[UInt8]:
     """All ``files`` in memory; those whose short side is below ``smallest`` are named and left out."""
-    images = []
+    photographs = []
     for path in files:
         image = read_photograph(path, largest)
         if min(image.shape[:2]) < smallest:
             log.warning("%s is %dx%d, below %d pixels: left out", path, *image.shape[1::-1], smallest)
         else:
-            images.append(image)
-    if not images:
+            photographs.append(image)
+    if not photographs:
         raise InputError(f"none of the {len(files)} images has a short side of {smallest} pixels or more")
-    return images
+    return photographs
 
 
 def split_holdout(files: Sequence[Path], count: int) -> tuple[list[Path], list[Path]]:
@@ -128,19 +124,22 @@ class PatchStream(IterableDataset[Sample]):
     """An endless stream of batches. Batch k depends on the seed and k alone, so that a resumed run
     sees what an unbroken one would have seen, with any number of workers."""
 
-    def __init__(self, images: Sequence[UInt8], config: DataConfig, seed: int, first: int = 0) -> None:
+    def __init__(
+        self, photographs: Sequence[UInt8], config: DataConfig, seed: int, first: int = 0, stride: int = 1
+    ) -> None:
         super().__init__()
-        self.images, self.config, self.seed, self.first = images, config, seed, first
+        self.photographs, self.config, self.seed = photographs, config, seed
+        self.first, self.stride = first, stride  # of several processes each takes every stride-th batch
 
     def batch(self, number: int) -> Sample:
         rng = np.random.default_rng((self.seed, number))
-        picks = rng.integers(len(self.images), size=self.config.batch)
-        return collate([make_sample(self.images[i], self.config, rng) for i in picks])
+        picks = rng.integers(len(self.photographs), size=self.config.batch)
+        return collate([make_sample(self.photographs[i], self.config, rng) for i in picks])
 
     def __iter__(self) -> Iterator[Sample]:
         info = get_worker_info()
         start, step = (info.id, info.num_workers) if info else (0, 1)
-        number = self.first + start
+        number = self.first + start * self.stride
         while True:
             yield self.batch(number)
-            number += step
+            number += step * self.stride

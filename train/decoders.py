@@ -81,8 +81,8 @@ class DiinnConfig:
     """DIINN's decoder: ``depth`` layers (N) of ``width`` units (K); the paper's is 4 × 256."""
 
     name: Literal["diinn"] = "diinn"
-    depth: int = Field(default=4, ge=1)
-    width: int = Field(default=256, ge=1)
+    depth: int = Field(default=4, ge=1, le=64)
+    width: int = Field(default=256, ge=1, le=4096)
 
     def build(self, features: int) -> Decoder:
         return DiinnDecoder(features, self.depth, self.width)

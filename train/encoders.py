@@ -97,8 +97,8 @@ class CompactConfig:
     """For robots: a residual encoder of any width and depth; every layer fuses in every engine."""
 
     name: Literal["compact"] = "compact"
-    channels: int = Field(default=48, ge=1)
-    blocks: int = Field(default=7, ge=0)
+    channels: int = Field(default=48, ge=1, le=1024)
+    blocks: int = Field(default=7, ge=0, le=256)
 
     def build(self) -> ResidualEncoder:
         return ResidualEncoder(self.channels, self.blocks)
@@ -119,10 +119,10 @@ class RdnConfig:
     """RDN-B, the paper's encoder; fewer blocks or layers make smaller ones."""
 
     name: Literal["rdn"] = "rdn"
-    channels: int = Field(default=64, ge=1)
-    growth: int = Field(default=64, ge=1)
-    blocks: int = Field(default=16, ge=1)
-    layers: int = Field(default=8, ge=1)
+    channels: int = Field(default=64, ge=1, le=1024)
+    growth: int = Field(default=64, ge=1, le=1024)
+    blocks: int = Field(default=16, ge=1, le=256)
+    layers: int = Field(default=8, ge=1, le=64)
 
     def build(self) -> Rdn:
         return Rdn(self.channels, self.growth, self.blocks, self.layers)

@@ -5,12 +5,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diinn.runtime.errors import DiinnError, InputError
+from diinn.runtime.command import Parser, guarded
+from diinn.runtime.errors import InputError
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(prog="diinn-train", description=__doc__)
+    top = Parser(prog="diinn-train", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
     fit = commands.add_parser("fit", help="train a model")
     fit.add_argument("-c", "--config", type=Path, required=True, metavar="FILE.yaml", help="the run's settings")
@@ -26,11 +27,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 2 for bad input, 1 for a failure while running."""
     args = parser().parse_args(argv)
-    try:
-        return run(args)
-    except DiinnError as error:
-        print(f"diinn-train: {error}", file=sys.stderr)
-        return error.exit_code
+    return guarded("diinn-train", "pip install 'diinn[train]'", lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -29,7 +29,9 @@ class TrainingTask(L.LightningModule):
         self.photographs, self.holdout = train, holdout
 
     def train_dataloader(self) -> DataLoader[data.Sample]:
-        stream = data.PatchStream(self.photographs, self.config.data, self.config.seed, self.global_step)
+        ranks = self.trainer.world_size
+        first = self.global_step * ranks + self.trainer.global_rank
+        stream = data.PatchStream(self.photographs, self.config.data, self.config.seed, first, ranks)
         return DataLoader(stream, batch_size=None, num_workers=self.config.data.workers)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, float]]:
@@ -119,6 +121,8 @@ def fit(config: RunConfig, folder: Path, out: Path, resume: Path | None, progres
         data.read_photographs(files, settings.largest, settings.patch),
         data.read_photographs(held, settings.largest, settings.patch),
     )
+    if resume is not None:
+        checkpoint.read(resume)  # says what is wrong with it
     out.mkdir(parents=True, exist_ok=True)
     callbacks: list[Callback] = [CheckpointWriter(out)]
     if config.optim.ema:

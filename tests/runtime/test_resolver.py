@@ -1,5 +1,6 @@
 """Views of frames against the model in PyTorch, and against each other."""
 
+import dataclasses
 from pathlib import Path
 
 import cv2
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import ramp
-from diinn.runtime import InputError, SuperResolver, View
+from diinn.runtime import DiinnError, InputError, SuperResolver, View
+from diinn.runtime import bundle as bundles
+from diinn.runtime.resolver import bands
 from diinn.train import checkpoint, protocol
 
 
@@ -117,6 +120,43 @@ def test_a_budget_below_one_band_still_works(bundle_path: Path, resolver: SuperR
     np.testing.assert_allclose(got, resolver.resize(photo, (100, 90), dtype=np.float32), atol=1e-5)
 
 
+def test_a_band_is_never_mostly_halo(bundle_path: Path) -> None:
+    wide = dataclasses.replace(bundles.load(bundle_path), radius=132, workspace=8448)
+    assert bands((640, 480), wide, 512 * 2**20) == [(0, 240, 0, 372), (240, 480, 108, 480)]
+    assert len(bands((320, 240), wide, 512 * 2**20)) == 1
+
+
+def test_a_frame_that_bands_cannot_help_is_encoded_whole(
+    bundle_path: Path, photo: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    with SuperResolver.open(bundle_path, memory_budget=1) as tight:
+        assert tight.encode([photo[:9]])[0].maps is not None
+    assert any("1 band of up to" in r.message for r in caplog.records)
+
+
+def test_a_closed_resolver_says_so(bundle_path: Path, photo: np.ndarray) -> None:
+    resolver = SuperResolver.open(bundle_path)
+    resolver.close()
+    with pytest.raises(InputError, match="is closed"):
+        resolver.resize(photo, (160, 120))
+
+
+def test_a_failing_worker_ends_the_others(
+    bundle_path: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with SuperResolver.open(bundle_path, chunk=100) as resolver:
+        calls = []
+
+        def fail(*_: object) -> None:
+            calls.append(1)
+            raise DiinnError("no more")
+
+        monkeypatch.setattr(resolver.backend, "decode_chunk", fail)
+        with pytest.raises(DiinnError, match="no more"):
+            resolver.resize(photo, (320, 240))
+        assert len(calls) <= resolver.backend.workers
+
+
 def test_shrinking_is_area_and_said_once(
     resolver: SuperResolver, photo: np.ndarray, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -168,7 +208,7 @@ def test_frames_that_cannot_be_used(resolver: SuperResolver, frame: object, word
         resolver.resize(frame, (8, 8))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("dsize", [(0, 5), (5, -1), (2.5, 5), "640x480", (5,), (10**7, 5)])
+@pytest.mark.parametrize("dsize", [(0, 5), (5, -1), (2.5, 5), "640x480", (5,), (10**7, 5), (float("inf"), 5)])
 def test_sizes_that_cannot_be_used(resolver: SuperResolver, photo: np.ndarray, dsize: object) -> None:
     with pytest.raises(InputError, match="size"):
         resolver.resize(photo, dsize)  # type: ignore[arg-type]
@@ -188,5 +228,8 @@ def test_other_arguments_that_cannot_be_used(bundle_path: Path, resolver: SuperR
         SuperResolver.open(bundle_path, backend="onnx")
     with pytest.raises(InputError, match="unknown provider 'tpu'"):
         SuperResolver.open(bundle_path, provider="tpu")
+    for rect in ((0, 0, float("nan"), 5), (0, 0, 1e200, 1e200), (0, 0, 5), "abcd"):
+        with pytest.raises(InputError, match="ROI"):
+            resolver.roi(photo, rect, (50, 50))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="threads = 0"):
         SuperResolver.open(bundle_path, threads=0)

@@ -1,6 +1,7 @@
 """Checkpoints: ours, the authors', and files that are neither."""
 
 import collections
+import os
 from pathlib import Path
 
 import pytest
@@ -88,13 +89,15 @@ def test_the_weights_are_stored_in_the_papers_layout(checkpoint_path: Path) -> N
 
 class Malicious:
     def __reduce__(self) -> tuple[object, tuple[str]]:
-        return Path.touch, (Path("/tmp/diinn-was-here"),)  # type: ignore[return-value]
+        return os.mkdir, ("code-was-run",)
 
 
-def test_code_is_not_run(tmp_path: Path) -> None:
+def test_code_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     torch.save({"format": checkpoint.FORMAT, "state": Malicious()}, tmp_path / "evil.pth")
     with pytest.raises(CheckpointError, match=r"holds code \(.*\) instead of tensors"):
         checkpoint.load(tmp_path / "evil.pth")
+    assert not Path("code-was-run").exists()
 
 
 @pytest.mark.parametrize(
@@ -114,7 +117,16 @@ def test_a_truncated_checkpoint(tmp_path: Path, checkpoint_path: Path) -> None:
         checkpoint.load(tmp_path / "a.pth")
 
 
-@pytest.mark.parametrize("content", [{"weights": 1}, [1, 2], {"state_dict": {}, "hyper_parameters": {"arch": "diinn"}}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"weights": 1},
+        [1, 2],
+        {"state_dict": {}, "hyper_parameters": {"arch": "diinn"}},
+        {"state_dict": [1], "hyper_parameters": {"arch": "diinn"}},
+        {"state_dict": {}, "hyper_parameters": None},
+    ],
+)
 def test_other_pickles(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(CheckpointError):
@@ -146,6 +158,8 @@ def test_contents_that_do_not_fit(tmp_path: Path, checkpoint_path: Path) -> None
         r"has shape \(2,\)": {"state": {**state, "decoder.last.bias": torch.zeros(2)}},
         "decoder.last.bias holds NaN": {"state": {**state, "decoder.last.bias": torch.full((3,), float("nan"))}},
         "damaged": {"scales": None},
+        "not tensors by name": {"state": {"a": 1}},
+        "blocks = 1000000": {"model": {**content["model"], "encoder": {"name": "compact", "blocks": 10**6}}},
     }
     for word, changes in cases.items():
         with pytest.raises(CheckpointError, match=word):
