@@ -3,12 +3,13 @@
 import os
 from pathlib import Path
 
+os.environ |= {"OPENCV_LOG_LEVEL": "SILENT", "OPENCV_FFMPEG_LOGLEVEL": "-8"}  # read when cv2 is imported; as diinn-run
+
 import cv2
 import numpy as np
 import pytest
 from hypothesis import settings
 
-os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
 ROOT = Path(__file__).resolve().parent.parent
