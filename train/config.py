@@ -64,14 +64,17 @@ class DataConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class OptimConfig:
-    """Adam on the L1 loss; linear warm-up, then a cosine to zero.
+    """Adam; linear warm-up, then a cosine to zero.
 
+    loss: "l1", or "l2" for a last stage: L1 commits to the likeliest texture where several fit, as in what
+        a reduction aliased, L2 to their mean
     ema: decay of the averaged weights that are validated and saved; 0 turns averaging off
     """
 
     steps: int = Field(ge=1)
     lr: float = Field(default=1e-3, gt=0)
     warmup: int = Field(default=500, ge=0)
+    loss: Literal["l1", "l2"] = "l1"
     clip: float = Field(default=1.0, gt=0)
     ema: float = Field(default=0.999, ge=0, lt=1)
 

@@ -19,6 +19,7 @@ def parser() -> argparse.ArgumentParser:
     fit.add_argument(
         "--out", type=Path, metavar="FOLDER", help="where the run is kept (default: runs/NAME of the YAML)"
     )
+    fit.add_argument("--start", type=Path, metavar="CKPT", help="begin with this checkpoint's weights")
     fit.add_argument("--resume", action="store_true", help="go on from the last validation of --out")
     fit.add_argument("--no-progress", action="store_true", help="no progress bar")
     return top
@@ -42,7 +43,9 @@ def run(args: argparse.Namespace) -> int:
     if not args.resume and resume.exists():
         raise InputError(f"{str(out)!r} holds a run already: add --resume to go on, or choose another --out")
     progress = sys.stderr.isatty() and not args.no_progress
-    last = task.fit(settings, args.data, out, resume if args.resume else None, progress)
+    last = task.fit(
+        settings, args.data, out, start=args.start, resume=resume if args.resume else None, progress=progress
+    )
     print(f"{last}: the last checkpoint; best on the hold-out: {last.with_name('best.pth')}")
     return 0
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from diinn.runtime.errors import DiinnError
+from diinn.runtime.errors import DiinnError, InputError
 from diinn.train import checkpoint, data, degradation, protocol
 from diinn.train.config import RunConfig, plain
 from diinn.train.model import SuperResolutionModel
@@ -16,11 +16,12 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+LOSSES = {"l1": torch.nn.functional.l1_loss, "l2": torch.nn.functional.mse_loss}
 VALIDATION_SCALES = (2.0, 3.0, 4.0)
 
 
 class TrainingTask(L.LightningModule):
-    """L1 between predicted and true RGB at random queries; PSNR of whole hold-out crops."""
+    """The loss between predicted and true RGB at random queries; PSNR of whole hold-out crops."""
 
     def __init__(self, config: RunConfig, train: list[data.UInt8], holdout: list[data.UInt8]) -> None:
         super().__init__()
@@ -41,7 +42,7 @@ class TrainingTask(L.LightningModule):
 
     def training_step(self, batch: data.Sample, _: int) -> Tensor:
         rgb = self.model(batch.lr.contiguous(memory_format=torch.channels_last), batch.rows, batch.query)
-        loss = torch.nn.functional.l1_loss(rgb, batch.rgb)
+        loss = LOSSES[self.config.optim.loss](rgb, batch.rgb)
         if not torch.isfinite(loss):
             raise DiinnError(f"the loss is {loss.item()} at step {self.global_step}: lower optim.lr or use 32-true")
         self.log("loss", loss)
@@ -106,11 +107,11 @@ class CheckpointWriter(Callback):
         self.history = state_dict["history"]
 
 
-def fit(config: RunConfig, folder: Path, out: Path, resume: Path | None, progress: bool) -> Path:
+def fit(config: RunConfig, folder: Path, out: Path, *, start: Path | None, resume: Path | None, progress: bool) -> Path:
     """Train on the images below ``folder``; everything the run leaves is in ``out``.
 
-    Returns the path of the last checkpoint. ``resume`` is a Lightning checkpoint of the same run
-    (``out/resume.ckpt`` is written at each validation).
+    Returns the path of the last checkpoint. ``start`` is a checkpoint to begin from, ``resume`` a Lightning
+    checkpoint of the same run (``out/resume.ckpt`` is written at each validation).
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     L.seed_everything(config.seed, verbose=False)
@@ -121,6 +122,11 @@ def fit(config: RunConfig, folder: Path, out: Path, resume: Path | None, progres
         data.read_photographs(files, settings.largest, settings.patch),
         data.read_photographs(held, settings.largest, settings.patch),
     )
+    if start is not None:
+        first = checkpoint.load(start).model
+        if first.config != config.model:
+            raise InputError(f"{start} holds another model than the configuration describes: {first.config}")
+        task.model.load_state_dict(first.state_dict())
     if resume is not None:
         checkpoint.read(resume)  # says what is wrong with it
     out.mkdir(parents=True, exist_ok=True)

@@ -79,6 +79,22 @@ def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path: Path, photo_fo
         torch.testing.assert_close(a[name], b[name], atol=1e-6, rtol=0)
 
 
+def test_a_second_stage_starts_where_the_first_ended(
+    tmp_path: Path, photo_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit("-c", write(tmp_path / "a.yaml"), "--data", photo_folder, "--out", tmp_path / "a") == 0
+    first = checkpoint.load(tmp_path / "a" / "last.pth")
+    gentle = {"steps": 20, "lr": 1e-6, "loss": "l2", "ema": 0}
+    settings = write(tmp_path / "b.yaml", optim=gentle)
+    args = ("--data", photo_folder, "--out", tmp_path / "b", "--start", tmp_path / "a" / "last.pth")
+    assert fit("-c", settings, *args) == 0
+    second = checkpoint.load(tmp_path / "b" / "last.pth")
+    assert second.log[0]["psnr"] == pytest.approx(first.log[-1]["psnr"], abs=0.05)
+    other = write(tmp_path / "c.yaml", model={"encoder": {"name": "compact", "channels": 4, "blocks": 1}})
+    assert fit("-c", other, *args[:2], "--out", tmp_path / "c", *args[4:]) == 2
+    assert "holds another model" in capsys.readouterr().err
+
+
 def test_mixed_precision_trains(tmp_path: Path, photo_folder: Path) -> None:
     settings = write(tmp_path / "run.yaml", precision="bf16-mixed")
     assert fit("-c", settings, "--data", photo_folder, "--out", tmp_path / "out") == 0
