@@ -52,10 +52,17 @@ def axis(n_in: int, n_out: int, start: float = 0, extent: float | None = None) -
     unit = math.lcm(begin.denominator, length.denominator)
     first, step, den = int(begin * unit) * 2 * n_out, int(length * unit), 2 * n_out * unit
     biggest = max(abs(first) + 2 * n_out * step, 2 * den) * 2
-    i = np.arange(n_out, dtype=np.int64 if biggest < _INT64_SAFE else object)
-    position = first + (2 * i + 1) * step  # in units of 1 / den
-    index = np.clip(position // den, 0, n_in - 1)
-    local = (2 * (position - index * den) - den).astype(np.float64) / float(den)
+    # In place: what grows with the output's side is what a large output costs beyond itself.
+    position = np.arange(1, 2 * n_out, 2, dtype=np.int64 if biggest < _INT64_SAFE else object)
+    position *= step
+    position += first  # in units of 1 / den
+    index = position // den
+    np.clip(index, 0, n_in - 1, out=index)
+    position -= index * den
+    position *= 2
+    position -= den
+    local = position.astype(np.float64)
+    local /= float(den)
     return Axis(index.astype(np.int32), local.astype(np.float32), float(length / n_out))
 
 
