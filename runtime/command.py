@@ -11,9 +11,16 @@ from diinn.runtime.errors import DiinnError
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage in front of it; exit code 2."""
+    """Says what is wrong in one line, without the usage in front of it; exit code 2.
+
+    hint: what to do about words that belong to no option
+    """
+
+    hint = ""
 
     def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments") and self.hint:
+            message += f": {self.hint}"
         self.exit(2, f"{self.prog}: {message}\n")
 
 

@@ -44,6 +44,8 @@ def read_bgr(path: Path) -> UInt8:
         raise SourceError(f"{str(path)!r} is not an image OpenCV can decode: convert it to PNG")
     if data.startswith(_PNG) and data[25] in (4, 6):
         log.warning("%s: transparency is dropped", path)
+    if data.startswith(_PNG) and data[24] == 16:
+        log.warning("%s: 16 bits become 8", path)
     return image.astype(np.uint8, copy=False)
 
 

@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(
         prog="diinn-run", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    top.hint = "files are given as --input PATH, a glob in quotes"
     source = top.add_argument_group("input")
     source.add_argument(
         "--camera",
@@ -241,6 +242,8 @@ def finish(args: argparse.Namespace, job: Run, stop: Stop) -> int:
     if not job.stats.processed and stop.signal is None and not failures:
         raise DiinnError("no frame arrived: check the camera, or give it more time with a longer --duration")
     print(_closing_line(summary))
+    if set(summary["outputs"]) == {"none"} and args.output is None and not args.benchmark:
+        print("nothing was shown or saved, there is no display here: add --output FILE or FOLDER")
     if args.benchmark:
         for stage, times in summary["ms"].items():
             print(f"  {stage:7} median {times['p50']:8.2f} ms   p95 {times['p95']:8.2f}   p99 {times['p99']:8.2f}")
@@ -254,11 +257,14 @@ def finish(args: argparse.Namespace, job: Run, stop: Stop) -> int:
 
 
 def _closing_line(summary: dict[str, Any]) -> str:
-    age = summary["ms"].get("age", {"p50": 0, "p95": 0})
-    outputs = ", ".join(sorted(set(summary["outputs"])))
+    if not summary["processed"]:
+        return "ended before the first frame: nothing was written"
+    age = summary["ms"]["age"]
+    done = f"{summary['processed']} frame{'s' * (summary['processed'] > 1)}"
+    speed = f"{summary['fps']:.1f} frames/s, " if summary["fps"] else ""
     return (
-        f"{summary['processed']} frames, {summary['fps']:.1f} frames/s, frame age {age['p50']:.0f} ms "
-        f"(p95 {age['p95']:.0f}), {summary['dropped']} dropped; output: {outputs}"
+        f"{done}, {speed}frame age {age['p50']:.0f} ms (p95 {age['p95']:.0f}), {summary['dropped']} dropped; "
+        f"output: {', '.join(sorted(set(summary['outputs'])))}"
     )
 
 

@@ -76,7 +76,8 @@ def open_input(pattern: str, *, loop: bool = False) -> Source:
     matches = sorted(Path(p) for p in glob.glob(pattern, recursive=True))  # noqa: PTH207  takes absolute patterns
     files = [p for p in matches if p.is_file() and p.suffix.lower() in images.SUFFIXES]
     if not files:
-        raise SourceError(f"no file, folder or image matches {pattern!r}: check the path")
+        hint = f"for a camera use --camera {pattern}" if pattern.isdigit() else "check the path"
+        raise SourceError(f"no file, folder or image matches {pattern!r}: {hint}")
     names = [p.name for p in files]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:

@@ -60,6 +60,20 @@ def test_an_image(run, bundle_path: Path, photo_path: Path, photo: np.ndarray) -
         np.testing.assert_array_equal(cv2.imread("big.png"), resolver.resize(photo, (163, 99)))
 
 
+def test_a_result_that_goes_nowhere_is_said(run, photo_path: Path) -> None:
+    code, out, _ = run("--input", photo_path)
+    assert code == 0
+    assert "nothing was shown or saved" in out
+    assert "1 frame, frame age" in out
+
+
+def test_16_bits_and_transparency_are_said(run, photo: np.ndarray) -> None:
+    cv2.imwrite("deep.png", photo.astype(np.uint16) * 257)
+    cv2.imwrite("alpha.png", np.dstack([photo, photo[..., 0]]))
+    assert "16 bits become 8" in run("--input", "deep.png")[2]
+    assert "transparency is dropped" in run("--input", "alpha.png")[2]
+
+
 def test_scale_and_roi(run, photo_path: Path) -> None:
     assert run("--input", photo_path, "--scale", "2.5", "--output", "a.png")[0] == 0
     assert cv2.imread("a.png").shape == (150, 200, 3)
@@ -271,6 +285,8 @@ BAD = {
     "demo too large": (["--camera", "demo", "--input-size", "99999x99999"], "has no 99999x99999 frames"),
     "stream as input": (["--input", "rtsp://u:secret@cam/live"], "'rtsp://cam/live' is a stream: give it as --camera"),
     "secret": (["--camera", "admin:secret@cam/live"], "camera 'cam/live' is neither"),
+    "bare file": (["photo.png", "more.png"], "files are given as --input PATH, a glob in quotes"),
+    "camera as input": (["--input", "0"], "for a camera use --camera 0"),
     "empty input": (["--input", ""], "--input is empty"),
     "empty output": (["--input", "photo.png", "--output", ""], "--output is empty"),
     "too many threads": (["--camera", "demo", "--threads", "99999"], "more threads than 1024"),
