@@ -238,7 +238,7 @@ def finish(args: argparse.Namespace, job: Run, stop: Stop) -> int:
             args.stats.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise DiinnError(f"cannot write --stats {str(args.stats)!r}: {error.strerror}") from None
-    failures = [line for source, _ in job.routes for line in getattr(source, "failures", [])]
+    failures = [line for source, _ in job.routes for line in source.failures]
     if not job.stats.processed and stop.signal is None and not failures:
         raise DiinnError("no frame arrived: check the camera, or give it more time with a longer --duration")
     print(_closing_line(summary))
@@ -270,6 +270,7 @@ def _closing_line(summary: dict[str, Any]) -> str:
 
 def _announcer(resolver: SuperResolver, sinks: dict[str, Sink]) -> Callable[[Frame, View], None]:
     """Says once per source and frame size what is done."""
+    from diinn.runtime.sinks import VIDEO_SUFFIXES
 
     def announce(frame: Frame, view: View) -> None:
         height, width = frame.image.shape[:2]
@@ -282,7 +283,7 @@ def _announcer(resolver: SuperResolver, sinks: dict[str, Sink]) -> Callable[[Fra
             f"{frame.source}: {width}x{height}{part} -> {view.dsize[0]}x{view.dsize[1]} (scale {ratio}), "
             f"model {resolver.bundle.name}, {resolver.backend.describe()}, output {where}"
         )
-        if Path(where).suffix in (".mp4", ".avi", ".mkv", ".mov") and not frame.source.startswith("demo"):
+        if Path(where).suffix.lower() in VIDEO_SUFFIXES and not frame.source.startswith("demo"):
             print("audio, if there is any, is dropped")
         sys.stdout.flush()
 

@@ -55,6 +55,7 @@ class Source(ABC):
         return self._captured
 
     _captured = 0
+    failures: Sequence[str] = ()  # what could not be read and was left out, a line each
     files: Sequence[tuple[Path, Path]] = ()  # of still images: (file, its path below what was asked for)
 
     def start(self) -> None:  # noqa: B027  only live sources go on by themselves
