@@ -61,7 +61,7 @@ def contestants(net: Network, resolver: SuperResolver, lr: Size, out: Size) -> d
 
     def decode_folded(maps: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
         flat = [m.reshape(-1, m.shape[-1]) for m in maps]
-        queries = grid.resize(lr, out)
+        queries = grid.resize(lr, out, net.model.decoder.layout)
         done = []
         for start in range(0, queries.count, FOLDED_CHUNK):
             index, query = queries.arrays(slice(start, min(start + FOLDED_CHUNK, queries.count)))
@@ -160,7 +160,7 @@ def run(args: argparse.Namespace) -> int:
             results = measure(net, CASES, args.least, args.seconds)
         encoder, decoder = net.model.config.encoder, net.model.config.decoder
         parameters = sum(p.numel() for p in net.model.parameters())
-        print(f"\n{name}: {encoder.name}, decoder {decoder.depth} x {decoder.width}, {parameters:,} parameters\n")
+        print(f"\n{name}: {encoder.name}, {decoder.name} of width {decoder.width}, {parameters:,} parameters\n")
         console.print(table(results))
         everything += results
     if args.json is not None:

@@ -53,17 +53,20 @@ def encoder(model: SuperResolutionModel, path: Path) -> onnx.ModelProto:
 
 
 def decoder(model: SuperResolutionModel, path: Path) -> onnx.ModelProto:
-    """``mapI [Q, C]`` gathered rows and ``query [Q, F]`` to ``rgb [Q, 3]`` in [0, 1], unclamped."""
+    """``mapI [S, C]`` gathered rows and ``query [S, F]`` to ``rgb [Q, 3]`` in [0, 1], unclamped; S = Q · samples."""
     maps = map_specs(model)
     names = ["query", *(m.name for m in maps)]
-    inputs = (torch.rand(7, len(model.decoder.query)), *(torch.rand(7, m.channels) for m in maps))
-    _export(_Decoder(model), inputs, path, names, ["rgb"], {name: {0: "Q"} for name in [*names, "rgb"]})
+    layout = model.decoder.layout
+    rows = 7 * layout.samples
+    inputs = (torch.rand(rows, len(layout.columns)), *(torch.rand(rows, m.channels) for m in maps))
+    axes = {**{name: {0: "S"} for name in names}, "rgb": {0: "Q"}}
+    _export(_Decoder(model), inputs, path, names, ["rgb"], axes)
     return _checked(path, FORBIDDEN)
 
 
 def gather_decoder(plain: onnx.ModelProto, maps: Iterable[MapSpec], path: Path) -> onnx.ModelProto:
     """The decoder graph ``plain`` with the gather before it, for the CPU: ``mapI [P, C]`` are all rows
-    of the maps and ``index [Q]`` int32 says which a query takes."""
+    of the maps and ``index [S]`` int32 says which a sample takes."""
     model = onnx.ModelProto()
     model.CopyFrom(plain)
     graph = model.graph
@@ -76,7 +79,7 @@ def gather_decoder(plain: onnx.ModelProto, maps: Iterable[MapSpec], path: Path) 
         gathers.append(helper.make_node("Gather", [spec.name, "index"], [f"{spec.name}_rows"], f"gather_{spec.name}"))
         value = next(v for v in graph.input if v.name == spec.name)
         value.CopyFrom(helper.make_tensor_value_info(spec.name, TensorProto.FLOAT, ["P", spec.channels]))
-    graph.input.append(helper.make_tensor_value_info("index", TensorProto.INT32, ["Q"]))
+    graph.input.append(helper.make_tensor_value_info("index", TensorProto.INT32, ["S"]))
     nodes = [*gathers, *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)

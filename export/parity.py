@@ -55,7 +55,7 @@ def _rows(model: SuperResolutionModel, resolver: SuperResolver, engine: ort.Infe
     rng = np.random.default_rng(0)
     for (width, height), scale in CASES:
         dsize = (round(width * scale), round(height * scale))
-        index, query = grid.resize((width, height), dsize).arrays()
+        index, query = grid.resize((width, height), dsize, resolver.bundle.layout).arrays()
         for batch in BATCHES:
             frames = rng.uniform(0, 1, (batch, height, width, 3)).astype(np.float32)
             runtime = direct = 0.0

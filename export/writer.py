@@ -88,7 +88,8 @@ def _write(
         "workspace_bytes_per_pixel": graphs.workspace_bytes(encoder),
         "opset": graphs.OPSET,
         "maps": [{"name": m.name, "channels": m.channels, "dtype": {"fp32": "float32"}} for m in maps],
-        "query": list(model.decoder.query),
+        "folded": not getattr(model.decoder, "init_q", False),
+        "query": list(model.decoder.layout.columns),
         "graphs": {role: f"{role}.onnx" for role in bundles.ROLES},
         "precision": dict.fromkeys(bundles.ROLES, "fp32"),
         "files": {p.name: bundles.sha256(p) for p in sorted(folder.iterdir())},
@@ -104,8 +105,8 @@ def _golden_sample(model: SuperResolutionModel, scales: tuple[float, float]) -> 
     frame = golden.frame()
     sample: dict[str, Any] = {"frame": frame, "tolerance": np.float32(parity.TOLERANCE), **golden.arguments()}
     rgb = torch.from_numpy(frame[..., ::-1].copy()).permute(2, 0, 1).float() / 255
-    for name, view in golden.views(sample).items():
-        queries = view.queries((frame.shape[1], frame.shape[0]), scales)
+    for name, view in golden.views(sample, model.decoder.layout).items():
+        queries = view.queries((frame.shape[1], frame.shape[0]), scales, model.decoder.layout)
         out = protocol.decode(model, rgb, queries).numpy()
         if queries.outside is not None:
             out[queries.outside] = view.border_value

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from diinn.runtime import grid
 from diinn.runtime.errors import BundleError, unknown
 
 FORMAT, VERSION = "diinn-bundle", 1
@@ -42,7 +43,7 @@ class Bundle:
     scales: (lowest, highest) scale trained
     radius: LR pixels around a pixel that its maps depend on; the exact halo of a band
     workspace: bytes per LR pixel that the encoder graph needs at its peak, maps included
-    maps, query: what one query of the decoder consists of: a row of each map, and these numbers
+    maps, layout: what one sample of a query consists of: a row of each map, and the layout's numbers
     graphs: file name by role (encoder, decoder, gather_decoder), precision fp32
     quality: scores and the protocol they were measured under; empty if never measured
     licence, source: terms of the weights; sha256 and step of the checkpoint
@@ -54,7 +55,7 @@ class Bundle:
     radius: int
     workspace: int
     maps: tuple[MapSpec, ...]
-    query: tuple[str, ...]
+    layout: grid.Layout
     graphs: Mapping[str, str]
     quality: Mapping[str, Any] = field(default_factory=dict)
     licence: str = "unspecified"
@@ -162,7 +163,7 @@ class _Reader:
             radius=self.field("receptive_radius", _is_count, "a whole number from 0 up"),
             workspace=self.field("workspace_bytes_per_pixel", lambda v: _is_count(v) and v, "a whole number from 1 up"),
             maps=tuple(MapSpec(m["name"], m["channels"]) for m in maps),
-            query=tuple(self.field("query", _is_names, "a list of names")),
+            layout=grid.LAYOUTS[tuple(self.field("query", _is_layout, f"one of {[*map(list, grid.LAYOUTS)]}"))],
             graphs=self.field("graphs", _is_graphs, f"a file name for each of {', '.join(ROLES)}"),
             quality=self.field("quality", _is_object, "an object"),
             licence=self.field("licence", lambda v: isinstance(v, str), "text"),
@@ -194,8 +195,8 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**31
 
 
-def _is_names(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(v, str) and v for v in value)
+def _is_layout(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, str) for v in value) and tuple(value) in grid.LAYOUTS
 
 
 def _is_range(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The golden sample: a frame, three views and what they must look like, replayed where the model runs.
+"""The golden sample: a frame, views and what they must look like, replayed where the model runs.
 
 ``golden.npz`` holds ``frame`` uint8 [H, W, 3] BGR; per view ``NAME_out`` float32 [h, w, 3] BGR in units
 of [0, 1], unclamped; the views' arguments ``roi_rect``, ``remap_x``, ``remap_y``; and ``tolerance``.
@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from diinn.runtime import grid
 from diinn.runtime.errors import BundleError
 from diinn.runtime.view import View
 
 LARGEST_TOLERANCE = 0.05  # no honest sample allows more, at any precision
-VIEWS = ("resize", "roi", "remap")
 Sample = Mapping[str, npt.NDArray[Any]]
 
 
@@ -43,23 +43,22 @@ def arguments() -> dict[str, npt.NDArray[Any]]:
     }
 
 
-def views(sample: Sample) -> dict[str, View]:
-    """The views a sample describes, by name."""
+def views(sample: Sample, layout: grid.Layout) -> dict[str, View]:
+    """The views a sample describes, by name; those that a decoder of ``layout`` can make."""
     size = tuple(int(n) for n in sample["resize_dsize"])
     roi_size = tuple(int(n) for n in sample["roi_dsize"])
     x, y, w, h = (float(v) for v in sample["roi_rect"])
-    return {
-        "resize": View.resize((size[0], size[1])),
-        "roi": View.roi((x, y, w, h), (roi_size[0], roi_size[1])),
-        "remap": View.remap(sample["remap_x"], sample["remap_y"]),
-    }
+    found = {"resize": View.resize((size[0], size[1])), "roi": View.roi((x, y, w, h), (roi_size[0], roi_size[1]))}
+    if layout is grid.NEAREST:
+        found["remap"] = View.remap(sample["remap_x"], sample["remap_y"])
+    return found
 
 
 def differences(sample: Sample, outputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, float]:
     """Largest absolute difference per view, in units of [0, 1]; inf where an output is not finite."""
     found = {}
-    for name in VIEWS:
-        gap = np.abs(outputs[name] - sample[f"{name}_out"]).max()
+    for name, output in outputs.items():
+        gap = np.abs(output - sample[f"{name}_out"]).max()
         found[name] = float(gap) if np.isfinite(gap) else float("inf")
     return found
 

@@ -94,7 +94,7 @@ class SuperResolver:
         """Replay the golden sample: largest difference per view; BundleError beyond its tolerance."""
         sample = self.bundle.golden()
         try:
-            views = golden.views(sample)
+            views = golden.views(sample, self.bundle.layout)
             outputs = self.decode(self.encode([sample["frame"]])[0], list(views.values()), dtype=np.float32)
             found = golden.differences(sample, dict(zip(views, outputs, strict=True)))
             golden.verdict(sample, found, f"{self.bundle.path} on {self.backend.describe()}")
@@ -185,7 +185,7 @@ class SuperResolver:
             if whole and size == encoded.size != view.dsize:  # both axes shrink: nothing to add to the frame
                 plans.append((view, None, _as_dtype(encoded.frame, kind)))
                 continue
-            queries = view.queries(encoded.size, self.bundle.scales)
+            queries = view.queries(encoded.size, self.bundle.scales, self.bundle.layout)
             self._warn_of_scale(queries)
             plans.append((view, queries, out))
         self._decode_queries(encoded, [(v, q, o) for v, q, o in plans if q is not None])

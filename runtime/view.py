@@ -76,14 +76,20 @@ class View:
         width, height = src_size if self.rect is None else self.rect[2:]
         return max(self.dsize[0], math.ceil(width)), max(self.dsize[1], math.ceil(height))
 
-    def queries(self, src_size: Size, scales: tuple[float, float]) -> grid.Queries:
+    def queries(self, src_size: Size, scales: tuple[float, float], layout: grid.Layout = grid.NEAREST) -> grid.Queries:
         """The queries over a frame of ``src_size`` (width, height), at ``decoded_size``.
 
         scales: what a remap's area ratio is clamped to (1 / scale² at both ends)
+        layout: the decoder's; InputError for a remap in another layout than DIINN's
         """
         if self.maps is None:
             rect = self.rect or (0, 0, *src_size)
-            return grid.roi(src_size, rect, self.decoded_size(src_size))
+            return grid.roi(src_size, rect, self.decoded_size(src_size), layout)
+        if layout is not grid.NEAREST:
+            raise InputError(
+                f"remap needs a DIINN model, this one's queries are {', '.join(layout.columns)}: "
+                "open a DIINN bundle, or cv2.remap what resize returns"
+            )
         key = (src_size, scales)
         if key not in self._cache:
             self._cache.clear()

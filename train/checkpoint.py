@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diinn.runtime.errors import CheckpointError, InputError
+from diinn.runtime.errors import CheckpointError, InputError, unknown
 from diinn.train.config import parse, plain
 from diinn.train.model import ModelConfig, SuperResolutionModel
 from torch import Tensor
@@ -145,54 +145,75 @@ def _build(path: Path, config: ModelConfig, state: dict[str, Tensor]) -> SuperRe
     return model.eval()
 
 
+# The authors' parameter names, and ours
+RENAMED = (
+    (r"^decoder\.K\.(\d+)\.0", r"decoder.modulation.\1"),
+    (r"^decoder\.Q\.(\d+)\.0", r"decoder.synthesis.\1"),
+    (r"^decoder\.first_layer\.0", r"decoder.first"),
+    (r"^decoder\.last_layer", r"decoder.last"),
+)
+RENAMED_LIIF = tuple((rf"^imnet\.layers\.{2 * i}\.", f"decoder.imnet.{i}.") for i in range(64))
+RENAMED_METASR = ((r"^imnet\.layers\.0\.", "decoder.hidden."), (r"^imnet\.layers\.2\.", "decoder.filters."))
+AUTHORS = {"diinn": RENAMED, "liif": RENAMED_LIIF, "metasr": RENAMED_METASR}
+MODULATIONS = {1: "m", 2: "mz", 3: "sz"}  # by mode
+
+
 def _authors(path: Path, content: dict[str, Any]) -> Checkpoint:
     """The authors' Lightning checkpoint: architecture from its hyper-parameters and shapes."""
     options = content["hyper_parameters"]
     if not isinstance(options, dict):
         raise CheckpointError(f"{path}: its hyper_parameters are no dict: it is not one of the authors' checkpoints")
-    arch, mode, init_q = options.get("arch"), options.get("mode", 3), options.get("init_q", False)
-    if arch != "diinn":
-        raise CheckpointError(f"{path} is an {arch!r} checkpoint: only 'diinn' can be loaded")
-    if mode == 4:
+    arch, mode = options.get("arch"), options.get("mode", 3)
+    if arch not in AUTHORS:
+        raise CheckpointError(f"{path}: {unknown('arch', arch, AUTHORS)}")
+    if arch == "diinn" and mode == 4:
         raise CheckpointError(
             f"{path} is of mode 4, whose last layer is a 3x3 convolution over output pixels: it is not "
             "in the paper and cannot be decoded query by query; use a mode 3 checkpoint"
         )
-    if mode != 3 or init_q:
-        raise CheckpointError(f"{path} is of mode {mode}, init_q={init_q}: only mode 3 without init_q can be loaded")
+    if arch == "diinn" and mode not in MODULATIONS:
+        raise CheckpointError(f"{path} is of mode {mode!r}: 1, 2 and 3 can be loaded")
     state = {}
     for name, value in _tensors(path, content["state_dict"]).items():
         if name.startswith("net."):
-            ours = re.sub(r"^decoder\.K\.(\d+)\.0", r"decoder.modulation.\1", name.removeprefix("net."))
-            ours = re.sub(r"^decoder\.Q\.(\d+)\.0", r"decoder.synthesis.\1", ours)
-            ours = ours.replace("decoder.last_layer", "decoder.last")
+            ours = name.removeprefix("net.")
+            for theirs, replacement in AUTHORS[arch]:
+                ours = re.sub(theirs, replacement, ours)
             if ours.startswith("decoder.") and value.dim() == 4:
                 value = value.flatten(1)  # 1×1 convolution to matrix
             state[ours] = value
-    return Checkpoint(_build(path, _authors_config(path, state), state), (2.0, 4.0), int(content.get("global_step", 0)))
+    config = _authors_config(path, state, {"name": arch, "mode": mode})
+    return Checkpoint(_build(path, config, state), (2.0, 4.0), int(content.get("global_step", 0)))
 
 
-def _authors_config(path: Path, state: dict[str, Tensor]) -> ModelConfig:
+def _authors_config(path: Path, state: dict[str, Tensor], options: dict[str, Any]) -> ModelConfig:
     """Width and depth of encoder and decoder as the shapes of their weights tell."""
 
     def count(pattern: str) -> int:
         return len({m.group(1) for m in (re.match(pattern, k) for k in state) if m})
 
     try:
-        values = {
-            "encoder": {
-                "name": "rdn",
-                "channels": state["encoder.SFENet1.weight"].shape[0],
-                "growth": state["encoder.RDBs.0.convs.0.conv.0.weight"].shape[0],
-                "blocks": count(r"encoder\.RDBs\.(\d+)\."),
-                "layers": count(r"encoder\.RDBs\.0\.convs\.(\d+)\."),
-            },
-            "decoder": {
-                "name": "diinn",
+        encoder = {
+            "name": "rdn",
+            "channels": state["encoder.SFENet1.weight"].shape[0],
+            "growth": state["encoder.RDBs.0.convs.0.conv.0.weight"].shape[0],
+            "blocks": count(r"encoder\.RDBs\.(\d+)\."),
+            "layers": count(r"encoder\.RDBs\.0\.convs\.(\d+)\."),
+        }
+        decoder: dict[str, Any] = {"name": options["name"]}
+        if options["name"] == "metasr":
+            decoder["width"] = state["decoder.hidden.weight"].shape[0]
+        elif options["name"] == "liif":
+            decoder |= {"depth": count(r"decoder\.imnet\.(\d+)\.") - 1, "width": len(state["decoder.imnet.0.bias"])}
+        else:
+            decoder |= {
                 "depth": count(r"decoder\.synthesis\.(\d+)\."),
                 "width": state["decoder.last.weight"].shape[1],
-            },
-        }
+                "modulation": MODULATIONS[options["mode"]],
+                "init_q": "decoder.first.weight" in state,
+            }
     except KeyError as error:
-        raise CheckpointError(f"{path} has no weight {error.args[0]}: it is not an RDN + DIINN checkpoint") from None
-    return parse(ModelConfig, values, str(path))
+        raise CheckpointError(
+            f"{path} has no weight {error.args[0]}: it is not an RDN checkpoint of arch {options['name']}"
+        ) from None
+    return parse(ModelConfig, {"encoder": encoder, "decoder": decoder}, str(path))

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import numpy as np
 import yaml
@@ -18,56 +18,94 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, config=STRICT)
 class Scales:
-    """What scale a training patch is reduced by: ``uniform: [low, high]`` or ``choices: [2, 3, 4]``."""
+    """What scales an image's training patches are reduced by: one drawn from ``uniform: [low, high]``, one of
+    ``choices: [2, 3, 4]``, or a patch at each of ``every: [2, 3, 4]`` (the paper's)."""
 
     uniform: tuple[float, float] | None = None
     choices: tuple[float, ...] | None = None
+    every: tuple[float, ...] | None = None
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
-        if (self.uniform is None) == (self.choices is None):
-            raise ValueError("give either uniform: [low, high] or choices: [2, 3, 4]")
-        values = self.uniform or self.choices or ()
+        if sum(given is not None for given in (self.uniform, self.choices, self.every)) != 1:
+            raise ValueError("give one of uniform: [low, high], choices: [2, 3, 4] and every: [2, 3, 4]")
+        values = self._values
         if not values or not all(np.isfinite(values)) or min(values) < 1 or list(values) != sorted(values):
             raise ValueError(f"scales must be finite, ascending and at least 1, got {list(values)}")
         return self
 
     @property
     def range(self) -> tuple[float, float]:
-        values = self.uniform or self.choices or ()
-        return min(values), max(values)
+        return min(self._values), max(self._values)
 
-    def draw(self, rng: np.random.Generator) -> float:
+    @property
+    def _values(self) -> tuple[float, ...]:
+        return self.uniform or self.choices or self.every or ()
+
+    def draw(self, rng: np.random.Generator) -> tuple[float, ...]:
+        """The scales of one image's patches."""
         if self.uniform is not None:
-            return float(rng.uniform(*self.uniform))
-        return float(rng.choice(self.choices or ()))
+            return (float(rng.uniform(*self.uniform)),)
+        return self.every or (float(rng.choice(self._values)),)
+
+
+@dataclass(frozen=True, config=STRICT)
+class CameraConfig:
+    """What a camera adds to an LR frame; each pair is the range that a patch's strength is drawn from.
+
+    blur: gaussian, standard deviation in LR pixels; noise: standard deviation at white, in units of [0, 1]
+    jpeg: quality from 1 to 100; colour: largest change of a channel's gain, as a natural logarithm
+    """
+
+    blur: tuple[float, float] = (0.0, 0.7)
+    noise: tuple[float, float] = (0.0, 0.03)
+    jpeg: tuple[int, int] = (60, 100)
+    colour: float = Field(default=0.1, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Self:
+        for name, (low, high), least, most in (
+            ("blur", self.blur, 0, 8),
+            ("noise", self.noise, 0, 1),
+            ("jpeg", self.jpeg, 1, 100),
+        ):
+            if not least <= low <= high <= most:
+                raise ValueError(f"{name} is a range [low, high] within {least} to {most}, got {[low, high]}")
+        return self
 
 
 @dataclass(frozen=True, config=STRICT)
 class DataConfig:
     """Patches and queries.
 
-    patch: LR pixels along a side; queries: HR pixels drawn per patch; batch: patches per step
+    patch: LR pixels along a side; queries: HR pixels drawn per patch, null for all of them
+    batch: images per step, over all processes; each gives a patch, or one per scale of ``scales.every``
+    camera: degrade LR patches as a camera would, null for the protocol's bicubic alone
     holdout: images kept out of training for validation; holdout_crop: HR pixels of their central crop
+    shrink: each HR patch is first reduced by a random factor in [1, shrink]: finer texture, less of JPEG's traces
     largest: photographs are halved until their short side is below this many pixels
     """
 
     patch: int = Field(default=32, ge=4)
     batch: int = Field(default=16, ge=1)
-    queries: int = Field(default=1024, ge=1)
+    queries: Annotated[int, Field(ge=1)] | None = 1024
     scales: Scales = Field(default_factory=lambda: Scales(uniform=(1.0, 4.0)))
     holdout: int = Field(default=24, ge=1)
     holdout_crop: int = Field(default=288, ge=32)
     largest: int = Field(default=1600, ge=64)
+    shrink: float = Field(default=1.0, ge=1, allow_inf_nan=False)
+    camera: CameraConfig | None = None
     workers: int = Field(default=1, ge=0)
 
 
 @dataclass(frozen=True, config=STRICT)
 class OptimConfig:
-    """Adam; linear warm-up, then a cosine to zero.
+    """Adam; linear warm-up, then a cosine to zero, or the rate halved every ``halve_every`` steps.
 
     loss: "l1", or "l2" for a last stage: L1 commits to the likeliest texture where several fit, as in what
         a reduction aliased, L2 to their mean
+    clip: largest norm of the gradient, 0 for none; twice its median (0.03 for L1, 0.002 for L2 with `small`)
+        keeps one bad step from ruining a run
     ema: decay of the averaged weights that are validated and saved; 0 turns averaging off
     """
 
@@ -75,20 +113,27 @@ class OptimConfig:
     lr: float = Field(default=1e-3, gt=0)
     warmup: int = Field(default=500, ge=0)
     loss: Literal["l1", "l2"] = "l1"
-    clip: float = Field(default=1.0, gt=0)
+    halve_every: Annotated[int, Field(ge=1)] | None = None
+    clip: float = Field(default=1.0, ge=0)
     ema: float = Field(default=0.999, ge=0, lt=1)
 
 
 @dataclass(frozen=True, config=STRICT)
 class RunConfig:
-    """A whole training run: what ``diinn-train fit -c`` reads."""
+    """A whole training run: what ``diinn-train fit -c`` reads.
+
+    compile: torch.compile the network
+    validate_every: steps between validations, each of which saves; log_every: steps between logged losses
+    """
 
     optim: OptimConfig
     model: ModelConfig = Field(default_factory=lambda: ModelConfig())
     data: DataConfig = Field(default_factory=lambda: DataConfig())
     seed: int = 0
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    compile: bool = False
     validate_every: int = Field(default=2000, ge=1)
+    log_every: int = Field(default=100, ge=1)
 
 
 def parse(kind: type[T], values: object, where: str) -> T:
@@ -104,6 +149,8 @@ def parse(kind: type[T], values: object, where: str) -> T:
         elif first["type"] == "union_tag_invalid":
             tags = str(first["ctx"]["expected_tags"]).replace("'", "").split(", ")
             message = unknown(f"{path} name", first["ctx"]["tag"], tags)
+        elif first["type"] == "union_tag_not_found":
+            message = f"{path} has no name: add one, as in {path}: {{name: ...}}"
         else:
             message = f"{path or 'top level'} = {first['input']!r}: {first['msg']}"
         raise InputError(f"{where}: {message}") from None
@@ -115,6 +162,8 @@ def _keys_at(kind: Any, location: tuple[int | str, ...]) -> list[str]:
         fields = getattr(kind, "__dataclass_fields__", {})
         if part in fields:
             kind = fields[part].type
+            if type(None) in get_args(kind):
+                kind = next(k for k in get_args(kind) if k is not type(None))
         elif hasattr(kind, "__metadata__"):
             kind = next(k for k in kind.__origin__.__args__ if k.name == part)
     return list(getattr(kind, "__dataclass_fields__", {}))

@@ -15,7 +15,12 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True)
     fit = commands.add_parser("fit", help="train a model")
     fit.add_argument("-c", "--config", type=Path, required=True, metavar="FILE.yaml", help="the run's settings")
-    fit.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="training images, searched recursively")
+    fit.add_argument(
+        "--data", type=Path, nargs="+", required=True, metavar="FOLDER", help="training images, searched recursively"
+    )
+    fit.add_argument(
+        "--val", type=Path, nargs="+", default=(), metavar="FOLDER", help="hold-out images (default: some of --data)"
+    )
     fit.add_argument(
         "--out", type=Path, metavar="FOLDER", help="where the run is kept (default: runs/NAME of the YAML)"
     )
@@ -33,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Train as the arguments say."""
-    from diinn.train import config, task  # Lightning takes seconds to import: not for --help
+    from diinn.train import config, fit  # Lightning takes seconds to import: not for --help
 
     settings = config.read(args.config)
     out = args.out or Path("runs") / args.config.stem
@@ -43,10 +48,8 @@ def run(args: argparse.Namespace) -> int:
     if not args.resume and resume.exists():
         raise InputError(f"{str(out)!r} holds a run already: add --resume to go on, or choose another --out")
     progress = sys.stderr.isatty() and not args.no_progress
-    last = task.fit(
-        settings, args.data, out, start=args.start, resume=resume if args.resume else None, progress=progress
-    )
-    print(f"{last}: the last checkpoint; best on the hold-out: {last.with_name('best.pth')}")
+    last = fit.fit(fit.Run(settings, args.data, out, args.val, args.start, args.resume, progress))
+    print(f"{last}: the last checkpoint; best on the hold-out: {last.with_name('best.pth')}; {out / 'curve.png'}")
     return 0
 
 

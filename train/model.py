@@ -33,8 +33,8 @@ class SuperResolutionModel(nn.Module):
 
     @property
     def receptive_radius(self) -> int:
-        """LR pixels around a pixel that its maps depend on: the exact halo of a band."""
-        return self.encoder.receptive_radius + self.decoder.fold_radius
+        """LR pixels around a query's first sample that its RGB depends on: the exact halo of a band."""
+        return self.encoder.receptive_radius + self.decoder.fold_radius + len(self.decoder.layout.shifts) - 1
 
     def encode(self, frames: Tensor) -> tuple[Tensor, ...]:
         """Frames [B, 3, H, W] float32 in [0, 1] to the maps, channels last: [B, H, W, C] each."""
@@ -44,11 +44,11 @@ class SuperResolutionModel(nn.Module):
         return maps
 
     def decode(self, rows: tuple[Tensor, ...], query: Tensor) -> Tensor:
-        """Gathered rows ([Q, C] each) and query [Q, F], float32, to RGB [Q, 3], unclamped."""
+        """Gathered rows ([Q·samples, C] each) and query [Q·samples, F], float32, to RGB [Q, 3], unclamped."""
         return self.decoder(rows, query) * self.config.std + self.config.mean  # type: ignore[no-any-return]
 
     def forward(self, frames: Tensor, index: Tensor, query: Tensor) -> Tensor:
-        """RGB [Q, 3] at queries whose ``index`` int64 [Q] is a row of the flattened [B·H·W] maps.
+        """RGB [Q, 3] at queries whose ``index`` int64 [Q·samples] is a row of the flattened [B·H·W] maps.
 
         The decoder runs in float32 under mixed precision too: a sine wants its argument exact.
         """

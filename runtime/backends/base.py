@@ -101,7 +101,7 @@ class Backend(ABC):
 
     def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
         self.bundle, self.options = bundle, options
-        widest = max(m.channels for m in bundle.maps)
+        widest = max(m.channels for m in bundle.maps) * bundle.layout.samples
         # About 1 MB of activations a chunk stay in a core's own cache, and calls are few.
         self.chunk = options.chunk or min(8192, max(1024, 2**18 // widest))
         self._pool: ThreadPoolExecutor | None = None
@@ -122,7 +122,8 @@ class Backend(ABC):
 
     @abstractmethod
     def decode_chunk(self, maps: list[Float32], index: Int32, query: Float32) -> Float32:
-        """RGB [chunk, 3] of one chunk; called from worker threads, shapes never change."""
+        """RGB [chunk, 3] of one chunk (index [chunk·samples], query [chunk·samples, columns]); called from worker
+        threads, shapes never change."""
 
     def decode(self, maps: list[Float32], segments: Sequence[Segment]) -> None:
         """Decode all queries of ``segments`` and write their pixels."""
@@ -154,10 +155,12 @@ class Backend(ABC):
             task.result()
 
     def _run(self, maps: list[Float32], chunk: Chunk) -> None:
-        index = np.zeros(self.chunk, np.int32)  # what a last, short chunk leaves unused asks row 0
-        query = np.zeros((self.chunk, len(self.bundle.query)), np.float32)
+        layout = self.bundle.layout
+        each = layout.samples
+        index = np.zeros(self.chunk * each, np.int32)  # what a last, short chunk leaves unused asks row 0
+        query = np.zeros((self.chunk * each, len(layout.columns)), np.float32)
         for at, segment in chunk:
-            here = slice(at, at + segment.count)
+            here = slice(at * each, (at + segment.count) * each)
             segment.queries.fill(segment.ids, index[here], query[here])
             index[here] += np.int32(segment.offset)
         rgb = self.decode_chunk(maps, index, query)

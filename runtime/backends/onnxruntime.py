@@ -32,7 +32,7 @@ class OnnxRuntimeBackend(Backend):
         self.workers = threads if cpu else 1
         self._encoder = self._session("encoder", threads)
         self._decoder = self._session("gather_decoder", 1)
-        query = len(self.bundle.query)
+        query = len(self.bundle.layout.columns)
         maps: dict[str, list[Any]] = {m.name: [None, m.channels] for m in self.bundle.maps}
         self._check(
             "encoder",

@@ -1,21 +1,33 @@
 """The protocol: bicubic's published figures on the photographs, and one model through both roads."""
 
+import csv
 import json
+import re
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
-from diinn.benchmarks import evaluate
+import torch
+from diinn.benchmarks import evaluate, figure3, figure4, scores, tables
+from diinn.runtime import DiinnError
 from diinn.train import degradation, protocol
+from diinn.train.photographs import read_rgb
 
 
-def means(folder: Path, scales: list[float]) -> list[float]:
-    scores = evaluate.evaluate(protocol.bicubic_upscaler, folder, scales)
-    return [float(np.mean([s.bicubic for s in scores if s.scale == scale])) for scale in scales]
+def means(rows: list[scores.Row], name: str, method: str) -> np.ndarray:
+    """[scales, metrics]"""
+    found = [scores.mean(rows, name, scale, method) for scale in scores.scales(rows)]
+    return np.array([[getattr(s, metric) for metric in protocol.METRICS] for s in found])
 
 
-def test_bicubic_on_set5_is_the_papers(shared_data: Path) -> None:
-    assert means(shared_data / "benchmark" / "Set5", [2, 3, 4]) == pytest.approx([31.809, 28.627, 26.696], abs=2e-3)
+def test_bicubic_is_the_papers_table_1_on_set5(shared_data: Path) -> None:
+    rows = scores.evaluate({}, shared_data / "benchmark" / "Set5", [2, 3, 4])
+    papers = [p.score for p in tables.published() if (p.table, p.set, p.method) == (1, "Set5", "Bicubic")]
+    wanted = np.array([[getattr(s, metric) for metric in protocol.METRICS] for s in papers])
+    assert (np.abs(means(rows, "Set5", scores.BICUBIC) - wanted) <= (0.015, 0.0006, 0.035)).all()
+    measured = [[31.809, 0.90973, 40.773], [28.627, 0.83853, 38.789], [26.696, 0.77388, 37.290]]  # of these very files
+    np.testing.assert_allclose(means(rows, "Set5", scores.BICUBIC), measured, atol=2e-3)
 
 
 def test_lr_sizes_round_halves_to_even() -> None:
@@ -23,37 +35,153 @@ def test_lr_sizes_round_halves_to_even() -> None:
     assert degradation.lr_shape((3, 3), 8) == (1, 1)
 
 
+def test_ssim_is_gaussian_over_the_valid_region(photo: np.ndarray) -> None:
+    """Against its definition, in NumPy and OpenCV."""
+    a = photo[..., ::-1].astype(np.float64) / 255
+    b = cv2.GaussianBlur(a, (5, 5), 1.0)
+
+    def blur(x: np.ndarray) -> np.ndarray:
+        return cv2.GaussianBlur(x, (11, 11), 1.5)[5:-5, 5:-5]
+
+    mean_a, mean_b = blur(a), blur(b)
+    var_a, var_b, cov = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2, blur(a * b) - mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2
+    wanted = (
+        (2 * mean_a * mean_b + c1) * (2 * cov + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
+    ).mean()
+    hr, sr = (torch.from_numpy(np.ascontiguousarray(x)).permute(2, 0, 1).float() for x in (a, b))
+    found = protocol.score(hr, 1.0, lambda lr, shape: sr)
+    assert found.ssim == pytest.approx(wanted, abs=1e-4)
+    assert found.psnr == pytest.approx(-10 * np.log10(((a - b) ** 2).mean()), abs=1e-3)
+    assert found.lr_psnr == pytest.approx(found.psnr)  # at scale 1 nothing is reduced
+
+
+def test_lr_psnr_is_that_of_the_reductions(photo: np.ndarray) -> None:
+    hr = degradation.to_float(torch.from_numpy(photo[..., ::-1].copy())).permute(2, 0, 1)
+    high = torch.zeros_like(hr)
+    high[:, ::2] = 0.1  # vanishes when reduced by 2, in the middle
+    found = protocol.score(hr * 0.8, 2.0, lambda lr, shape: hr * 0.8 + high)
+    assert found.lr_psnr < found.psnr + 7  # its mean stays
+    assert protocol.score(hr, 2.0, lambda lr, shape: hr).lr_psnr == float("inf")
+
+
 def test_the_shipped_model_beats_bicubic_on_every_image_of_set5(shared_data: Path) -> None:
-    with evaluate.open_upscaler("small") as upscale:
-        scores = evaluate.evaluate(upscale, shared_data / "benchmark" / "Set5", [2.0, 3.0, 4.0])
-    assert all(s.model > s.bicubic for s in scores)
-    got = [np.mean([s.model for s in scores if s.scale == scale]) for scale in (2, 3, 4)]
-    assert (np.array(got) >= (34.6, 31.1, 28.9)).all(), got
+    with scores.open_upscaler("small") as upscale:
+        rows = scores.evaluate({"small": upscale}, shared_data / "benchmark" / "Set5", [2.0, 3.0, 4.0])
+    assert evaluate.below_bicubic(rows) == []
+    assert (means(rows, "Set5", "small")[:, 0] >= (34.6, 31.1, 28.9)).all()
 
 
-def test_checkpoint_and_bundle_agree(
+def test_checkpoint_and_bundle_agree_and_every_output_says_the_same(
     checkpoint_path: Path, bundle_path: Path, photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cards = []
-    for i, model in enumerate((checkpoint_path, bundle_path)):
-        card = tmp_path / f"{i}.json"
-        args = [str(model), "--data", str(photo_folder), "--scales", "2", "3.14", "--json", str(card), "--per-image"]
-        assert evaluate.main(args) == 0
-        cards.append(json.loads(card.read_text())["psnr_db"][photo_folder.name])
+    out = {kind: tmp_path / f"scores.{kind}" for kind in ("csv", "markdown", "json")}
+    files = [word for kind in ("csv", "markdown") for word in (f"--{kind}", str(out[kind]))]
+    (tmp_path / "other").mkdir()
+    model = tmp_path / "other" / "again.pth"
+    model.write_bytes(checkpoint_path.read_bytes())
+    args = ["--data", str(photo_folder), "--scales", "2", "3.14"]
+    assert evaluate.main([str(bundle_path), str(model), *args, *files]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("Protocol: ")
-    for scale in ("x2", "x3.14"):
-        assert cards[0][scale]["model"] == pytest.approx(cards[1][scale]["model"], abs=0.01)
-        assert cards[0][scale]["bicubic"] == cards[1][scale]["bicubic"]
+    tables_of = [[line for line in text.splitlines() if "|" in line] for text in (out["markdown"].read_text(), printed)]
+    assert tables_of[0] == tables_of[1]
+    assert len(tables_of[0]) == 2 + 2 * 3
+    rows = list(csv.DictReader(out["csv"].read_text().splitlines()))
+    assert len(rows) == 8 * 2 * 3
+    for metric, tolerance in (("psnr", 0.01), ("ssim", 1e-3), ("lr_psnr", 0.01)):
+        ours = {m: [float(r[metric]) for r in rows if r["method"] == m] for m in ("tiny", "again", "bicubic")}
+        np.testing.assert_allclose(ours["tiny"], ours["again"], atol=tolerance)
+    bicubic = [float(r["psnr"]) for r in rows if (r["method"], r["scale"]) == ("bicubic", "3.14")]
+    assert re.search(rf"×3.14 +\| bicubic +\| +{np.mean(bicubic):.2f} ", printed)
+    assert evaluate.main([str(bundle_path), *args, "--json", str(out["json"])]) == 0
+    card = json.loads(out["json"].read_text())
+    first = [float(r["psnr"]) for r in rows if (r["method"], r["scale"]) == ("tiny", "2")]
+    assert card["scores"][photo_folder.name]["x2"]["model"]["psnr_db"] == pytest.approx(np.mean(first), abs=1e-3)
+    assert f"{photo_folder.name} x2/x3.14" in card["summary"]
 
 
-def test_bad_input(bundle_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input(bundle_path: Path, photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = str(photo_folder)
     for args, word in (
         ([bundle_path, "--data", tmp_path], "no image in"),
         ([bundle_path, "--data", tmp_path / "none"], "no folder"),
         (["nothing", "--data", tmp_path], "unknown model"),
-        ([bundle_path, "--data", tmp_path, "--scales", "0.5"], "scale 0.5"),
-        ([bundle_path, "--data", tmp_path, "--scales", "nan"], "scale nan"),
+        ([bundle_path, "--data", photos, "--scales", "0.5"], "scale 0.5"),
+        ([bundle_path, "--data", photos, "--scales", "nan"], "scale nan"),
+        ([bundle_path, "--data", photos, photos], "called the same"),
+        ([bundle_path, bundle_path, "--data", photos], "called the same"),
+        ([bundle_path, "--data", photos, "--csv", tmp_path / "none" / "a.csv"], "no such folder"),
+        ([bundle_path, "small", "--data", photos, "--json", tmp_path / "a.json"], "the card of one model"),
     ):
         assert evaluate.main([str(a) for a in args]) == 2
         assert word in capsys.readouterr().err
+
+
+def test_tables_stand_beside_the_papers(
+    bundle_path: Path, photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "Urban100"
+    folder.mkdir()
+    for path in sorted(photo_folder.iterdir())[:2]:
+        cv2.imwrite(str(folder / path.name), cv2.resize(cv2.imread(str(path)), (192, 144)))
+    assert tables.main([str(bundle_path), "--data", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if line.startswith("|")]
+    assert ["Urban100", "×4", "DIINN (f)"] in [line[:3] for line in lines]
+    by_row = {(line[1], line[2]): line for line in lines}
+    assert by_row["×2", "bicubic"][4] == "25.44"
+    assert by_row["×2", "DIINN (f)"][4] == "30.29"
+    assert by_row["×3.14", "DIINN (f)"][4] == "26.14"
+    assert "Table 1" in printed
+    assert "Table 5" in printed
+    assert "Table 2" not in printed
+    assert tables.main([str(bundle_path), "--data", str(photo_folder)]) == 2
+    assert "no figures for" in capsys.readouterr().err
+
+
+def test_the_papers_figures_are_all_there() -> None:
+    found = tables.published()
+    assert {t: sum(p.table == t for p in found) for t in tables.TITLES} == {1: 60, 2: 8, 3: 16, 5: 18}
+    ours = {(p.set, p.scale): p.score for p in found if p.table == 1 and p.method == "DIINN"}
+    again = {(p.set, p.scale): p.score for p in found if p.table == 5 and p.method == "DIINN (f)"}
+    assert ours["Urban100", 4.0] == again["Urban100", 4.0]
+
+
+@pytest.mark.parametrize(
+    ("decoder", "name"),
+    [
+        ({"name": "liif"}, "LIIF"),
+        ({"name": "metasr"}, "Meta-SR"),
+        ({"name": "diinn", "modulation": "mz", "init_q": False}, "DIINN (d)"),
+        ({"name": "diinn", "depth": 4, "width": 256}, "DIINN (f)"),  # a bundle of before there were variants
+        ({"name": "diinn", "modulation": "sz", "init_q": True}, "DIINN (e)"),
+    ],
+)
+def test_models_bear_the_papers_names(decoder: dict[str, object], name: str) -> None:
+    assert tables.method({"decoder": decoder}) == name
+
+
+def test_figure_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert figure3.main(["--out", str(tmp_path / "f.png")]) == 0
+    assert cv2.imread(str(tmp_path / "f.png")).shape[0] > 400
+    monkeypatch.setattr(figure3, "EXAMPLES", {(2, 1): ((0.25, -0.25), (-0.5, 0.25))})
+    with pytest.raises(DiinnError, match="the paper prints"):
+        figure3.check()
+
+
+def test_figure_4(
+    bundle_path: Path, checkpoint_path: Path, photo_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = [str(photo_path), "--model", str(bundle_path), str(checkpoint_path), "--out", str(tmp_path / "f.png")]
+    assert figure4.main([*args, "--scales", "1", "2.5"]) == 0
+    assert cv2.imread(str(tmp_path / "f.png")) is not None
+    for more, word in (
+        (["--rect", "0,0,500,500"], "not 16 pixels or more inside the 80x60"),
+        (["--rect", "1,2,3"], "not four whole numbers"),
+        (["--scales", "0"], "scale 0 is not"),
+        (["--reduce", "nan"], "scale nan is not"),
+    ):
+        assert figure4.main([*args, *more]) == 2
+        assert word in capsys.readouterr().err
+    assert read_rgb(photo_path).shape == (60, 80, 3)

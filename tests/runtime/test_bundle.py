@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from diinn.runtime import BundleError, SuperResolver
+from diinn.runtime import BundleError, SuperResolver, grid
 from diinn.runtime import bundle as bundles
 from onnx import numpy_helper
 
@@ -35,7 +35,7 @@ def test_a_bundle_describes_itself(bundle_path: Path) -> None:
     assert bundle.name == "tiny"
     assert bundle.scales == (1.0, 4.0)
     assert [m.channels for m in bundle.maps] == [16, 16, 16]
-    assert bundle.query == ("local_y", "local_x", "ratio")
+    assert bundle.layout is grid.NEAREST
     assert bundle.radius == 5
 
 

@@ -1,5 +1,6 @@
 """The geometry against exact rational arithmetic, and against OpenCV's idea of a map."""
 
+import math
 from fractions import Fraction
 
 import cv2
@@ -67,7 +68,7 @@ def test_paper_figure_3() -> None:
     axis = grid.axis(2, 4)
     assert axis.index.tolist() == [0, 0, 1, 1]
     assert axis.local.tolist() == [-0.5, 0.5, -0.5, 0.5]
-    assert grid.resize((2, 2), (4, 4)).ratio == 0.25
+    assert (grid.resize((2, 2), (4, 4)).arrays()[1][:, 2] == 0.25).all()
     assert grid.resize((2, 2), (4, 6)).scales == (2, 3)
 
 
@@ -98,6 +99,56 @@ def test_remap_with_the_resize_map_is_resize(width: int, height: int, scale: flo
     np.testing.assert_allclose(got_query[same, :2], query[same, :2], atol=1e-3)
     if min(dsize) > 1:  # one pixel tells no derivative
         np.testing.assert_allclose(got_query[:, 2], query[:, 2], rtol=1e-3, atol=1e-5)
+
+
+@given(n_in=sizes, n_out=sizes, data=st.data())
+def test_the_corner_layout_is_meta_srs(n_in: int, n_out: int, data: st.DataObject) -> None:
+    axis = grid.axis(n_in, n_out, corner=True)
+    i = data.draw(st.integers(0, n_out - 1))
+    position = Fraction(i * n_in, n_out)
+    assert axis.index[i] == int(position)
+    assert axis.local[i] == np.float32(float(position - int(position)))
+
+
+@given(n_in=sizes, n_out=sizes, shift=st.sampled_from((-1, 1)), data=st.data())
+def test_shifted_axes_are_liifs(n_in: int, n_out: int, shift: int, data: st.DataObject) -> None:
+    axis = grid.axis(n_in, n_out, shift=shift)
+    i = data.draw(st.integers(0, n_out - 1))
+    position = Fraction((2 * i + 1) * n_in, 2 * n_out)
+    index = min(max(math.floor(position + Fraction(shift, 2)), 0), n_in - 1)
+    assert axis.index[i] == index
+    assert axis.local[i] == np.float32(float(2 * (position - index) - 1))
+
+
+@given(width=small, height=small, out_width=small, out_height=small)
+def test_an_ensemble_is_four_neighbours_and_their_shares(
+    width: int, height: int, out_width: int, out_height: int
+) -> None:
+    queries = grid.resize((width, height), (out_width, out_height), grid.ENSEMBLE)
+    index, query = (a.reshape(out_height * out_width, 4, -1) for a in queries.arrays())
+    np.testing.assert_allclose(query[..., 4].sum(1), 1, rtol=1e-6)
+    assert (query[..., 4] >= 0).all()
+    np.testing.assert_allclose(query[..., 2], 2 * height / out_height, rtol=1e-6)
+    np.testing.assert_allclose(query[..., 3], 2 * width / out_width, rtol=1e-6)
+    centre = np.stack([index[..., 0] // width, index[..., 0] % width], -1) + 0.5
+    positions = centre + query[..., :2] / 2  # all four samples speak of one position
+    np.testing.assert_allclose(positions, positions[:, :1].repeat(4, 1), atol=1e-4)
+    inner = np.abs(query[..., 0, None] * 0 + query[..., :2]).max((1, 2)) < 2
+    away = (index[:, 3, 0] - index[:, 0, 0]) == width + 1
+    bilinear = np.prod(1 - np.abs(query[..., :2]) / 2, -1)  # inside, the shares are those of bilinear interpolation
+    np.testing.assert_allclose(query[away & inner, :, 4], bilinear[away & inner], atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", grid.LAYOUTS.values())
+def test_any_part_of_any_layout_is_that_of_the_whole(layout: grid.Layout) -> None:
+    queries = grid.roi((9, 7), (1.25, 0.5, 6.5, 5), (23, 17), layout)
+    index, query = queries.arrays()
+    for ids in (slice(40, 90), np.array([3, 200, 7])):
+        part_index, part_query = queries.arrays(ids)
+        np.testing.assert_array_equal(part_index, index.reshape(-1, layout.samples)[ids].reshape(-1))
+        np.testing.assert_array_equal(
+            part_query, query.reshape(-1, layout.samples, query.shape[1])[ids].reshape(-1, query.shape[1])
+        )
 
 
 def test_remap_ratio_is_the_jacobian_of_a_rotation() -> None:

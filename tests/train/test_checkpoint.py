@@ -2,6 +2,7 @@
 
 import collections
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -12,26 +13,30 @@ from diinn.train.config import parse
 from diinn.train.model import ModelConfig, SuperResolutionModel
 from diinn.train.published import PublishedModel
 
-SMALL_RDN = {
-    "encoder": {"name": "rdn", "channels": 8, "growth": 4, "blocks": 2, "layers": 3},
-    "decoder": {"name": "diinn", "depth": 4, "width": 16},
+RDN = {"name": "rdn", "channels": 8, "growth": 4, "blocks": 2, "layers": 3}
+DECODERS = {
+    "diinn": {"name": "diinn", "depth": 4, "width": 16},
+    "liif": {"name": "liif", "depth": 4, "width": 16},
+    "metasr": {"name": "metasr", "width": 16},
 }
 
 
-def authors_file(path: Path, **options: object) -> SuperResolutionModel:
+def authors_names(model: SuperResolutionModel) -> dict[str, torch.Tensor]:
+    """The state dict under the names of the authors' code: theirs are Sequential(Conv2d, activation), and MLPs whose
+    activations count as layers."""
+    state = {}
+    for name, value in PublishedModel(model).state_dict().items():
+        name = re.sub(r"^decoder\.(K\.\d+|Q\.\d+|first_layer)\.", r"decoder.\1.0.", name)
+        name = re.sub(r"^decoder\.imnet\.", "imnet.layers.", name)
+        state[f"net.{name}"] = value
+    return state
+
+
+def authors_file(path: Path, decoder: dict[str, object], **options: object) -> SuperResolutionModel:
     """A Lightning checkpoint as the authors' code writes it, of a small RDN."""
     torch.manual_seed(0)
-    model = SuperResolutionModel(parse(ModelConfig, SMALL_RDN, "test"))
-    published = PublishedModel(model)
-    state = collections.OrderedDict()
-    for name, value in published.state_dict().items():
-        part, _, rest = name.partition(".")
-        if part == "decoder":
-            kind, _, tail = rest.partition(".")
-            if kind in "KQ":  # theirs are Sequential(Conv2d, activation)
-                number, _, leaf = tail.partition(".")
-                rest = f"{kind}.{number}.0.{leaf}"
-        state[f"net.{part}.{rest}"] = value
+    model = SuperResolutionModel(parse(ModelConfig, {"encoder": RDN, "decoder": decoder}, "test"))
+    state = collections.OrderedDict(authors_names(model))
     state["sub"] = state["div"] = torch.full((1, 3, 1, 1), 0.5)
     torch.save(
         {
@@ -41,17 +46,15 @@ def authors_file(path: Path, **options: object) -> SuperResolutionModel:
             "state_dict": state,
             "optimizer_states": [],
             "lr_schedulers": [{"milestones": collections.Counter({10: 1}), "gamma": 0.5}],
-            "hyper_parameters": {"arch": "diinn", "mode": 3, "init_q": False, **options},
+            "hyper_parameters": {"arch": decoder["name"], "mode": 3, "init_q": False, **options},
         },
         path,
     )
     return model
 
 
-@pytest.mark.parametrize("name", ["epoch=49.ckpt", "diinn.pth", "no-ending"])
-def test_the_authors_checkpoints_load(tmp_path: Path, name: str) -> None:
-    model = authors_file(tmp_path / name)
-    loaded = checkpoint.load(tmp_path / name)
+def assert_loads(path: Path, model: SuperResolutionModel) -> None:
+    loaded = checkpoint.load(path)
     assert loaded.model.config == model.config
     assert loaded.step == 4000
     frame = torch.rand(3, 7, 9)
@@ -60,12 +63,46 @@ def test_the_authors_checkpoints_load(tmp_path: Path, name: str) -> None:
     torch.testing.assert_close(protocol.super_resolve(loaded.model, frame, (15, 22)), wanted, atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["epoch=49.ckpt", "diinn.pth", "no-ending"])
+def test_the_authors_checkpoints_load(tmp_path: Path, name: str) -> None:
+    assert_loads(tmp_path / name, authors_file(tmp_path / name, DECODERS["diinn"]))
+
+
+@pytest.mark.parametrize("arch", ["liif", "metasr"])
+def test_the_authors_rivals_load(tmp_path: Path, arch: str) -> None:
+    assert_loads(tmp_path / "a.ckpt", authors_file(tmp_path / "a.ckpt", DECODERS[arch]))
+
+
+@pytest.mark.parametrize(("mode", "modulation"), [(1, "m"), (2, "mz"), (3, "sz")])
+@pytest.mark.parametrize("init_q", [False, True])
+def test_the_authors_variants_load(tmp_path: Path, mode: int, modulation: str, init_q: bool) -> None:
+    decoder = {**DECODERS["diinn"], "modulation": modulation, "init_q": init_q}
+    assert_loads(tmp_path / "a.ckpt", authors_file(tmp_path / "a.ckpt", decoder, mode=mode, init_q=init_q))
+
+
+def test_the_names_are_those_of_the_authors_files(tmp_path: Path) -> None:
+    authors_file(tmp_path / "a.ckpt", {**DECODERS["diinn"], "init_q": True})
+    names = torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"].keys()
+    assert {"net.encoder.RDBs.1.convs.2.conv.0.weight", "net.encoder.GFF.1.bias", "sub"} <= names
+    assert {"net.decoder.K.3.0.weight", "net.decoder.Q.0.0.bias", "net.decoder.first_layer.0.weight"} <= names
+    assert "net.decoder.last_layer.weight" in names
+    authors_file(tmp_path / "b.ckpt", DECODERS["liif"])
+    names = torch.load(tmp_path / "b.ckpt", weights_only=True)["state_dict"].keys()
+    assert {"net.imnet.layers.0.weight", "net.imnet.layers.8.bias"} <= names
+
+
 @pytest.mark.parametrize(
     ("options", "word"),
-    [({"mode": 4}, "mode 4"), ({"mode": 1}, "mode 1"), ({"init_q": True}, "init_q=True"), ({"arch": "liif"}, "'liif'")],
+    [
+        ({"mode": 4}, "mode 4"),
+        ({"mode": 7}, "mode 7"),
+        ({"arch": "liff"}, "unknown arch 'liff': did you mean 'liif'"),
+        ({"arch": "bicubic"}, "unknown arch 'bicubic'"),
+        ({"arch": "metasr"}, "no weight decoder.hidden.weight"),
+    ],
 )
 def test_the_authors_other_models_are_refused_by_name(tmp_path: Path, options: dict[str, object], word: str) -> None:
-    authors_file(tmp_path / "a.ckpt", **options)
+    authors_file(tmp_path / "a.ckpt", DECODERS["diinn"], **options)
     with pytest.raises(CheckpointError, match=word):
         checkpoint.load(tmp_path / "a.ckpt")
 

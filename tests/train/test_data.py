@@ -6,8 +6,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from diinn.runtime import InputError
+from diinn.runtime import InputError, grid
 from diinn.train import config, data, degradation
+from diinn.train.photographs import Photographs, find_images, split_holdout
 
 
 def settings(**changes: object) -> config.DataConfig:
@@ -20,10 +21,10 @@ def picture() -> np.ndarray:
 
 
 def test_a_sample_at_scale_1_is_the_crop_itself() -> None:
-    sample = data.make_sample(picture(), settings(scales={"choices": [1]}), np.random.default_rng(1))
+    sample = data.make_sample(picture(), 1.0, settings(), grid.NEAREST, np.random.default_rng(1))
     assert (sample.query[:, :2] == 0).all()
     assert (sample.query[:, 2] == 1).all()
-    lr = sample.lr.permute(1, 2, 0).reshape(-1, 3)
+    lr = sample.lr[0].permute(1, 2, 0).reshape(-1, 3)
     torch.testing.assert_close(lr[sample.rows], sample.rgb, atol=1e-6, rtol=0)
 
 
@@ -32,8 +33,7 @@ def test_queries_point_at_the_pixels_they_take(scale: float) -> None:
     """On a picture that is a ramp, position tells the colour."""
     ramp = np.stack(np.meshgrid(np.arange(120), np.arange(100)), -1)
     image = np.dstack([ramp, np.zeros((100, 120))]).astype(np.uint8)
-    options = settings(scales={"choices": [scale]}, queries=300, patch=20)
-    sample = data.make_sample(image, options, np.random.default_rng(2))
+    sample = data.make_sample(image, scale, settings(queries=300, patch=20), grid.NEAREST, np.random.default_rng(2))
     size = round(20 * scale)
     row, col = sample.rows // 20, sample.rows % 20
     where = (torch.stack([row, col], 1) + 0.5 + sample.query[:, :2] / 2) * size / 20 - 0.5  # HR pixels in the crop
@@ -66,17 +66,17 @@ def test_bicubic_is_keys_kernel_with_a_of_minus_one_half_stretched_by_the_scale(
 
 
 def test_a_batch_depends_on_seed_and_number_alone() -> None:
-    stream = data.PatchStream([picture()], settings(), seed=3)
+    stream = data.PatchStream([picture()], settings(), grid.NEAREST, seed=3)
     from_start = [batch for batch, _ in zip(stream, range(4), strict=False)]
-    resumed = next(iter(data.PatchStream([picture()], settings(), seed=3, first=3)))
+    resumed = next(iter(data.PatchStream([picture()], settings(), grid.NEAREST, seed=3, first=3)))
     for a, b in zip(from_start[3], resumed, strict=True):
         assert torch.equal(a, b)
-    other = next(iter(data.PatchStream([picture()], settings(), seed=4, first=3)))
+    other = next(iter(data.PatchStream([picture()], settings(), grid.NEAREST, seed=4, first=3)))
     assert not torch.equal(other.lr, resumed.lr)
 
 
 def test_rows_of_a_batch_are_shifted_by_sample() -> None:
-    batch = data.PatchStream([picture()], settings(), seed=0).batch(0)
+    batch = data.PatchStream([picture()], settings(), grid.NEAREST, seed=0).batch(0)
     assert batch.lr.shape == (3, 3, 12, 12)
     assert batch.rows.shape == (120,)
     assert (batch.rows.reshape(3, 40) // 144 == torch.arange(3)[:, None]).all()
@@ -84,33 +84,110 @@ def test_rows_of_a_batch_are_shifted_by_sample() -> None:
 
 def test_the_holdout_stays_put(tmp_path: Path) -> None:
     files = [tmp_path / f"{i}.png" for i in range(30)]
-    train, held = data.split_holdout(files, 5)
+    train, held = split_holdout(files, 5)
     assert len(held) == 5
     assert sorted(train + held) == sorted(files)
-    _, again = data.split_holdout([f for f in files if f not in train[:10]], 5)
+    _, again = split_holdout([f for f in files if f not in train[:10]], 5)
     assert again == held
 
 
-def test_images_of_every_kind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", grid.LAYOUTS.values())
+def test_samples_of_every_layout_are_the_runtimes_queries(layout: grid.Layout) -> None:
+    options = settings(queries=None, patch=10, scales={"every": [2, 3, 3.5]}, batch=2)
+    batch = data.PatchStream([picture()], options, layout, seed=0).batch(5)
+    assert batch.lr.shape == (6, 3, 10, 10)
+    sizes = [20, 30, 35] * 2
+    queries = [grid.resize((10, 10), (size, size), layout).arrays() for size in sizes]
+    np.testing.assert_array_equal(batch.rows, np.concatenate([q[0] + 100 * i for i, q in enumerate(queries)]))
+    np.testing.assert_array_equal(batch.query, np.concatenate([q[1] for q in queries]))
+    shares = [float(part.sum()) for part in torch.split(batch.weight, [size**2 for size in sizes])]
+    assert shares == pytest.approx([1 / 6] * 6)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_processes_share_a_batch(ranks: int) -> None:
+    options = settings(batch=6)
+    whole = data.PatchStream([picture()], options, grid.NEAREST, seed=1).batch(7)
+    parts = [
+        data.PatchStream([picture()], options, grid.NEAREST, 1, rank=r, ranks=ranks).batch(7) for r in range(ranks)
+    ]
+    for r, part in enumerate(parts):
+        assert torch.equal(part.lr, whole.lr[r::ranks])
+        assert torch.equal(part.rgb.reshape(-1, 40, 3), whole.rgb.reshape(6, 40, 3)[r::ranks])
+
+
+def test_shrinking_makes_texture_finer() -> None:
+    smooth = cv2.GaussianBlur(picture(), (0, 0), 1.5)
+    detail = []
+    for shrink in (1.0, 3.0):
+        options = settings(shrink=shrink, queries=None)
+        samples = [data.make_sample(smooth, 1.0, options, grid.NEAREST, np.random.default_rng(i)) for i in range(20)]
+        detail.append(np.mean([float(s.lr.diff(dim=-1).abs().mean()) for s in samples]))
+    assert detail[1] > 1.2 * detail[0]
+
+
+def test_a_camera_adds_what_it_says() -> None:
+    grey = torch.rand(1, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    hr = torch.nn.functional.interpolate(grey, 48, mode="bicubic")[0].clamp(0, 1).repeat(3, 1, 1)
+    rng = np.random.default_rng(0)
+    clean = degradation.reduce(hr, (24, 24))
+
+    def error(**changes: object) -> float:
+        options = {"blur": [0, 0], "noise": [0, 0], "jpeg": [100, 100], "colour": 0} | changes
+        same, lr = degradation.camera(hr, (24, 24), config.parse(config.CameraConfig, options, "test"), rng)
+        assert lr.shape == (3, 24, 24)
+        torch.testing.assert_close(lr * 255, (lr * 255).round(), atol=1e-3, rtol=0)
+        if not options["colour"]:
+            torch.testing.assert_close(same, degradation.quantise(hr))
+        return float((lr - clean).std())
+
+    least = error()
+    assert least < 0.02  # JPEG at its best, chroma halved
+    assert error(blur=[1, 1]) > least + 0.01
+    assert 0.03 < error(noise=[0.1, 0.1]) < 0.1 * 1.1**0.5
+    assert error(jpeg=[5, 5]) > least + 0.02
+    assert error(colour=0.5) > least + 0.02
+
+
+def test_images_of_every_kind_and_those_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     cv2.imwrite(str(tmp_path / "grey.png"), picture()[..., 0])
     cv2.imwrite(str(tmp_path / "alpha.png"), np.dstack([picture(), picture()[..., 0]]))
     cv2.imwrite(str(tmp_path / "deep.png"), picture().astype(np.uint16) * 257)
     cv2.imwrite(str(tmp_path / "small.png"), picture()[:8])
-    files = data.find_images(tmp_path)
-    images = data.read_photographs(files, 1600, 12)
+    (tmp_path / "deeper").mkdir()
+    (tmp_path / "deeper" / "bad.png").write_bytes(b"no image")
+    files = find_images(tmp_path)
+    images = Photographs(files, 1600, 12)
     assert [image.shape for image in images] == [(60, 70, 3)] * 3
-    (tmp_path / "bad.png").write_bytes(b"no image")
-    with pytest.raises(InputError, match=r"bad\.png"):
-        data.read_photographs(data.find_images(tmp_path), 1600, 12)
+    assert [path.name for path in images.files] == ["alpha.png", "deep.png", "grey.png"]
+    assert "bad.png' is not an image" in caplog.text
+    assert "small.png is 70x8, below 12 pixels: left out" in caplog.text
+    assert "2 of 5 images were left out" in caplog.text
+    with pytest.raises(InputError, match="none of the 5 images"):
+        Photographs(files, 1600, 500)
+
+
+def test_what_does_not_fit_into_memory_is_read_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for i in range(4):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), picture() // (i + 1))
+    files = find_images(tmp_path)
+    all_kept, some_kept = Photographs(files, 1600, 12), Photographs(files, 1600, 12, budget=2 * picture().nbytes)
+    assert "2 of 4 images do not fit" in caplog.text
+    for a, b in zip(all_kept, some_kept, strict=True):
+        np.testing.assert_array_equal(a, b)
+    files[3].unlink()
+    assert len(some_kept[1]) == 60
+    with pytest.raises(InputError, match="no file"):
+        some_kept[3]
 
 
 def test_big_photographs_are_halved(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "big.png"), np.zeros((200, 300, 3), np.uint8))
-    assert data.read_photograph(tmp_path / "big.png", 80).shape == (50, 75, 3)
+    assert Photographs([tmp_path / "big.png"], 80, 12)[0].shape == (50, 75, 3)
 
 
 def test_folders_without_images(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no folder"):
-        data.find_images(tmp_path / "none")
+        find_images(tmp_path / "none")
     with pytest.raises(InputError, match="no image"):
-        data.find_images(tmp_path)
+        find_images(tmp_path)

@@ -1,15 +1,26 @@
 """``diinn-train`` end to end: it learns, it resumes, it says what is wrong."""
 
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 import yaml
 from conftest import ROOT
-from diinn.train import checkpoint, config, main
+from diinn.train import checkpoint, config, curve, main
 
 RUN = {
-    "model": {"encoder": {"name": "compact", "channels": 8, "blocks": 1}, "decoder": {"depth": 2, "width": 8}},
+    "model": {
+        "encoder": {"name": "compact", "channels": 8, "blocks": 1},
+        "decoder": {"name": "diinn", "depth": 2, "width": 8},
+    },
     "data": {"patch": 16, "batch": 4, "queries": 64, "holdout": 2, "workers": 0},
     "optim": {"steps": 40, "warmup": 5, "lr": 5e-3, "ema": 0.5},
     "validate_every": 20,
@@ -50,33 +61,120 @@ def test_fit_learns_and_resume_continues_the_same_run(
     assert "--resume" in capsys.readouterr().err
 
 
-def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path: Path, photo_folder: Path) -> None:
-    settings = write(tmp_path / "run.yaml")
+COMMAND = (sys.executable, "-m", "diinn.train.main", "fit", "--no-progress")
+
+
+def stop_at_step(number: int, wanted: signal.Signals, settings: Path, folder: Path, out: Path) -> int:
+    """Train in a process of its own and send it ``wanted`` once it has logged ``number`` steps; its exit code."""
+    args = (*COMMAND, "-c", str(settings), "--data", str(folder), "--out", str(out))
+    process = subprocess.Popen(args, stderr=subprocess.PIPE, text=True)
+    log = out / "log" / "version_0" / "metrics.csv"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and len(log.read_text().splitlines()) > number):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(wanted)
+    error = process.communicate(timeout=60)[1]
+    assert re.search(rf"stopped by {wanted.name} at step \d+: add --resume", error), error
+    return process.returncode
+
+
+@pytest.mark.parametrize("wanted", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_first_and_the_run_goes_on_to_the_same_weights(
+    tmp_path: Path, photo_folder: Path, wanted: signal.Signals
+) -> None:
+    # Every step is logged; steps are slow enough (patches of 40) to be stopped between two validations.
+    slow = {**RUN["data"], "patch": 40, "queries": 4000, "workers": 1}  # type: ignore[dict-item]
+    settings = write(tmp_path / "run.yaml", data=slow, log_every=1)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert fit("-c", settings, "--data", photo_folder, "--out", whole) == 0
-    from diinn.train import task
-
-    class Interrupted(Exception):
-        pass
-
-    class Interrupter(task.CheckpointWriter):
-        state_key = "CheckpointWriter"  # what the checkpoint knows it by
-
-        def on_train_batch_start(self, trainer, *_: object) -> None:  # type: ignore[no-untyped-def]
-            if trainer.global_step == 25:
-                raise Interrupted
-
-    original = task.CheckpointWriter
-    task.CheckpointWriter = Interrupter  # type: ignore[misc]
-    try:
-        with pytest.raises(Interrupted):
-            fit("-c", settings, "--data", photo_folder, "--out", parts)
-    finally:
-        task.CheckpointWriter = original  # type: ignore[misc]
+    assert stop_at_step(5, wanted, settings, photo_folder, parts) == 128 + wanted
+    reached = torch.load(parts / "resume.ckpt", weights_only=True)["global_step"]
+    assert 5 <= reached < 40
+    assert reached != 20, "stopped at a validation: this run proves nothing"
     assert fit("-c", settings, "--data", photo_folder, "--out", parts, "--resume") == 0
-    a, b = (checkpoint.load(folder / "last.pth").model.state_dict() for folder in (whole, parts))
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], atol=1e-6, rtol=0)
+    a, b = (checkpoint.load(folder / "last.pth") for folder in (whole, parts))
+    assert a.log == b.log
+    for name, value in a.model.state_dict().items():
+        torch.testing.assert_close(value, b.model.state_dict()[name], atol=1e-6, rtol=0)
+    assert curve.read(whole)["loss"] == pytest.approx(curve.read(parts)["loss"], abs=1e-6)
+    assert cv2.imread(str(parts / "curve.png")) is not None
+
+
+def test_two_processes_train_as_one(tmp_path: Path, photo_folder: Path) -> None:
+    settings = write(tmp_path / "run.yaml", optim={**RUN["optim"], "steps": 6}, validate_every=3, log_every=1)  # type: ignore[dict-item]
+    assert fit("-c", settings, "--data", photo_folder, "--out", tmp_path / "one") == 0
+    args = ("-c", str(settings), "--data", str(photo_folder), "--out", str(tmp_path / "two"))
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", *COMMAND[2:])
+    done = subprocess.run(
+        [sys.executable, *torchrun, *args],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = (curve.read(tmp_path / name) for name in ("one", "two"))
+    assert len(one["loss"]) == 6
+    assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+    assert one["psnr"] == pytest.approx(two["psnr"], abs=0.01)
+
+
+def test_a_batch_that_processes_cannot_share(
+    tmp_path: Path, photo_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert fit("-c", write(tmp_path / "run.yaml"), "--data", photo_folder, "--out", tmp_path / "out") == 2
+    assert "data.batch = 4 cannot be shared by 3 processes" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_names_step_batch_and_images(
+    tmp_path: Path, photo_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wild = {"steps": 40, "warmup": 0, "lr": 1e30, "clip": 0, "ema": 0}
+    assert fit("-c", write(tmp_path / "run.yaml", optim=wild), "--data", photo_folder, "--out", tmp_path / "o") == 1
+    error = capsys.readouterr().err
+    step = re.search(r"the loss is \S+ at step (\d+), batch \1 of seed 0 \((p\d\.png(, )?)+\): lower optim.lr", error)
+    assert step, error
+    assert not (tmp_path / "o" / "resume.ckpt").exists()
+
+
+def test_hold_out_images_of_their_own(tmp_path: Path, photo_folder: Path) -> None:
+    settings = write(tmp_path / "run.yaml", data={**RUN["data"], "holdout": 1}, optim={"steps": 2}, validate_every=2)  # type: ignore[dict-item]
+    out = tmp_path / "out"
+    args = ("--data", photo_folder, photo_folder, "--val", photo_folder, "--out", out)
+    assert fit("-c", settings, *args) == 0
+    assert checkpoint.load(out / "last.pth").log[0]["step"] == 2
+
+
+@pytest.mark.parametrize("decoder", [{"name": "liif", "depth": 2, "width": 8}, {"name": "metasr", "width": 8}])
+def test_rivals_train_by_the_papers_recipe(tmp_path: Path, photo_folder: Path, decoder: dict[str, object]) -> None:
+    papers = {"patch": 12, "batch": 2, "queries": None, "scales": {"every": [2, 3, 4]}, "holdout": 2, "workers": 0}
+    optim = {"steps": 20, "lr": 3e-3, "warmup": 0, "halve_every": 8, "clip": 0, "ema": 0}
+    model = {"encoder": RUN["model"]["encoder"], "decoder": decoder}  # type: ignore[index]
+    settings = write(tmp_path / "run.yaml", model=model, data=papers, optim=optim, validate_every=10)
+    assert fit("-c", settings, "--data", photo_folder, "--out", tmp_path / "out") == 0
+    done = checkpoint.load(tmp_path / "out" / "last.pth")
+    assert done.log[1]["psnr"] > done.log[0]["psnr"]
+    assert done.scales == (2, 4)
+    state = torch.load(tmp_path / "out" / "resume.ckpt", weights_only=True)
+    assert state["lr_schedulers"][0]["_last_lr"] == pytest.approx([3e-3 / 4])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch within itself
+def test_a_compiled_network_trains_the_same(tmp_path: Path, photo_folder: Path) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler")
+    short = {**RUN["optim"], "steps": 4}  # type: ignore[dict-item]
+    losses = []
+    for compiled in (False, True):
+        settings = write(tmp_path / "run.yaml", optim=short, validate_every=4, compile=compiled, log_every=1)
+        assert fit("-c", settings, "--data", photo_folder, "--out", tmp_path / str(compiled)) == 0
+        losses.append(curve.read(tmp_path / str(compiled))["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_a_second_stage_starts_where_the_first_ended(
@@ -112,6 +210,12 @@ def test_mixed_precision_trains(tmp_path: Path, photo_folder: Path) -> None:
         ({"data": {"scales": {"uniform": [0.5, 4]}}}, "at least 1"),
         ({"data": {"scales": {"uniform": [1, float("inf")]}}}, "finite"),
         ({"data": {"scales": {}}}, "uniform"),
+        ({"data": {"camera": {"jpg": [1, 2]}}}, "unknown key 'jpg': did you mean 'jpeg'"),
+        ({"data": {"camera": {"blur": [2, 1]}}}, "blur is a range"),
+        ({"data": {"queries": 0}}, "data.queries"),
+        ({"model": {"decoder": {"width": 8}}}, "model.decoder has no name"),
+        ({"model": {"decoder": {"name": "lif"}}}, "unknown model.decoder name 'lif': did you mean 'liif'"),
+        ({"model": {"decoder": {"name": "diinn", "modulation": "zs"}}}, "'m', 'mz' or 'sz'"),
         ({"precision": "fp8"}, "precision"),
         ({"data": {"holdout": 8}}, "none of the 0 images"),
         ({"data": {"patch": 500}}, "short side of 500"),

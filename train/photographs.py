@@ -1,0 +1,102 @@
+"""Folders of photographs: found, read once, checked, kept in memory as far as it reaches."""
+
+import hashlib
+import logging
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from diinn.runtime import images, memory
+from diinn.runtime.errors import InputError
+from rich.progress import track
+
+log = logging.getLogger(__name__)
+UInt8 = npt.NDArray[np.uint8]
+READERS = 8
+
+
+def find_images(*folders: Path) -> list[Path]:
+    """Every image below ``folders``, sorted within each; InputError for one without any."""
+    files: list[Path] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"no folder {str(folder)!r}: give a folder of images")
+        found = images.find(folder)
+        if not found:
+            raise InputError(f"no image in {str(folder)!r}: looked for {', '.join(sorted(images.SUFFIXES))}")
+        files += found
+    return files
+
+
+def read_rgb(path: Path) -> UInt8:
+    """One image as uint8 RGB [H, W, 3]; grey, palette and CMYK become RGB, alpha is dropped, 16 bits become 8."""
+    return np.ascontiguousarray(images.read_bgr(path)[..., ::-1])
+
+
+def split_holdout(files: Sequence[Path], count: int) -> tuple[list[Path], list[Path]]:
+    """(training, hold-out) files; the hold-out is chosen by a hash of the name, so it stays put."""
+    ranked = sorted(files, key=lambda p: hashlib.sha256(p.name.encode()).digest())
+    held = set(ranked[:count])
+    return [p for p in files if p not in held], [p for p in files if p in held]
+
+
+class Photographs(Sequence[UInt8]):
+    """Images as uint8 RGB [H, W, 3], each decoded once and kept while all kept ones fit into ``budget`` bytes
+    (default: half of the memory that is free); the others are read again at each use.
+
+    largest: an image is halved (2×2 means) until its short side is below this: big photographs hold little
+        texture per pixel; smallest: those whose short side is below are left out, as are those that cannot be
+        read; each is named, and their count given. InputError where none is left.
+    """
+
+    def __init__(
+        self, files: Sequence[Path], largest: int, smallest: int, budget: int | None = None, progress: bool = False
+    ) -> None:
+        self.largest = largest
+        if budget is None:
+            budget = (memory.available() or 2**32) // 2
+        self.files: list[Path] = []
+        self._kept: list[UInt8 | None] = []
+        shown: Iterable[UInt8 | InputError]
+        with ThreadPoolExecutor(READERS) as pool:
+            read = pool.map(self._read, files)
+            shown = track(read, "photographs", total=len(files), transient=True) if progress else read
+            for path, image in zip(files, shown, strict=True):
+                if isinstance(image, InputError):
+                    log.warning("%s: left out", image)
+                elif min(image.shape[:2]) < smallest:
+                    log.warning("%s is %dx%d, below %d pixels: left out", path, *image.shape[1::-1], smallest)
+                else:
+                    budget -= image.nbytes
+                    self.files.append(path)
+                    self._kept.append(image if budget >= 0 else None)
+        if not self.files:
+            raise InputError(f"none of the {len(files)} images can be used (short side of {smallest} pixels or more)")
+        if len(self.files) < len(files):
+            log.warning("%d of %d images were left out", len(files) - len(self.files), len(files))
+        anew = sum(image is None for image in self._kept)
+        if anew:
+            log.warning("%d of %d images do not fit into memory: read anew at each use", anew, len(self.files))
+
+    def _read(self, path: Path) -> UInt8 | InputError:
+        try:
+            return self.halved(read_rgb(path))
+        except InputError as error:
+            return error
+
+    def halved(self, image: UInt8) -> UInt8:
+        """``image``, halved until its short side is below ``largest``."""
+        while min(image.shape[:2]) >= self.largest:
+            height, width = (n // 2 for n in image.shape[:2])
+            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8)
+        return image
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, number: int) -> UInt8:  # type: ignore[override]
+        kept = self._kept[number]
+        return self.halved(read_rgb(self.files[number])) if kept is None else kept
