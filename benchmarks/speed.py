@@ -10,7 +10,7 @@ import logging
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def contestants(net: Network, resolver: SuperResolver, lr: Size, out: Size) -> d
     frame = demo.frame(0.0, lr)
     planes = torch.from_numpy(frame[..., ::-1].copy()).permute(2, 0, 1)[None].float() / 255
     published = PublishedModel(net.model).eval()
-    config, view = net.model.config, View.resize(out)
+    config = net.model.config
 
     def decode_folded(maps: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
         flat = [m.reshape(-1, m.shape[-1]) for m in maps]
@@ -75,7 +75,7 @@ def contestants(net: Network, resolver: SuperResolver, lr: Size, out: Size) -> d
             lambda features: published.decoder(features, out[::-1]),
         ),
         "folded, PyTorch": (lambda: net.model.encode(planes), decode_folded),
-        "runtime": (lambda: resolver.encode([frame])[0], lambda encoded: resolver.decode(encoded, [view])),
+        "runtime": in_runtime(resolver, lr, out),
     }
 
 
@@ -85,22 +85,35 @@ def measure(net: Network, cases: Sequence[tuple[Size, Size]], least: int, second
     results = []
     with SuperResolver.open(net.bundle) as resolver:
         for lr, out in cases:
-            times: dict[str, list[tuple[float, float]]] = {}
-            started = time.perf_counter()
-            entries = contestants(net, resolver, lr, out)
-            for name, entry in entries.items():
-                _time(entry)  # warm up
-                times[name] = []
-            while len(times["runtime"]) < least or time.perf_counter() - started < seconds:
-                for name, entry in entries.items():
-                    times[name].append(_time(entry))
-            for name, pairs in times.items():
-                encode, decode, total = (
-                    statistics.median(values) * 1e3
-                    for values in ([p[0] for p in pairs], [p[1] for p in pairs], [sum(p) for p in pairs])
-                )
-                results.append(Result(net.name, lr, out, name, encode, decode, total))
+            for name, medians in alternate(contestants(net, resolver, lr, out), least, seconds).items():
+                results.append(Result(net.name, lr, out, name, *medians))
     return results
+
+
+def in_runtime(resolver: SuperResolver, lr: Size, out: Size) -> Contestant:
+    """The runtime, from uint8 frame to uint8 frame."""
+    frame, view = demo.frame(0.0, lr), View.resize(out)
+    return lambda: resolver.encode([frame])[0], lambda encoded: resolver.decode(encoded, [view])
+
+
+def alternate(entries: Mapping[str, Contestant], least: int, seconds: float) -> dict[str, tuple[float, float, float]]:
+    """(encode, decode, total) medians in ms: contestants take turns until each ran ``least`` times and ``seconds``
+    are over."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in entries}
+    for entry in entries.values():
+        _time(entry)  # warm up
+    started = time.perf_counter()
+    while min(map(len, times.values())) < least or time.perf_counter() - started < seconds:
+        for name, entry in entries.items():
+            times[name].append(_time(entry))
+    medians = {}
+    for name, pairs in times.items():
+        encode, decode, total = (
+            statistics.median(values) * 1e3
+            for values in ([p[0] for p in pairs], [p[1] for p in pairs], [sum(p) for p in pairs])
+        )
+        medians[name] = (encode, decode, total)
+    return medians
 
 
 def _time(entry: Contestant) -> tuple[float, float]:

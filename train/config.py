@@ -170,14 +170,32 @@ def _keys_at(kind: Any, location: tuple[int | str, ...]) -> list[str]:
 
 
 def read(path: Path) -> RunConfig:
-    """A run's YAML file, checked."""
+    """A run's YAML file, checked. ``extends: OTHER.yaml`` (beside it) says what to take where it is silent."""
+    return parse(RunConfig, _values(path, ()), str(path))
+
+
+def _values(path: Path, above: tuple[Path, ...]) -> Any:
+    if path in above:
+        raise InputError(f"{path} extends itself: {' -> '.join(p.name for p in (*above, path))}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read the configuration {str(path)!r}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    return parse(RunConfig, values, str(path))
+    if not isinstance(values, dict) or "extends" not in values:
+        return values
+    base = _values(path.parent / str(values.pop("extends")), (*above, path))
+    return _merged(base, values)
+
+
+def _merged(base: Any, over: Any) -> Any:
+    """``over`` laid over ``base``, key by key; a mapping that names another kind replaces the base's whole."""
+    if not (isinstance(base, dict) and isinstance(over, dict)) or base.get("name") != over.get(
+        "name", base.get("name")
+    ):
+        return over
+    return base | {key: _merged(base.get(key), value) for key, value in over.items()}
 
 
 def plain(config: Any) -> dict[str, Any]:

@@ -33,6 +33,11 @@ class Decoder(nn.Module, ABC):
     layout: grid.Layout
     fold_radius = 1
 
+    @property
+    @abstractmethod
+    def multiply_adds(self) -> int:
+        """Of matrix products and weighted sums, per query, folded."""
+
     @abstractmethod
     def fold(self, features: Tensor) -> Tensor:
         """Features [B, C, H, W] to all maps side by side [B, sum(map_channels), H, W]."""
@@ -81,6 +86,14 @@ class DiinnDecoder(Decoder):
     def layers(self) -> list[tuple[nn.Linear, nn.Linear]]:
         """(modulation, synthesis) of each layer."""
         return [cast(tuple[nn.Linear, nn.Linear], p) for p in zip(self.modulation, self.synthesis, strict=True)]
+
+    @property
+    def multiply_adds(self) -> int:
+        per_query = [synthesis for _, synthesis in self.layers] + [self.last]
+        if self.first is not None:
+            per_query += [self.first, *(modulation for modulation, _ in self.layers)]
+        hidden = 0 if self.first is not None or self.kind != "sz" else (len(self.layers) - 1) * self.width**2
+        return sum(linear.weight.numel() for linear in per_query) + hidden
 
     def _split(self, i: int) -> tuple[Tensor, Tensor]:
         """``A_i`` [K, K] and ``B_i`` [K, 9·C]; either may have no columns."""
@@ -151,6 +164,12 @@ class LiifDecoder(Decoder):
     def layers(self) -> list[nn.Linear]:
         return [cast(nn.Linear, layer) for layer in self.imnet]
 
+    @property
+    def multiply_adds(self) -> int:
+        first, *others = self.layers
+        per_sample = 4 * first.out_features + sum(layer.weight.numel() for layer in others) + 3
+        return self.layout.samples * per_sample
+
     def fold(self, features: Tensor) -> Tensor:
         first = self.layers[0]
         kernels = first.weight[:, :-4].reshape(-1, self.features, 3, 3)
@@ -179,6 +198,10 @@ class MetaSrDecoder(Decoder):
         self.map_channels = (width, width, width, 3)
         self.hidden = nn.Linear(3, width)
         self.filters = nn.Linear(width, UNFOLD * features * 3)  # colour runs fastest
+
+    @property
+    def multiply_adds(self) -> int:
+        return self.hidden.weight.numel() + 3 * self.hidden.out_features
 
     def fold(self, features: Tensor) -> Tensor:
         def kernels(parameter: Tensor) -> Tensor:  # [9·C·3, n] to one filter per colour and n

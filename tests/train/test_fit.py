@@ -246,3 +246,35 @@ def test_files_that_are_not_there(tmp_path: Path, photo_folder: Path, capsys: py
 def test_every_shipped_configuration_is_valid() -> None:
     for path in (ROOT / "train" / "configs").glob("*.yaml"):
         assert config.read(path).optim.steps > 0
+
+
+def test_a_configuration_extends_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "base.yaml")
+    (tmp_path / "over.yaml").write_text("extends: base.yaml\nseed: 4\noptim: {lr: 0.5}\nmodel: {decoder: {width: 4}}\n")
+    over = config.read(tmp_path / "over.yaml")
+    assert (over.seed, over.optim.lr, over.optim.steps) == (4, 0.5, 40)
+    assert (over.model.decoder.name, over.model.decoder.width) == ("diinn", 4)
+    (tmp_path / "rival.yaml").write_text("extends: over.yaml\nmodel: {decoder: {name: metasr}}\n")
+    assert config.read(tmp_path / "rival.yaml").model.decoder.width == 256  # another kind: nothing is inherited
+    for text, word in (
+        ("extends: loop.yaml", "extends itself"),
+        ("extends: none.yaml", "cannot read"),
+        ("extends: base.yaml\noptim: {lrr: 1}", "unknown key 'lrr': did you mean 'lr'"),
+    ):
+        (tmp_path / "loop.yaml").write_text(text)
+        assert fit("-c", tmp_path / "loop.yaml", "--data", tmp_path) == 2
+        assert word in capsys.readouterr().err
+
+
+def test_the_papers_configurations_differ_in_the_decoder_alone() -> None:
+    folder = ROOT / "train" / "configs"
+    papers = config.plain(config.read(folder / "paper.yaml"))
+    decoders = [papers["model"].pop("decoder")]
+    for name in ("liif", "metasr", *(f"paper-{letter}" for letter in "abcde")):
+        other = config.plain(config.read(folder / f"{name}.yaml"))
+        decoders.append(other["model"].pop("decoder"))
+        assert other == papers
+    assert len({str(d) for d in decoders}) == 8
+    assert all(d["width"] == 256 for d in decoders)
+    assert papers["optim"]["steps"] == 1000 * 800 / papers["data"]["batch"]
+    assert papers["optim"]["halve_every"] == 200 * 800 / papers["data"]["batch"]
