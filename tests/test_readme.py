@@ -11,19 +11,24 @@ import cv2
 import numpy as np
 import pytest
 from conftest import ROOT
-from diinn.benchmarks import evaluate
+from diinn.benchmarks import comparison, evaluate, figure3, figure4, tables
 from diinn.export import to_onnx
 from diinn.runtime import demo
 from diinn.runtime import main as run
 from diinn.train import main as train
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-NEEDS_HARDWARE_OR_TIME = ("--camera 0", "diinn-train fit", "--benchmark")
+NEEDS_HARDWARE_OR_TIME = ("--camera 0", "diinn-train fit", "diinn.train.main fit", "--benchmark", "comparison")
 PROGRAMS: dict[str, tuple[Callable[[list[str]], int], Callable[[], object]]] = {
     "diinn-run": (run.main, run.parser),
     "diinn-train": (train.main, train.parser),
     "diinn-eval": (evaluate.main, evaluate.parser),
     "python export/to_onnx.py": (to_onnx.main, to_onnx.parser),
+    "torchrun --nproc-per-node 4 -m diinn.train.main": (train.main, train.parser),
+    "python -m diinn.benchmarks.tables": (tables.main, tables.parser),
+    "python -m diinn.benchmarks.figure3": (figure3.main, figure3.parser),
+    "python -m diinn.benchmarks.figure4": (figure4.main, figure4.parser),
+    "python -m diinn.benchmarks.comparison": (comparison.main, comparison.parser),
 }
 
 
@@ -42,6 +47,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, checkpoint_path: Path, p
     folder = tmp_path_factory.mktemp("readme")
     cv2.imwrite(str(folder / "photo.jpg"), demo.frame(5.0, (80, 60)))
     shutil.copytree(photo_folder, folder / "photos")
+    shutil.copytree(photo_folder, folder / "benchmark" / "Set5")
     shutil.copy(checkpoint_path, folder / "ckpt.pth")
     return folder
 
