@@ -88,7 +88,7 @@ def _write(
         "workspace_bytes_per_pixel": graphs.workspace_bytes(encoder),
         "opset": graphs.OPSET,
         "maps": [{"name": m.name, "channels": m.channels, "dtype": {"fp32": "float32"}} for m in maps],
-        "folded": not getattr(model.decoder, "init_q", False),
+        "folded": model.decoder.folded,
         "query": list(model.decoder.layout.columns),
         "graphs": {role: f"{role}.onnx" for role in bundles.ROLES},
         "precision": dict.fromkeys(bundles.ROLES, "fp32"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import zlib
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -43,10 +44,15 @@ def read_bgr(path: Path) -> UInt8:
     if image is None:
         raise SourceError(f"{str(path)!r} is not an image OpenCV can decode: convert it to PNG")
     if data.startswith(_PNG) and data[25] in (4, 6):
-        log.warning("%s: transparency is dropped", path)
+        _warn_once(f"{path}: transparency is dropped")
     if data.startswith(_PNG) and data[24] == 16:
-        log.warning("%s: 16 bits become 8", path)
+        _warn_once(f"{path}: 16 bits become 8")
     return image.astype(np.uint8, copy=False)
+
+
+@cache
+def _warn_once(message: str) -> None:
+    log.warning(message)
 
 
 def write(path: Path, image: UInt8) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diinn.runtime.errors import CheckpointError, InputError, unknown
+from diinn.runtime.errors import CheckpointError, DiinnError, InputError, unknown
 from diinn.train.config import parse, plain
 from diinn.train.model import ModelConfig, SuperResolutionModel
 from torch import Tensor
@@ -52,6 +52,9 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     try:
         torch.save(content, partial)
         partial.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's writer has its own type for a full disk
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise DiinnError(f"cannot write {str(path)!r}: {reason}") from None
     finally:
         partial.unlink(missing_ok=True)
 

@@ -26,7 +26,7 @@ class Scales:
     every: tuple[float, ...] | None = None
 
     @model_validator(mode="after")
-    def _one_of_two(self) -> Self:
+    def _one_of_three(self) -> Self:
         if sum(given is not None for given in (self.uniform, self.choices, self.every)) != 1:
             raise ValueError("give one of uniform: [low, high], choices: [2, 3, 4] and every: [2, 3, 4]")
         values = self._values
@@ -43,7 +43,7 @@ class Scales:
         return self.uniform or self.choices or self.every or ()
 
     def draw(self, rng: np.random.Generator) -> tuple[float, ...]:
-        """The scales of one image's patches."""
+        """The scales of one image's patches: one, or all of ``every``."""
         if self.uniform is not None:
             return (float(rng.uniform(*self.uniform)),)
         return self.every or (float(rng.choice(self._values)),)
@@ -129,11 +129,25 @@ class RunConfig:
     optim: OptimConfig
     model: ModelConfig = Field(default_factory=lambda: ModelConfig())
     data: DataConfig = Field(default_factory=lambda: DataConfig())
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     compile: bool = False
     validate_every: int = Field(default=2000, ge=1)
     log_every: int = Field(default=100, ge=1)
+
+    @property
+    def logged_every(self) -> int:
+        """``log_every``, or once a validation where that is more often."""
+        return min(self.log_every, self.validate_every)
+
+    @model_validator(mode="after")
+    def _ends_with_a_validation(self) -> Self:
+        if self.optim.steps % self.validate_every:
+            raise ValueError(
+                f"optim.steps = {self.optim.steps} is not a multiple of validate_every = {self.validate_every}: "
+                "what is learnt after the last validation would be lost"
+            )
+        return self
 
 
 def parse(kind: type[T], values: object, where: str) -> T:
@@ -175,6 +189,7 @@ def read(path: Path) -> RunConfig:
 
 
 def _values(path: Path, above: tuple[Path, ...]) -> Any:
+    path = path.resolve()
     if path in above:
         raise InputError(f"{path} extends itself: {' -> '.join(p.name for p in (*above, path))}")
     try:
@@ -190,12 +205,14 @@ def _values(path: Path, above: tuple[Path, ...]) -> Any:
 
 
 def _merged(base: Any, over: Any) -> Any:
-    """``over`` laid over ``base``, key by key; a mapping that names another kind replaces the base's whole."""
+    """``over`` laid over ``base``, key by key; a mapping that names another kind replaces the base's whole, and so do
+    ``scales``, of which there is one kind at a time."""
     if not (isinstance(base, dict) and isinstance(over, dict)) or base.get("name") != over.get(
         "name", base.get("name")
     ):
         return over
-    return base | {key: _merged(base.get(key), value) for key, value in over.items()}
+    merged = {key: value if key == "scales" else _merged(base.get(key), value) for key, value in over.items()}
+    return base | merged
 
 
 def plain(config: Any) -> dict[str, Any]:

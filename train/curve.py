@@ -16,6 +16,8 @@ def read(folder: Path) -> dict[str, Series]:
     for path in starts:
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
+                if not (row.get("step") or "").isdigit():  # cut short by whatever ended the run
+                    continue
                 for name, value in row.items():
                     if value and name not in ("step", "epoch"):
                         columns.setdefault(name, {})[int(row["step"]) + 1] = float(value)

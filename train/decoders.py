@@ -27,8 +27,10 @@ class Decoder(nn.Module, ABC):
     map_channels: channels of each map the encoder graph hands over
     layout: what a query consists of
     fold_radius: LR pixels around a feature that its map row reads
+    folded: whether what depends on the LR pixel alone is computed once per LR pixel
     """
 
+    folded = True
     map_channels: tuple[int, ...]
     layout: grid.Layout
     fold_radius = 1
@@ -75,6 +77,7 @@ class DiinnDecoder(Decoder):
         content = UNFOLD * features
         self.map_channels = (content,) if init_q else (width,) * depth
         later = width + (content if modulation != "m" else 0)
+        self.folded = not init_q
         self.first = nn.Linear(3, content) if init_q else None
         self.modulation = nn.ModuleList(nn.Linear(later if i else content, width) for i in range(depth))
         self.synthesis = nn.ModuleList(

@@ -3,36 +3,32 @@
 import importlib.util
 import logging
 import os
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning as L
-from diinn.runtime.errors import DiinnError, InputError
+import torch
+from diinn.runtime.errors import InputError
 from diinn.train import checkpoint, curve
-from diinn.train.config import RunConfig
+from diinn.train.config import RunConfig, plain
 from diinn.train.photographs import Photographs, find_images, split_holdout
-from diinn.train.task import CheckpointWriter, TrainingTask
+from diinn.train.task import CheckpointWriter, SignalStop, TrainingTask
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-
-class Stopped(DiinnError):
-    """A signal ended the run after its step was finished and a checkpoint written."""
-
-    def __init__(self, number: int, step: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name} at step {step}: add --resume to go on")
-        self.exit_code = 128 + number
+log = logging.getLogger(__name__)
+# Settings a resumed run may change: how long and how it runs, not what it computes
+MAY_CHANGE = {"optim.steps", "data.workers", "compile", "log_every"}
 
 
 @dataclass(frozen=True)
 class Run:
     """data: folders of training images; out: where everything the run leaves goes
     validation: folders of hold-out images, none to hold out some of ``data``
-    start: a checkpoint to begin from; resume: go on from ``out/resume.ckpt``, which each validation writes
+    start: a checkpoint to begin from
+    resume: go on from ``out/resume.ckpt``, which each validation writes, and a signal
     """
 
     config: RunConfig
@@ -53,8 +49,12 @@ def fit(run: Run) -> Path:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     config, out = run.config, run.out
     here, everywhere = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    if torch.cuda.is_available() and here > torch.cuda.device_count():
+        raise InputError(f"{here} processes on {torch.cuda.device_count()} GPUs: start one process a GPU")
     if config.data.batch % everywhere:
-        raise InputError(f"data.batch = {config.data.batch} cannot be shared by {everywhere} processes: use a multiple")
+        raise InputError(
+            f"data.batch = {config.data.batch} is not a multiple of the {everywhere} processes: make it one"
+        )
     L.seed_everything(config.seed, verbose=False)
     task = TrainingTask(config, *_photographs(run))
     if run.start is not None:
@@ -64,7 +64,7 @@ def fit(run: Run) -> Path:
         task.model.load_state_dict(first.state_dict())
     resume = out / "resume.ckpt" if run.resume else None
     if resume is not None:
-        checkpoint.read(resume)  # says what is wrong with it
+        _check_same_run(resume, config)
     out.mkdir(parents=True, exist_ok=True)
     loggers: list[Logger] = [CSVLogger(out, name="log")]  # a folder for each start
     if importlib.util.find_spec("tensorboard") is not None:
@@ -80,18 +80,18 @@ def fit(run: Run) -> Path:
         gradient_clip_val=config.optim.clip or None,
         callbacks=_callbacks(run),
         logger=loggers,
-        log_every_n_steps=min(config.log_every, config.validate_every),
+        log_every_n_steps=config.logged_every,
         enable_progress_bar=run.progress,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         reload_dataloaders_every_n_epochs=1,  # the stream of batches goes on where the last epoch ended
     )
-    with _ctrl_c_as_sigterm() as received:
-        try:
-            trainer.fit(task, ckpt_path=resume, weights_only=True)
-        except SIGTERMException:
-            raise Stopped(received[-1], trainer.global_step) from None
+    try:
+        trainer.fit(task, ckpt_path=resume, weights_only=True)
+    except InputError as error:  # from a worker that reads images it comes with a traceback in its message
+        *_, last = str(error).strip().splitlines()
+        raise InputError(last.rpartition("Error: ")[2]) from None
     if trainer.is_global_zero:
         curve.draw(out)
     return out / "last.pth"
@@ -103,35 +103,48 @@ def _photographs(run: Run) -> tuple[Photographs, Photographs]:
     files = find_images(*run.data)
     if run.validation:
         held = find_images(*run.validation)
+        kept = {path.resolve() for path in held}
+        training = [path for path in files if path.resolve() not in kept]
+        if len(training) < len(files):
+            log.warning("%d hold-out images are also in --data: not trained on", len(files) - len(training))
     else:
-        files, held = split_holdout(files, settings.holdout)
+        training, held = split_holdout(files, settings.holdout)
+    if not training:
+        raise InputError(f"all {len(files)} images are held out: give more images, or a smaller data.holdout")
     train, holdout = (
-        Photographs(part, settings.largest, settings.patch, progress=run.progress) for part in (files, held)
+        Photographs(part, settings.largest, settings.patch, progress=run.progress) for part in (training, held)
     )
     return train, holdout
 
 
+def _check_same_run(resume: Path, config: RunConfig) -> None:
+    """InputError unless ``resume`` is of a run with these settings; the number of steps may differ."""
+    saved = checkpoint.read(resume).get("callbacks", {}).get("CheckpointWriter", {}).get("run")
+    if saved is None:
+        raise InputError(f"{resume} was not written by diinn-train fit: leave out --resume, or give another --out")
+    was, now = _flat(saved), _flat(plain(config))
+    for key in sorted(was.keys() | now.keys()):
+        if was.get(key) != now.get(key) and key not in MAY_CHANGE:
+            raise InputError(
+                f"{resume} is of a run with {key} = {was.get(key)}, the configuration says {now.get(key)}: "
+                "resume with the settings it was begun with, or choose another --out"
+            )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
 def _callbacks(run: Run) -> list[Callback]:
-    callbacks: list[Callback] = [CheckpointWriter(run.out)]
+    callbacks: list[Callback] = [CheckpointWriter(run.out, run.config)]
     if run.config.optim.ema:
         callbacks.append(EMAWeightAveraging(decay=run.config.optim.ema))
     callbacks.append(ModelCheckpoint(dirpath=run.out, filename="resume", enable_version_counter=False))
     if run.progress:
         callbacks.append(RichProgressBar())
+    callbacks.append(SignalStop(run.out / "resume.ckpt", run.config.logged_every))
     return callbacks
-
-
-@contextmanager
-def _ctrl_c_as_sigterm() -> Iterator[list[int]]:
-    """Lightning finishes its step on SIGTERM, but not on Ctrl-C: make the two the same; yields what came."""
-    received = [int(signal.SIGTERM)]
-
-    def handle(number: int, _: object) -> None:
-        received.append(number)
-        signal.raise_signal(signal.SIGTERM)
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGINT, before)

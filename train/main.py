@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="FOLDER", help="where the run is kept (default: runs/NAME of the YAML)"
     )
     fit.add_argument("--start", type=Path, metavar="CKPT", help="begin with this checkpoint's weights")
-    fit.add_argument("--resume", action="store_true", help="go on from the last validation of --out")
+    fit.add_argument("--resume", action="store_true", help="go on where the run in --out stopped")
     fit.add_argument("--no-progress", action="store_true", help="no progress bar")
     return top
 
@@ -40,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
     """Train as the arguments say."""
     from diinn.train import config, fit  # Lightning takes seconds to import: not for --help
 
+    for said in ("LeafSpec", "does not have many workers", "exists and is not empty"):  # by Lightning, of itself
+        warnings.filterwarnings("ignore", f".*{said}")
     settings = config.read(args.config)
     out = args.out or Path("runs") / args.config.stem
     resume = out / "resume.ckpt"

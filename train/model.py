@@ -18,8 +18,8 @@ class ModelConfig:
 
     encoder: EncoderConfig = Field(default_factory=lambda: CompactConfig())
     decoder: DecoderConfig = Field(default_factory=lambda: DiinnConfig())
-    mean: float = 0.5
-    std: float = Field(default=0.5, gt=0)
+    mean: float = Field(default=0.5, allow_inf_nan=False)
+    std: float = Field(default=0.5, gt=0, allow_inf_nan=False)
 
 
 class SuperResolutionModel(nn.Module):

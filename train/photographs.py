@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,15 +21,16 @@ READERS = 8
 
 def find_images(*folders: Path) -> list[Path]:
     """Every image below ``folders``, sorted within each; InputError for one without any."""
-    files: list[Path] = []
+    files: dict[Path, Path] = {}  # by what they really are: a file found twice counts once
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"no folder {str(folder)!r}: give a folder of images")
         found = images.find(folder)
         if not found:
             raise InputError(f"no image in {str(folder)!r}: looked for {', '.join(sorted(images.SUFFIXES))}")
-        files += found
-    return files
+        for path in found:
+            files.setdefault(path.resolve(), path)
+    return list(files.values())
 
 
 def read_rgb(path: Path) -> UInt8:
@@ -44,8 +46,8 @@ def split_holdout(files: Sequence[Path], count: int) -> tuple[list[Path], list[P
 
 
 class Photographs(Sequence[UInt8]):
-    """Images as uint8 RGB [H, W, 3], each decoded once and kept while all kept ones fit into ``budget`` bytes
-    (default: half of the memory that is free); the others are read again at each use.
+    """Images as uint8 RGB [H, W, 3], each decoded once and kept while all kept ones fit into ``budget`` bytes (default:
+    half of the memory that is free, shared by this machine's processes); the others are read again at each use.
 
     largest: an image is halved (2×2 means) until its short side is below this: big photographs hold little
         texture per pixel; smallest: those whose short side is below are left out, as are those that cannot be
@@ -57,7 +59,7 @@ class Photographs(Sequence[UInt8]):
     ) -> None:
         self.largest = largest
         if budget is None:
-            budget = (memory.available() or 2**32) // 2
+            budget = (memory.available() or 2**32) // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         self.files: list[Path] = []
         self._kept: list[UInt8 | None] = []
         shown: Iterable[UInt8 | InputError]
@@ -93,6 +95,9 @@ class Photographs(Sequence[UInt8]):
             height, width = (n // 2 for n in image.shape[:2])
             image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8)
         return image
+
+    def __deepcopy__(self, _: object) -> "Photographs":
+        return self  # read only: a copy of the task that holds them, as for averaged weights, needs no second one
 
     def __len__(self) -> int:
         return len(self.files)

@@ -1,6 +1,8 @@
 """What Lightning trains: the loss, the schedule, validation, and the checkpoints a run leaves."""
 
 import math
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,6 @@ from diinn.train.config import RunConfig, plain
 from diinn.train.model import SuperResolutionModel
 from diinn.train.photographs import Photographs, UInt8
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -49,12 +50,25 @@ class TrainingTask(L.LightningModule):
         )
 
     def train_dataloader(self) -> TrainingLoader:
-        return TrainingLoader(self._stream(self.global_step), batch_size=None, num_workers=self.config.data.workers)
+        workers = self.config.data.workers
+        return TrainingLoader(
+            self._stream(self.global_step),
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_leave_signals_to_the_main_process,
+            # Forked workers share the photographs; any other start copies them.
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        )
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, float]]:
         crop = self.config.data.holdout_crop
         cases = [(_centre(image, crop), s) for image in self.holdout for s in VALIDATION_SCALES]
         return DataLoader(cases, batch_size=None)  # type: ignore[arg-type]
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        # Lightning counts one more here at each resume from an epoch's end, and logs by this count.
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
 
     def training_step(self, batch: data.Sample, _: int) -> Tensor:
         rgb = self.model(batch.lr.contiguous(memory_format=torch.channels_last), batch.rows, batch.query)
@@ -98,14 +112,13 @@ class TrainingTask(L.LightningModule):
 
 
 class CheckpointWriter(Callback):
-    """Writes our self-describing checkpoints, ``last.pth`` and ``best.pth``, at each validation, and Lightning's own,
-    ``resume.ckpt``, when a signal ends the run.
+    """Writes our self-describing checkpoints, ``last.pth`` and ``best.pth``, at each validation.
 
     Stands before the weight averaging in the list of callbacks, so that what it sees is the average.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, config: RunConfig) -> None:
+        self.folder, self.run = folder, plain(config)
         self.history: list[dict[str, float]] = []
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -113,27 +126,65 @@ class CheckpointWriter(Callback):
             return
         scores = {k: round(float(v), 4) for k, v in trainer.callback_metrics.items() if k.startswith("psnr")}
         entry = {"step": trainer.global_step, **scores}
+        if not math.isfinite(entry["psnr"]):  # what stands on disk is still good
+            raise DiinnError(f"the weights are not finite at step {trainer.global_step}: lower optim.lr or optim.clip")
         best = all(entry["psnr"] > earlier["psnr"] for earlier in self.history)
         self.history.append(entry)
         if not trainer.is_global_zero:
             return
-        config = pl_module.config
-        found = checkpoint.Checkpoint(
-            pl_module.model, config.data.scales.range, trainer.global_step, plain(config), self.history
-        )
+        scales = pl_module.config.data.scales.range
+        found = checkpoint.Checkpoint(pl_module.model, scales, trainer.global_step, self.run, self.history)
         for name in ("last.pth", "best.pth") if best else ("last.pth",):
             checkpoint.save(self.folder / name, found)
         print("  ".join(f"{k} {v:g}" for k, v in entry.items()), flush=True)
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, SIGTERMException):
-            trainer.save_checkpoint(self.folder / "resume.ckpt")
-
     def state_dict(self) -> dict[str, Any]:
-        return {"history": self.history}
+        return {"history": self.history, "run": self.run}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history = state_dict["history"]
+
+
+class Stopped(DiinnError):
+    """A signal ended the run after its step was finished and a checkpoint written."""
+
+    def __init__(self, number: int, step: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name} at step {step}: add --resume to go on")
+        self.exit_code = 128 + number
+
+
+class SignalStop(Callback):
+    """On SIGTERM or Ctrl-C finishes the step, writes ``resume.ckpt`` and raises Stopped, on all processes at once.
+
+    Lightning's own handler talks to the other processes from within the signal, and stops in the middle of a
+    validation, while averaged and current weights are exchanged. Stands last, when the step's average is made.
+    """
+
+    def __init__(self, path: Path, log_every: int) -> None:
+        self.path, self.log_every = path, log_every
+        self.received: int | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._note)  # Lightning puts back at the end what it found at the beginning
+
+    def _note(self, number: int, _: object) -> None:
+        self.received = number
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if not trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
+            return
+        step = trainer.global_step
+        if step % self.log_every == 0:  # what Lightning would log next
+            for logger in trainer.loggers:
+                logger.log_metrics({"loss": float(trainer.callback_metrics["loss"])}, step - 1)
+        trainer.save_checkpoint(self.path)
+        raise Stopped(self.received or signal.SIGTERM, trainer.global_step)
+
+
+def _leave_signals_to_the_main_process(_: int) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _centre(image: UInt8, crop: int) -> Tensor:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from diinn.runtime import InputError, grid
 from diinn.train import config, data, degradation
-from diinn.train.photographs import Photographs, find_images, split_holdout
+from diinn.train.photographs import Photographs, find_images, read_rgb, split_holdout
+from PIL import Image
 
 
 def settings(**changes: object) -> config.DataConfig:
@@ -165,6 +166,16 @@ def test_images_of_every_kind_and_those_left_out(tmp_path: Path, caplog: pytest.
     assert "2 of 5 images were left out" in caplog.text
     with pytest.raises(InputError, match="none of the 5 images"):
         Photographs(files, 1600, 500)
+
+
+@pytest.mark.parametrize(("mode", "ending"), [("CMYK", "jpg"), ("CMYK", "tif"), ("P", "png"), ("1", "png")])
+def test_colours_of_every_kind_become_rgb(tmp_path: Path, mode: str, ending: str) -> None:
+    ramp = np.tile(np.arange(64, dtype=np.uint8)[None, :, None] * 4, (40, 1, 3))
+    ramp[..., 1] = 255 - ramp[..., 1]
+    image = Image.fromarray(ramp).convert(mode)
+    image.save(tmp_path / f"a.{ending}", quality=95)
+    wanted = np.asarray(image.convert("RGB")).astype(int)
+    assert np.abs(read_rgb(tmp_path / f"a.{ending}") - wanted).mean() < 1.5
 
 
 def test_what_does_not_fit_into_memory_is_read_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

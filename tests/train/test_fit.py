@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
-from diinn.train import checkpoint, config, curve, main
+from diinn.train import checkpoint, config, curve, main, task
 
 RUN = {
     "model": {
@@ -62,53 +63,136 @@ def test_fit_learns_and_resume_continues_the_same_run(
 
 
 COMMAND = (sys.executable, "-m", "diinn.train.main", "fit", "--no-progress")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", *COMMAND[2:])
 
 
-def stop_at_step(number: int, wanted: signal.Signals, settings: Path, folder: Path, out: Path) -> int:
-    """Train in a process of its own and send it ``wanted`` once it has logged ``number`` steps; its exit code."""
-    args = (*COMMAND, "-c", str(settings), "--data", str(folder), "--out", str(out))
-    process = subprocess.Popen(args, stderr=subprocess.PIPE, text=True)
+def stop_at_step(number: int, wanted: signal.Signals, command: Sequence[str], out: Path) -> tuple[int, str]:
+    """Run ``command`` in a process group of its own and signal the whole group, as a terminal does, once it has logged
+    ``number`` steps; its exit code and what it said."""
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     log = out / "log" / "version_0" / "metrics.csv"
     deadline = time.monotonic() + 120
     while not (log.exists() and len(log.read_text().splitlines()) > number):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(wanted)
+    os.killpg(process.pid, wanted)
     error = process.communicate(timeout=60)[1]
-    assert re.search(rf"stopped by {wanted.name} at step \d+: add --resume", error), error
-    return process.returncode
+    return process.returncode, error
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    a, b = (checkpoint.load(folder / "last.pth") for folder in (one, other))
+    assert [e["step"] for e in a.log] == [e["step"] for e in b.log]
+    assert [e["psnr"] for e in a.log] == pytest.approx([e["psnr"] for e in b.log], abs=1e-3)
+    for name, value in a.model.state_dict().items():
+        torch.testing.assert_close(value, b.model.state_dict()[name], atol=1e-5, rtol=0)
+    losses = [curve.read(folder)["loss"] for folder in (one, other)]
+    assert losses[0].keys() == losses[1].keys()
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+# Every step is logged; steps are slow enough (patches of 40) to be stopped between two validations.
+SLOW = {"data": {**RUN["data"], "patch": 40, "queries": 4000, "workers": 1}, "log_every": 1}  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize("wanted", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_first_and_the_run_goes_on_to_the_same_weights(
     tmp_path: Path, photo_folder: Path, wanted: signal.Signals
 ) -> None:
-    # Every step is logged; steps are slow enough (patches of 40) to be stopped between two validations.
-    slow = {**RUN["data"], "patch": 40, "queries": 4000, "workers": 1}  # type: ignore[dict-item]
-    settings = write(tmp_path / "run.yaml", data=slow, log_every=1)
+    settings = write(tmp_path / "run.yaml", **SLOW)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     assert fit("-c", settings, "--data", photo_folder, "--out", whole) == 0
-    assert stop_at_step(5, wanted, settings, photo_folder, parts) == 128 + wanted
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+    args = ("-c", str(settings), "--data", str(photo_folder), "--out", str(parts))
+    code, error = stop_at_step(5, wanted, (*COMMAND, *args), parts)
+    assert re.fullmatch(rf"diinn-train: stopped by {wanted.name} at step \d+: add --resume to go on\n", error), error
+    assert code == 128 + wanted
     reached = torch.load(parts / "resume.ckpt", weights_only=True)["global_step"]
     assert 5 <= reached < 40
     assert reached != 20, "stopped at a validation: this run proves nothing"
     assert fit("-c", settings, "--data", photo_folder, "--out", parts, "--resume") == 0
-    a, b = (checkpoint.load(folder / "last.pth") for folder in (whole, parts))
-    assert a.log == b.log
-    for name, value in a.model.state_dict().items():
-        torch.testing.assert_close(value, b.model.state_dict()[name], atol=1e-6, rtol=0)
-    assert curve.read(whole)["loss"] == pytest.approx(curve.read(parts)["loss"], abs=1e-6)
+    assert_same_run(whole, parts)
     assert cv2.imread(str(parts / "curve.png")) is not None
+
+
+def test_a_signal_during_validation_waits_for_its_end(
+    tmp_path: Path, photo_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = write(tmp_path / "run.yaml", log_every=1)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert fit("-c", settings, "--data", photo_folder, "--out", whole) == 0
+    validate, calls = task.TrainingTask.validation_step, []
+
+    def interrupted(self: task.TrainingTask, case: tuple[torch.Tensor, float], number: int) -> None:
+        calls.append(number)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        validate(self, case, number)
+
+    monkeypatch.setattr(task.TrainingTask, "validation_step", interrupted)
+    assert fit("-c", settings, "--data", photo_folder, "--out", parts) == 128 + signal.SIGTERM
+    assert "at step 21" in capsys.readouterr().err
+    assert [e["step"] for e in checkpoint.load(parts / "last.pth").log] == [20]
+    assert fit("-c", settings, "--data", photo_folder, "--out", parts, "--resume") == 0
+    assert_same_run(whole, parts)
+
+
+def test_resuming_from_a_validation_gives_the_same_curve(tmp_path: Path, photo_folder: Path) -> None:
+    settings = write(tmp_path / "run.yaml", log_every=1)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert fit("-c", settings, "--data", photo_folder, "--out", whole) == 0
+    halfway = {**RUN["optim"], "halve_every": 10}  # type: ignore[dict-item]
+    for steps, resume in ((20, ()), (40, ("--resume",))):
+        part = write(tmp_path / "part.yaml", log_every=1, optim={**halfway, "steps": steps})
+        assert fit("-c", part, "--data", photo_folder, "--out", parts, *resume) == 0
+    unbroken = write(tmp_path / "unbroken.yaml", log_every=1, optim={**halfway, "steps": 40})
+    assert fit("-c", unbroken, "--data", photo_folder, "--out", tmp_path / "unbroken") == 0
+    assert_same_run(tmp_path / "unbroken", parts)
+
+
+def test_resume_with_other_settings_is_refused(
+    tmp_path: Path, photo_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    short = {"optim": {**RUN["optim"], "steps": 2}, "validate_every": 2}  # type: ignore[dict-item]
+    args = ("--data", photo_folder, "--out", out)
+    assert fit("-c", write(tmp_path / "run.yaml", **short), *args) == 0
+    wider = {"model": {"decoder": {"name": "diinn", "depth": 2, "width": 9}}}
+    for changes, word in (
+        ({"seed": 5}, "a run with seed = 0, the configuration says 5"),
+        (wider, "model.decoder.width = 8, the configuration says 9"),
+    ):
+        assert fit("-c", write(tmp_path / "other.yaml", **(short | changes)), *args, "--resume") == 2
+        assert word in capsys.readouterr().err
+    shutil.copy(out / "best.pth", out / "resume.ckpt")
+    assert fit("-c", tmp_path / "run.yaml", *args, "--resume") == 2
+    assert "was not written by diinn-train fit" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite_are_not_saved_over_good_ones(
+    tmp_path: Path, photo_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = write(tmp_path / "run.yaml")
+
+    def broken(self: task.TrainingTask, *_: object) -> None:
+        if self.global_step == 40:
+            self.model.decoder.get_submodule("last").bias.data.fill_(float("nan"))
+
+    monkeypatch.setattr(task.TrainingTask, "on_validation_epoch_start", broken, raising=False)
+    assert fit("-c", settings, "--data", photo_folder, "--out", tmp_path / "out") == 1
+    assert "the weights are not finite at step 40" in capsys.readouterr().err
+    assert checkpoint.load(tmp_path / "out" / "last.pth").step == 20
+    assert torch.load(tmp_path / "out" / "resume.ckpt", weights_only=True)["global_step"] == 20
 
 
 def test_two_processes_train_as_one(tmp_path: Path, photo_folder: Path) -> None:
     settings = write(tmp_path / "run.yaml", optim={**RUN["optim"], "steps": 6}, validate_every=3, log_every=1)  # type: ignore[dict-item]
     assert fit("-c", settings, "--data", photo_folder, "--out", tmp_path / "one") == 0
     args = ("-c", str(settings), "--data", str(photo_folder), "--out", str(tmp_path / "two"))
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", *COMMAND[2:])
     done = subprocess.run(
-        [sys.executable, *torchrun, *args],
+        [sys.executable, *TORCHRUN, *args],
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
@@ -122,12 +206,21 @@ def test_two_processes_train_as_one(tmp_path: Path, photo_folder: Path) -> None:
     assert one["psnr"] == pytest.approx(two["psnr"], abs=0.01)
 
 
+def test_a_signal_stops_two_processes_together(tmp_path: Path, photo_folder: Path) -> None:
+    settings, out = write(tmp_path / "run.yaml", **SLOW), tmp_path / "out"
+    args = ("-c", str(settings), "--data", str(photo_folder), "--out", str(out))
+    _, error = stop_at_step(4, signal.SIGTERM, (sys.executable, *TORCHRUN, *args), out)
+    assert error.count("stopped by SIGTERM at step") == 2, error
+    reached = torch.load(out / "resume.ckpt", weights_only=True)["global_step"]
+    assert 4 <= reached < 40
+
+
 def test_a_batch_that_processes_cannot_share(
     tmp_path: Path, photo_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert fit("-c", write(tmp_path / "run.yaml"), "--data", photo_folder, "--out", tmp_path / "out") == 2
-    assert "data.batch = 4 cannot be shared by 3 processes" in capsys.readouterr().err
+    assert "data.batch = 4 is not a multiple of the 3 processes" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_names_step_batch_and_images(
@@ -141,12 +234,21 @@ def test_a_loss_that_is_not_finite_names_step_batch_and_images(
     assert not (tmp_path / "o" / "resume.ckpt").exists()
 
 
-def test_hold_out_images_of_their_own(tmp_path: Path, photo_folder: Path) -> None:
+def test_hold_out_images_of_their_own(
+    tmp_path: Path, photo_folder: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = write(tmp_path / "run.yaml", data={**RUN["data"], "holdout": 1}, optim={"steps": 2}, validate_every=2)  # type: ignore[dict-item]
-    out = tmp_path / "out"
-    args = ("--data", photo_folder, photo_folder, "--val", photo_folder, "--out", out)
-    assert fit("-c", settings, *args) == 0
-    assert checkpoint.load(out / "last.pth").log[0]["step"] == 2
+    shutil.copytree(photo_folder, tmp_path / "photos")
+    held = tmp_path / "photos" / "held"
+    held.mkdir()
+    for name in ("p0.png", "p1.png"):
+        shutil.move(tmp_path / "photos" / name, held)
+    args = ("-c", settings, "--data", tmp_path / "photos", held, "--out", tmp_path / "out", "--val")
+    assert fit(*args, held) == 0
+    assert "2 hold-out images are also in --data: not trained on" in caplog.text
+    assert checkpoint.load(tmp_path / "out" / "last.pth").log[0]["step"] == 2
+    assert fit(*args[:4], "--out", tmp_path / "none", "--val", tmp_path / "photos") == 2
+    assert "all 8 images are held out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("decoder", [{"name": "liif", "depth": 2, "width": 8}, {"name": "metasr", "width": 8}])
@@ -217,8 +319,12 @@ def test_mixed_precision_trains(tmp_path: Path, photo_folder: Path) -> None:
         ({"model": {"decoder": {"name": "lif"}}}, "unknown model.decoder name 'lif': did you mean 'liif'"),
         ({"model": {"decoder": {"name": "diinn", "modulation": "zs"}}}, "'m', 'mz' or 'sz'"),
         ({"precision": "fp8"}, "precision"),
-        ({"data": {"holdout": 8}}, "none of the 0 images"),
-        ({"data": {"patch": 500}}, "short side of 500"),
+        ({"data": {"holdout": 8}}, "all 8 images are held out"),
+        ({"optim": {"steps": 50}}, "optim.steps = 50 is not a multiple of validate_every = 20"),
+        ({"seed": -1}, "seed = -1"),
+        ({"seed": 2**32}, "seed = 4294967296"),
+        ({"model": {"std": float("inf")}}, "model.std"),
+        ({"data": {**RUN["data"], "patch": 500}}, "short side of 500"),  # type: ignore[dict-item]
     ],
 )
 def test_settings_that_are_wrong(
@@ -254,6 +360,9 @@ def test_a_configuration_extends_another(tmp_path: Path, capsys: pytest.CaptureF
     over = config.read(tmp_path / "over.yaml")
     assert (over.seed, over.optim.lr, over.optim.steps) == (4, 0.5, 40)
     assert (over.model.decoder.name, over.model.decoder.width) == ("diinn", 4)
+    (tmp_path / "paper.yaml").write_text("extends: over.yaml\ndata: {scales: {every: [2, 3]}}\n")
+    (tmp_path / "small.yaml").write_text("extends: paper.yaml\ndata: {scales: {uniform: [1, 3]}}\n")
+    assert config.read(tmp_path / "small.yaml").data.scales.range == (1, 3)  # of scales there is one kind at a time
     (tmp_path / "rival.yaml").write_text("extends: over.yaml\nmodel: {decoder: {name: metasr}}\n")
     assert config.read(tmp_path / "rival.yaml").model.decoder.width == 256  # another kind: nothing is inherited
     for text, word in (
