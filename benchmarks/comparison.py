@@ -1,11 +1,10 @@
 """DIINN beside LIIF and Meta-SR, and its six variants: same encoder, width, photographs, steps and seeds.
 
 Trains what is not there yet (a run that was stopped goes on), exports, measures quality and latency, and prints one
-table. ``--out`` keeps everything; ``--jobs`` runs train at the same time, on one GPU or several.
+table. ``--out`` keeps everything; ``--jobs`` runs train at the same time.
 """
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
@@ -19,27 +18,26 @@ from typing import Any
 import numpy as np
 import yaml
 from diinn.benchmarks import scores, speed
-from diinn.benchmarks.evaluate import as_csv
 from diinn.benchmarks.tables import VARIANTS
 from diinn.export import writer
 from diinn.runtime.backends.base import BackendOptions
 from diinn.runtime.command import Parser, guarded
-from diinn.runtime.errors import DiinnError
+from diinn.runtime.errors import DiinnError, InputError
 from diinn.runtime.resolver import SuperResolver
 from diinn.runtime.view import Size
 from diinn.train import checkpoint, config, protocol
+from diinn.train.photographs import find_images
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 SCALES = (2.0, 3.0, 4.0, 3.14, 8.0)
 CAMERA: tuple[Size, Size] = ((160, 120), (640, 480))
-BUNDLED_SEED = 0  # whose bundles are timed, and kept
 
 
 @dataclass(frozen=True)
 class Method:
-    """A decoder and the seeds it is trained from."""
+    """A decoder and the seeds it is trained from; the bundle of the first is timed, and kept."""
 
     name: str
     decoder: dict[str, Any]
@@ -70,10 +68,12 @@ def train(method: Method, seed: int, settings: Path, data: Sequence[Path], out: 
     folder.mkdir(parents=True, exist_ok=True)
     steps = config.read(settings).optim.steps
     last = folder / "last.pth"
-    if last.exists() and checkpoint.load(last).step >= steps:
-        return
     values = {"extends": str(settings.resolve()), "model": {"decoder": method.decoder}, "seed": seed}
     (folder / "run.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    if last.exists():
+        done = checkpoint.load(last)
+        if done.run == config.plain(config.read(folder / "run.yaml")) and done.step == steps:
+            return
     command = [sys.executable, "-m", "diinn.train.main", "fit", "-c", str(folder / "run.yaml"), "--no-progress"]
     command += ["--data", *map(str, data), "--out", str(folder)]
     if (folder / "resume.ckpt").exists():
@@ -89,13 +89,14 @@ def measure(method: Method, seed: int, sets: Sequence[Path], out: Path) -> list[
     """Scores of one run, from its file if they are there."""
     folder = method.folder(out, seed)
     found = folder / "scores.csv"
-    if not found.exists() or found.stat().st_mtime < (folder / "last.pth").stat().st_mtime:
-        with scores.open_upscaler(str(folder / "last.pth")) as upscale:
-            found.write_text(as_csv(scores.evaluate_sets({method.name: upscale}, sets, SCALES)), encoding="utf-8")
-    rows = []
-    for row in csv.DictReader(found.read_text(encoding="utf-8").splitlines()):
-        score = protocol.Score(*(float(row[metric]) for metric in protocol.METRICS))
-        rows.append(scores.Row(row["set"], row["image"], float(row["scale"]), row["method"], score))
+    if found.exists() and found.stat().st_mtime > (folder / "last.pth").stat().st_mtime:
+        rows = scores.from_csv(found.read_text(encoding="utf-8"))
+        names = [folder.resolve().name for folder in sets]
+        if list(scores.sets(rows)) == names and scores.scales(rows) == list(SCALES):
+            return rows
+    with scores.open_upscaler(str(folder / "last.pth")) as upscale:
+        rows = scores.evaluate_sets({method.name: upscale}, sets, SCALES)
+    found.write_text(scores.to_csv(rows), encoding="utf-8")
     return rows
 
 
@@ -104,7 +105,7 @@ def latencies(everything: Sequence[Method], out: Path, seconds: float) -> dict[s
     with ExitStack() as stack:
         entries = {}
         for method in everything:
-            folder = method.folder(out, BUNDLED_SEED)
+            folder = method.folder(out, method.seeds[0])
             bundle = out / "bundles" / f"{method.name}.diinn"
             if not bundle.exists() or bundle.stat().st_mtime < (folder / "last.pth").stat().st_mtime:
                 writer.export(folder / "last.pth", bundle)
@@ -129,7 +130,7 @@ def table(
     bicubic = [f"{scores.mean(first, name, scale, scores.BICUBIC).psnr:.2f}" for name, scale in cases]
     shown.add_row("bicubic", "", "", "", "", "", *bicubic)
     for method in everything:
-        model = checkpoint.load(method.folder(out, BUNDLED_SEED) / "last.pth").model
+        model = checkpoint.load(method.folder(out, method.seeds[0]) / "last.pth").model
         encode, decode, _ = times[method.name]
         values = []
         for name, scale in cases:
@@ -172,6 +173,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Train, measure, print."""
     settings = config.read(args.config)
+    if len(set(args.seeds)) < len(args.seeds):
+        raise InputError(f"--seeds {' '.join(map(str, args.seeds))}: one is given twice")
+    find_images(*args.data)
+    scores.check_sets(args.sets)
     everything = methods(settings, args.seeds)
     runs = [(method, seed) for method in everything for seed in method.seeds]
     with ThreadPoolExecutor(max(1, args.jobs)) as pool:

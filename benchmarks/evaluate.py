@@ -1,7 +1,6 @@
 """``diinn-eval``: PSNR, SSIM and LR-PSNR of checkpoints and bundles beside bicubic, under the protocol it prints."""
 
 import argparse
-import csv
 import io
 import json
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from diinn.benchmarks import scores
 from diinn.benchmarks.scores import BICUBIC, Row
-from diinn.runtime.command import Parser, guarded
+from diinn.runtime.command import Parser, check_output, guarded
 from diinn.runtime.errors import InputError
 from diinn.train import protocol
 from rich import box
@@ -41,8 +40,9 @@ def run(args: argparse.Namespace) -> int:
     """Measure, print, and write what was asked for."""
     outputs = [path for path in (args.csv, args.markdown, args.json) if path is not None]
     for path in outputs:
-        if not path.parent.is_dir():
-            raise InputError(f"cannot write {str(path)!r}: no such folder")
+        check_output(path)
+    if len(set(outputs)) < len(outputs):
+        raise InputError("two of --csv, --markdown and --json name one file: give each its own")
     if args.json is not None and len(args.model) > 1:
         raise InputError(f"--json is the card of one model, got {len(args.model)}: run one at a time")
     names = label(args.model)
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     for r, bicubic in lost:
         print(f"  {r.set}/{r.image} x{r.scale:g} {r.method}: {r.score.psnr:.3f} dB, bicubic {bicubic:.3f}")
     if args.csv is not None:
-        args.csv.write_text(as_csv(rows), encoding="utf-8")
+        args.csv.write_text(scores.to_csv(rows), encoding="utf-8")
     if args.markdown is not None:
         text = io.StringIO()
         Console(file=text, width=120).print(table(rows))
@@ -96,17 +96,6 @@ def below_bicubic(rows: Sequence[Row]) -> list[tuple[Row, float]]:
     """What a model made worse than bicubic did, with bicubic's PSNR."""
     base = {(r.set, r.image, r.scale): r.score.psnr for r in rows if r.method == BICUBIC}
     return [(r, base[r.set, r.image, r.scale]) for r in rows if r.score.psnr < base[r.set, r.image, r.scale]]
-
-
-def as_csv(rows: Sequence[Row]) -> str:
-    """Every row: set, image, scale, method and the metrics."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["set", "image", "scale", "method", *protocol.METRICS])
-    for r in rows:
-        values = (f"{getattr(r.score, metric):.5f}" for metric in protocol.METRICS)
-        writer.writerow([r.set, r.image, f"{r.scale:g}", r.method, *values])
-    return text.getvalue()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from diinn.runtime import grid
-from diinn.runtime.command import Parser, guarded
+from diinn.runtime.command import Parser, check_output, guarded
 from diinn.runtime.errors import DiinnError
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -68,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Check, then draw."""
+    check_output(args.out, ".png")
     check()
     draw(args.out)
     print(f"{args.out}: the geometry gives the paper's coordinates")

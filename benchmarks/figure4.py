@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 from diinn.benchmarks import scores
+from diinn.benchmarks.evaluate import label
 from diinn.benchmarks.tables import method
-from diinn.runtime.command import Parser, guarded
+from diinn.runtime.command import Parser, check_output, guarded
 from diinn.runtime.errors import InputError
 from diinn.train import degradation, protocol
 from diinn.train.photographs import read_rgb
@@ -74,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Reduce, super-resolve, draw."""
+    check_output(args.out, ".png")
     for scale in (args.reduce, *args.scales):
         if not 1 <= scale <= 64:
             raise InputError(f"scale {scale:g} is not a number from 1 to 64")
@@ -87,9 +89,8 @@ def run(args: argparse.Namespace) -> int:
     lr = degradation.reduce(hr, degradation.lr_shape((hr.shape[1], hr.shape[2]), args.reduce))
     with ExitStack() as stack:
         methods: dict[str, protocol.Upscaler] = {scores.BICUBIC: protocol.bicubic_upscaler}
-        for model in args.model:
-            name = f"{method(scores.architecture(model))}, {Path(model).stem}"
-            methods[name] = stack.enter_context(scores.open_upscaler(model))
+        for model, name in zip(args.model, label(args.model), strict=True):
+            methods[f"{method(scores.architecture(model))}, {name}"] = stack.enter_context(scores.open_upscaler(model))
         draw(lr, methods, args.scales, args.out, hr)
     print(f"{args.out}: {lr.shape[2]}x{lr.shape[1]} reduced by {args.reduce:.2f}, at scales {args.scales}")
     return 0

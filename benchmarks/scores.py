@@ -1,5 +1,7 @@
 """Models measured under the protocol: scores by image, their means, and the quality card of a bundle."""
 
+import csv
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +38,7 @@ def open_upscaler(model: str) -> Iterator[protocol.Upscaler]:
     """A checkpoint in PyTorch (on a GPU where there is one), or a bundle in the runtime, as what makes SR from LR."""
     if Path(model).is_file():
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.backends.cudnn.allow_tf32 = False  # its 10 bits show in LR-PSNR
         loaded = checkpoint.load(Path(model)).model.to(device)
         yield lambda lr, shape: protocol.super_resolve(loaded, lr.to(device), shape).cpu()
         return
@@ -69,25 +72,51 @@ def evaluate(
         for scale in scales:
             for name, upscale in methods.items():
                 score = protocol.score(hr, scale, upscale)
-                rows.append(Row(folder.resolve().name, path.stem, scale, name, score))
+                image = path.relative_to(folder).with_suffix("").as_posix()
+                rows.append(Row(folder.resolve().name, image, scale, name, score))
     return rows
 
 
 def evaluate_sets(
     upscalers: Mapping[str, protocol.Upscaler], folders: Sequence[Path], scales: Sequence[float]
 ) -> list[Row]:
-    """``evaluate`` of several sets with a progress bar. Raises InputError for scales outside [1, 64] and for two
-    folders of one name."""
+    """``evaluate`` of several sets with a progress bar. Raises InputError for scales outside [1, 64], and for what
+    ``check_sets`` does."""
     bad = [s for s in scales if not 1 <= s <= 64]
     if bad:
         raise InputError(f"scale {bad[0]:g} is not a number from 1 to 64")
-    names = [folder.resolve().name for folder in folders]
-    if len(set(names)) < len(names):
-        raise InputError(f"two folders of --data are called the same: {', '.join(sorted(names))}; rename one")
-    for folder in folders:
-        find_images(folder)  # says what is wrong with it before the work starts
+    check_sets(folders)
     with Progress(transient=True) as progress:
         return [row for folder in folders for row in evaluate(upscalers, folder, scales, progress)]
+
+
+def check_sets(folders: Sequence[Path]) -> None:
+    """Before the work starts: InputError for two folders of one name, one without images, an image that is damaged."""
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        raise InputError(f"two folders are called the same: {', '.join(sorted(names))}; rename one")
+    for path in find_images(*folders):
+        read_rgb(path)
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """Every row: set, image, scale, method and the metrics."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["set", "image", "scale", "method", *protocol.METRICS])
+    for r in rows:
+        values = (f"{getattr(r.score, metric):.5f}" for metric in protocol.METRICS)
+        writer.writerow([r.set, r.image, f"{r.scale:g}", r.method, *values])
+    return text.getvalue()
+
+
+def from_csv(text: str) -> list[Row]:
+    """The rows that ``to_csv`` wrote."""
+    rows = []
+    for row in csv.DictReader(text.splitlines()):
+        score = protocol.Score(*(float(row[metric]) for metric in protocol.METRICS))
+        rows.append(Row(row["set"], row["image"], float(row["scale"]), row["method"], score))
+    return rows
 
 
 def mean(rows: Sequence[Row], set: str, scale: float, method: str) -> protocol.Score:

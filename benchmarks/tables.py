@@ -121,10 +121,10 @@ def run(args: argparse.Namespace) -> int:
     found = published()
     known = {p.set for p in found}
     names = [folder.resolve().name for folder in args.data]
-    if not known & set(names):
-        raise InputError(
-            f"the paper has no figures for {', '.join(names)}: name the folders {', '.join(sorted(known))}"
-        )
+    foreign = [name for name in names if name not in known]
+    if foreign:
+        raise InputError(f"the paper has no figures for {', '.join(foreign)}, but for {', '.join(sorted(known))}")
+    scores.check_sets(args.data)
     rows: list[scores.Row] = []
     with ExitStack() as stack:
         upscalers: dict[str, protocol.Upscaler] = {}
@@ -135,9 +135,7 @@ def run(args: argparse.Namespace) -> int:
             upscalers[name] = stack.enter_context(scores.open_upscaler(model))
             print(f"{name}: {model}")
         for folder, name in zip(args.data, names, strict=True):
-            wanted = sorted({p.scale for p in found if p.set == name})
-            if wanted:
-                rows += scores.evaluate_sets(upscalers, [folder], wanted)
+            rows += scores.evaluate_sets(upscalers, [folder], sorted({p.scale for p in found if p.set == name}))
     print(f"Protocol: {protocol.PROTOCOL}.")
     for table in beside(rows, found):
         print()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
-from diinn.runtime.errors import DiinnError
+from diinn.runtime.errors import DiinnError, InputError
 
 
 class Parser(argparse.ArgumentParser):
@@ -22,6 +24,21 @@ class Parser(argparse.ArgumentParser):
         if message.startswith("unrecognized arguments") and self.hint:
             message += f": {self.hint}"
         self.exit(2, f"{self.prog}: {message}\n")
+
+
+def check_output(path: Path | None, *endings: str) -> None:
+    """InputError unless a file can be written to ``path``, with one of ``endings`` if any are given: before the work
+    whose result it is to hold."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise InputError(f"cannot write {str(path)!r}: it is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {str(path)!r}: no folder {str(path.parent)!r}")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"cannot write {str(path)!r}: the folder is not writable")
+    if endings and path.suffix.lower() not in endings:
+        raise InputError(f"cannot write {str(path)!r}: name it {path.stem}{endings[0]}")
 
 
 def guarded(name: str, remedy: str, work: Callable[[], int]) -> int:

@@ -7,8 +7,7 @@ import torch
 import yaml
 from diinn.benchmarks import comparison
 from diinn.train import checkpoint
-from diinn.train.config import parse
-from diinn.train.decoders import DecoderConfig
+from diinn.train.decoders import DecoderConfig, DiinnConfig, MetaSrConfig
 from pydantic import TypeAdapter
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -28,7 +27,7 @@ def test_trains_measures_and_prints(
     settings = tmp_path / "tiny.yaml"
     settings.write_text(yaml.safe_dump(TINY))
     out = tmp_path / "out"
-    args = ["-c", settings, "--data", photo_folder, "--sets", photo_folder, "--out", out, "--seeds", 0, 1]
+    args = ["-c", settings, "--data", photo_folder, "--sets", photo_folder, "--out", out, "--seeds", 4, 1]
     assert comparison.main([str(a) for a in [*args, "--jobs", 2, "--seconds", 0]]) == 0
     printed = capsys.readouterr().out
     names = ["bicubic", "diinn", "liif", "metasr", "diinn-a"]
@@ -48,9 +47,14 @@ def test_trains_measures_and_prints(
 def test_a_run_that_fails_says_where(tmp_path: Path, photo_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = tmp_path / "wild.yaml"
     settings.write_text(yaml.safe_dump(TINY | {"optim": {"steps": 4, "lr": 1e30, "warmup": 0}}))
-    args = ["-c", settings, "--data", photo_folder, "--sets", photo_folder, "--out", tmp_path / "out", "--seeds", 0]
-    assert comparison.main([str(a) for a in args]) == 1
+    args = ["-c", settings, "--data", photo_folder, "--sets", photo_folder, "--out", tmp_path / "out", "--seeds"]
+    assert comparison.main([str(a) for a in [*args, 3]]) == 1
     assert "train.log" in capsys.readouterr().err
+    assert comparison.main([str(a) for a in [*args, 3, 3]]) == 2
+    assert "one is given twice" in capsys.readouterr().err
+    args[args.index("--sets") + 1] = tmp_path / "none"
+    assert comparison.main([str(a) for a in [*args, 3]]) == 2
+    assert "no folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -74,5 +78,5 @@ def test_multiply_adds_are_what_torch_counts(decoder: dict[str, object]) -> None
 
 
 def test_the_papers_network() -> None:
-    papers = parse(type(TypeAdapter(DecoderConfig).validate_python({"name": "diinn"})), {}, "test").build(64)
-    assert papers.multiply_adds == 3 * 256 + 6 * 256 * 256 + 3 * 256
+    assert DiinnConfig().build(64).multiply_adds == 3 * 256 + 6 * 256 * 256 + 3 * 256
+    assert MetaSrConfig().build(64).multiply_adds == 3 * 256 + 3 * 256

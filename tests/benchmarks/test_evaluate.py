@@ -57,11 +57,14 @@ def test_ssim_is_gaussian_over_the_valid_region(photo: np.ndarray) -> None:
 
 
 def test_lr_psnr_is_that_of_the_reductions(photo: np.ndarray) -> None:
-    hr = degradation.to_float(torch.from_numpy(photo[..., ::-1].copy())).permute(2, 0, 1)
-    high = torch.zeros_like(hr)
-    high[:, ::2] = 0.1  # vanishes when reduced by 2, in the middle
-    found = protocol.score(hr * 0.8, 2.0, lambda lr, shape: hr * 0.8 + high)
-    assert found.lr_psnr < found.psnr + 7  # its mean stays
+    """Detail that vanishes in the reduction is not counted; an error that stays is, as at HR."""
+    hr = degradation.to_float(torch.from_numpy(photo[..., ::-1].copy())).permute(2, 0, 1) * 0.8 + 0.1
+    stripes = torch.tensor([0.05, -0.05]).repeat(hr.shape[2] // 2)
+    found = protocol.score(hr, 2.0, lambda lr, shape: hr + stripes)
+    assert found.psnr == pytest.approx(-20 * np.log10(0.05), abs=1e-3)
+    assert found.lr_psnr > found.psnr + 20
+    offset = protocol.score(hr, 2.0, lambda lr, shape: hr + 0.05)
+    assert offset.lr_psnr == pytest.approx(offset.psnr, abs=1e-3)
     assert protocol.score(hr, 2.0, lambda lr, shape: hr).lr_psnr == float("inf")
 
 
@@ -111,7 +114,9 @@ def test_bad_input(bundle_path: Path, photo_folder: Path, tmp_path: Path, capsys
         ([bundle_path, "--data", photos, "--scales", "nan"], "scale nan"),
         ([bundle_path, "--data", photos, photos], "called the same"),
         ([bundle_path, bundle_path, "--data", photos], "called the same"),
-        ([bundle_path, "--data", photos, "--csv", tmp_path / "none" / "a.csv"], "no such folder"),
+        ([bundle_path, "--data", photos, "--csv", tmp_path / "none" / "a.csv"], "no folder"),
+        ([bundle_path, "--data", photos, "--csv", tmp_path], "it is a folder"),
+        ([bundle_path, "--data", photos, "--csv", tmp_path / "a", "--markdown", tmp_path / "a"], "name one file"),
         ([bundle_path, "small", "--data", photos, "--json", tmp_path / "a.json"], "the card of one model"),
     ):
         assert evaluate.main([str(a) for a in args]) == 2
@@ -136,8 +141,28 @@ def test_tables_stand_beside_the_papers(
     assert "Table 1" in printed
     assert "Table 5" in printed
     assert "Table 2" not in printed
-    assert tables.main([str(bundle_path), "--data", str(photo_folder)]) == 2
-    assert "no figures for" in capsys.readouterr().err
+    assert tables.main([str(bundle_path), "--data", str(folder), str(photo_folder)]) == 2
+    assert f"no figures for {photo_folder.name}" in capsys.readouterr().err
+    assert tables.main([str(bundle_path), "--data", str(folder), str(tmp_path / "Set5")]) == 2
+    assert "no folder" in capsys.readouterr().err
+
+
+def test_images_of_one_name_in_two_folders_are_two(photo: np.ndarray, tmp_path: Path) -> None:
+    for folder, picture in (("a", photo), ("b", photo[::-1] // 2)):
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / "0001.png"), picture)
+    rows = scores.evaluate({}, tmp_path, [2.0])
+    assert [r.image for r in rows] == ["a/0001", "b/0001"]
+    assert evaluate.below_bicubic(rows) == []
+    assert scores.from_csv(scores.to_csv(rows))[1].score.psnr == pytest.approx(rows[1].score.psnr, abs=1e-4)
+
+
+def test_a_damaged_image_is_named_before_the_work(
+    bundle_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    assert evaluate.main([str(bundle_path), "--data", str(tmp_path)]) == 2
+    assert "bad.png' is not an image" in capsys.readouterr().err
 
 
 def test_the_papers_figures_are_all_there() -> None:
@@ -165,6 +190,8 @@ def test_models_bear_the_papers_names(decoder: dict[str, object], name: str) -> 
 def test_figure_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert figure3.main(["--out", str(tmp_path / "f.png")]) == 0
     assert cv2.imread(str(tmp_path / "f.png")).shape[0] > 400
+    assert figure3.main(["--out", str(tmp_path / "f.xyz")]) == 2
+    assert figure3.main(["--out", str(tmp_path)]) == 2
     monkeypatch.setattr(figure3, "EXAMPLES", {(2, 1): ((0.25, -0.25), (-0.5, 0.25))})
     with pytest.raises(DiinnError, match="the paper prints"):
         figure3.check()

@@ -1,5 +1,6 @@
 """Every decoder, from checkpoint to bundle to the runtime: the graphs, and what must not change a pixel."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,14 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def test_the_graphs_hold_what_engines_take(exported: Path) -> None:
     for name, forbidden in (("decoder", graphs.FORBIDDEN), ("encoder", graphs.FORBIDDEN | {"Slice", "Pad", "Expand"})):
         assert not {node.op_type for node in onnx.load(exported / f"{name}.onnx").graph.node} & forbidden
+
+
+def test_the_bundle_says_whether_it_is_folded(exported: Path) -> None:
+    description = json.loads((exported / "bundle.json").read_text())
+    unfolded = description["architecture"]["decoder"].get("init_q", False)
+    assert description["folded"] is not unfolded
+    channels = [m["channels"] for m in description["maps"]]
+    assert (channels == [9 * 8]) is unfolded  # then the map is the content itself
 
 
 def test_the_runtime_is_the_model(exported: Path) -> None:

@@ -1,5 +1,7 @@
 """The folded networks against the published forms, written from the papers alone."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -46,17 +48,30 @@ def test_folded_is_published(decoder: dict[str, object], lr: tuple[int, int], ou
     torch.testing.assert_close(protocol.super_resolve(model, frame, out), wanted, atol=1e-5, rtol=0)
 
 
+def tied(lr: tuple[int, int], out: tuple[int, int], layout: grid.Layout) -> np.ndarray:
+    """Output pixels whose position, shifted as the layout says, lies on a border between LR pixels, bool [h, w]."""
+    masks = []
+    for n_in, n_out in zip(lr, out, strict=True):
+        positions = [Fraction((2 * i + (not layout.corner)) * n_in, 2 * n_out) for i in range(n_out)]
+        masks.append([any((p + Fraction(shift, 2)) % 1 == 0 for shift in layout.shifts) for p in positions])
+    return np.logical_or.outer(*map(np.array, masks))  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize("decoder", DECODERS.values(), ids=DECODERS.keys())
 @pytest.mark.parametrize(("lr", "out"), [((8, 6), (16, 12)), ((8, 6), (20, 9)), ((16, 10), (32, 45)), ((7, 9), (7, 9))])
-def test_folded_is_published_where_ties_fall_either_way(
+def test_folded_is_published_but_where_ties_fall_either_way(
     decoder: dict[str, object], lr: tuple[int, int], out: tuple[int, int]
 ) -> None:
     model = build(TINY_RDN, decoder)
     frame = torch.rand(3, *lr)
     with torch.inference_mode():
         wanted = PublishedModel(model)(frame[None], out)[0]
-    gap = (protocol.super_resolve(model, frame, out) - wanted).abs().amax(0)
-    assert gap.quantile(0.8) < 1e-5
+    gap = (protocol.super_resolve(model, frame, out) - wanted).abs().amax(0).numpy()
+    layout = model.decoder.layout
+    # LIIF and Meta-SR move a coordinate by 1e-6 and send ties to the later pixel, as the integers do.
+    free = ~tied(lr, out, layout) if layout is grid.NEAREST else np.ones(out, bool)
+    assert free.any()
+    assert gap[free].max() < 1e-5
 
 
 def test_meta_sr_and_liif_depend_on_what_their_papers_say() -> None:
