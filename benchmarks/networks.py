@@ -16,7 +16,7 @@ from diinn.train.model import ModelConfig, SuperResolutionModel
 
 # The paper's network (section 3.3): RDN-B, two 4-layer MLPs of 256 units.
 PAPER = {"encoder": {"name": "rdn"}, "decoder": {"name": "diinn", "depth": 4, "width": 256}}
-NAMES = ("paper", "small")
+NAMES = ("paper", *bundles.shipped())
 
 
 @dataclass(frozen=True)

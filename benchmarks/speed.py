@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = Parser(prog="python -m diinn.benchmarks.speed", description=__doc__)
-    top.add_argument("--network", choices=NAMES, action="append", help="default: both")
+    top.add_argument("--network", choices=NAMES, action="append", help="default: all")
     top.add_argument("--least", type=int, default=3, help="runs of each form per case, at least (default 3)")
     top.add_argument("--seconds", type=float, default=10, help="and until so many seconds are over (default 10)")
     top.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")

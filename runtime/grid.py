@@ -61,7 +61,8 @@ class Axis:
     """One axis of a regular grid of ``n`` output pixels.
 
     index: the LR pixel asked, int32 [n], non-decreasing
-    local: position relative to it, float32 [n]
+    local: position relative to it, float32 [n]: of centre to centre in half LR pixels, or of corner to corner in LR
+        pixels (``Layout.corner``)
     ratio: LR pixels per output pixel along this axis (1 / scale)
     """
 

@@ -34,7 +34,8 @@ _resize = lru_cache(maxsize=4096)(grid.resize)
 def make_sample(
     image: UInt8, scale: float, config: DataConfig, layout: grid.Layout, rng: np.random.Generator
 ) -> Sample:
-    """A random crop, reduced by ``scale``, flipped and transposed at random (paper, section 4.2)."""
+    """A random crop of ``image`` (uint8 RGB [H, W, 3]), reduced by ``scale``, flipped and transposed at random (paper,
+    section 4.2)."""
     patch = config.patch
     short = min(image.shape[:2])
     size = round(patch * min(scale, short / patch))

@@ -57,6 +57,7 @@ class PublishedLiif(nn.Module):
         return _in_chunks(shape, lambda coord: self._query(unfolded, coord, lr, shape))
 
     def _query(self, unfolded: Tensor, coord: Tensor, lr: tuple[int, int], shape: tuple[int, int]) -> Tensor:
+        """Unfolded features [B, 9·C, h, w] and coordinates (y, x) [Q, 2] to [B, Q, 3]."""
         batch, size = len(unfolded), torch.tensor(lr)
         results, areas = [], []
         for vy in (-1, 1):
@@ -88,6 +89,7 @@ class PublishedMetaSr(nn.Module):
         return _in_chunks(shape, lambda coord: self._query(unfolded, coord, lr, shape))
 
     def _query(self, unfolded: Tensor, coord: Tensor, lr: tuple[int, int], shape: tuple[int, int]) -> Tensor:
+        """Unfolded features [B, 9·C, h, w] and coordinates (y, x) [Q, 2] to [B, Q, 3]."""
         size = torch.tensor(lr)
         corner = coord - 1 / torch.tensor(shape)
         at = (corner + EPSILON).clamp(-1 + EPSILON, 1 - EPSILON)
