@@ -2,6 +2,7 @@
 
 import csv
 import io
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from diinn.runtime.resolver import SuperResolver
 from diinn.train import checkpoint, degradation, protocol
 from diinn.train.config import plain
 from diinn.train.photographs import find_images, read_rgb
+from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
@@ -86,7 +88,7 @@ def evaluate_sets(
     if bad:
         raise InputError(f"scale {bad[0]:g} is not a number from 1 to 64")
     check_sets(folders)
-    with Progress(transient=True) as progress:
+    with Progress(transient=True, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         return [row for folder in folders for row in evaluate(upscalers, folder, scales, progress)]
 
 
