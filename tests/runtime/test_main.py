@@ -220,7 +220,7 @@ def test_benchmark_prints_stages_and_stats(run) -> None:
 def test_list_models_and_version(run) -> None:
     code, out, _ = run("--list-models")
     assert code == 0
-    assert out.startswith("small: ")
+    assert [line.partition(":")[0] for line in out.splitlines()] == ["nano", "small"]
     assert run("--version")[1].startswith("diinn 0.")
 
 
