@@ -14,7 +14,7 @@ from diinn.runtime.errors import InputError
 from diinn.train import checkpoint, curve
 from diinn.train.config import RunConfig, plain
 from diinn.train.photographs import Photographs, find_images, split_holdout
-from diinn.train.task import CheckpointWriter, SignalStop, TrainingTask
+from diinn.train.task import CheckpointWriter, SignalStop, TrainingLoader, TrainingTask
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
@@ -92,6 +92,10 @@ def fit(run: Run) -> Path:
     except InputError as error:  # from a worker that reads images it comes with a traceback in its message
         *_, last = str(error).strip().splitlines()
         raise InputError(last.rpartition("Error: ")[2]) from None
+    finally:
+        loader = trainer.train_dataloader
+        if isinstance(loader, TrainingLoader):
+            loader.stop()
     if trainer.is_global_zero:
         curve.draw(out)
     return out / "last.pth"

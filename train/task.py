@@ -24,6 +24,18 @@ VALIDATION_SCALES = (2.0, 3.0, 4.0)
 class TrainingLoader(DataLoader[data.Sample]):
     """A loader whose place is the step that training has reached, so that it has no state of its own to save."""
 
+    _running: Any = None
+
+    def __iter__(self) -> Any:
+        self._running = super().__iter__()
+        return self._running
+
+    def stop(self) -> None:
+        """End the workers: they heed no signal, and an exception keeps their iterator alive until the process waits
+        for them."""
+        if hasattr(self._running, "_shutdown_workers"):
+            self._running._shutdown_workers()
+
     def state_dict(self) -> dict[str, Any]:
         return {}
 

@@ -15,7 +15,10 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
+from diinn.runtime import memory
 from diinn.train import checkpoint, config, curve, main, task
+from diinn.train import fit as fitting
+from diinn.train.photographs import Photographs
 
 RUN = {
     "model": {
@@ -234,6 +237,15 @@ def test_a_loss_that_is_not_finite_names_step_batch_and_images(
     assert not (tmp_path / "o" / "resume.ckpt").exists()
 
 
+def test_a_failed_run_leaves_no_worker_to_wait_for(tmp_path: Path, photo_folder: Path) -> None:
+    wild = {"steps": 40, "warmup": 0, "lr": 1e30, "clip": 0, "ema": 0}
+    settings = write(tmp_path / "run.yaml", optim=wild, data={**RUN["data"], "workers": 2})  # type: ignore[dict-item]
+    args = ("-c", str(settings), "--data", str(photo_folder), "--out", str(tmp_path / "out"))
+    done = subprocess.run([*COMMAND, *args], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "the loss is" in done.stderr
+
+
 def test_hold_out_images_of_their_own(
     tmp_path: Path, photo_folder: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -387,3 +399,24 @@ def test_the_papers_configurations_differ_in_the_decoder_alone() -> None:
     assert all(d["width"] == 256 for d in decoders)
     assert papers["optim"]["steps"] == 1000 * 800 / papers["data"]["batch"]
     assert papers["optim"]["halve_every"] == 200 * 800 / papers["data"]["batch"]
+
+
+def test_an_image_that_vanishes_while_a_worker_reads(
+    tmp_path: Path, photo_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = Path(shutil.copytree(photo_folder, tmp_path / "photos"))
+    read = fitting._photographs
+
+    def vanish(run: fitting.Run) -> tuple[Photographs, Photographs]:
+        found = read(run)
+        for path in found[0].files:
+            path.unlink()
+        return found
+
+    monkeypatch.setattr(fitting, "_photographs", vanish)
+    monkeypatch.setattr(memory, "available", lambda: 1)  # nothing is kept
+    settings = write(tmp_path / "run.yaml", data={**RUN["data"], "workers": 1})  # type: ignore[dict-item]
+    assert fit("-c", settings, "--data", photos, "--out", tmp_path / "out") == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("diinn-train: ")]
+    assert len(error) == 1
+    assert re.match(r"diinn-train: no file '.*p\d\.png': check the path", error[0])
