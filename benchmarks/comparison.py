@@ -66,13 +66,12 @@ def train(method: Method, seed: int, settings: Path, data: Sequence[Path], out: 
     """Run, or go on with, one training unless it is done."""
     folder = method.folder(out, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    steps = config.read(settings).optim.steps
     last = folder / "last.pth"
     values = {"extends": str(settings.resolve()), "model": {"decoder": method.decoder}, "seed": seed}
     (folder / "run.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     if last.exists():
-        done = checkpoint.load(last)
-        if done.run == config.plain(config.read(folder / "run.yaml")) and done.step == steps:
+        done, wanted = checkpoint.load(last), config.read(folder / "run.yaml")
+        if done.run == config.plain(wanted) and done.step == wanted.optim.steps:
             return
     command = [sys.executable, "-m", "diinn.train.main", "fit", "-c", str(folder / "run.yaml"), "--no-progress"]
     command += ["--data", *map(str, data), "--out", str(folder)]

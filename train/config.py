@@ -53,7 +53,8 @@ class Scales:
 class CameraConfig:
     """What a camera adds to an LR frame; each pair is the range that a patch's strength is drawn from.
 
-    blur: gaussian, standard deviation in LR pixels; noise: standard deviation at white, in units of [0, 1]
+    blur: gaussian, standard deviation in LR pixels; noise: standard deviation at 0.9 of white, in units
+        of [0, 1]; elsewhere it goes with the root of the brightness
     jpeg: quality from 1 to 100; colour: largest change of a channel's gain, as a natural logarithm
     """
 

@@ -191,7 +191,7 @@ class SignalStop(Callback):
             for logger in trainer.loggers:
                 logger.log_metrics({"loss": float(trainer.callback_metrics["loss"])}, step - 1)
         trainer.save_checkpoint(self.path)
-        raise Stopped(self.received or signal.SIGTERM, trainer.global_step)
+        raise Stopped(self.received or signal.SIGTERM, step)
 
 
 def _leave_signals_to_the_main_process(_: int) -> None:
