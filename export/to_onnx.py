@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Export and print the parity table."""
     from diinn.export import writer
+    from diinn.runtime import bundle as bundles
     from rich.console import Console
     from rich.table import Table
 
@@ -47,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
             f"{row.engine:.1e}",
         )
     Console().print(table)
+    half = bundles.load(done.path).measured["fp16"]
+    print(f"fp16: {half['left_out']}" if "left_out" in half else f"fp16: rms difference {half['rms_to_fp32']:.1e}")
     size = sum(p.stat().st_size for p in done.path.iterdir())
     print(f"{done.path}: {size / 1e6:.2f} MB. Try: diinn-run --model {done.path} --camera demo --out-size 640x480")
     return 0

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
-from diinn.export import graphs, parity
+from diinn.export import graphs, parity, typed
 from diinn.runtime import bundle as bundles
 from diinn.runtime import golden
 from diinn.runtime.errors import DiinnError, InputError
@@ -75,6 +76,17 @@ def _write(
     encoder = graphs.encoder(model, folder / "encoder.onnx")
     plain_decoder = graphs.decoder(model, folder / "decoder.onnx")
     graphs.gather_decoder(plain_decoder, maps, folder / "gather_decoder.onnx")
+    files = {"fp32": {role: f"{role}.onnx" for role in bundles.ROLES["fp32"]}}
+    measured = {}
+    try:
+        half = typed.make(encoder, plain_decoder, model.decoder.layout)
+    except DiinnError as error:
+        measured["fp16"] = {"left_out": str(error)}
+    else:
+        files["fp16"] = {role: f"{role}.fp16.onnx" for role in bundles.ROLES["fp16"]}
+        onnx.save(half.encoder, folder / files["fp16"]["encoder"])
+        onnx.save(half.decoder, folder / files["fp16"]["decoder"])
+        measured["fp16"] = half.card
     np.savez_compressed(folder / "golden.npz", **_golden_sample(model, loaded.scales))
     architecture = plain(model.config)
     description = {
@@ -87,11 +99,11 @@ def _write(
         "receptive_radius": model.receptive_radius,
         "workspace_bytes_per_pixel": graphs.workspace_bytes(encoder),
         "opset": graphs.OPSET,
-        "maps": [{"name": m.name, "channels": m.channels, "dtype": {"fp32": "float32"}} for m in maps],
+        "maps": [{"name": m.name, "channels": m.channels} for m in maps],
         "folded": model.decoder.folded,
         "query": list(model.decoder.layout.columns),
-        "graphs": {role: f"{role}.onnx" for role in bundles.ROLES},
-        "precision": dict.fromkeys(bundles.ROLES, "fp32"),
+        "graphs": files,
+        "measured": measured,
         "files": {p.name: bundles.sha256(p) for p in sorted(folder.iterdir())},
         "source": source,
         "quality": quality,

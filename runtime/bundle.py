@@ -1,7 +1,7 @@
 """Bundles: the folder ``NAME.diinn/`` that export hands to the robot, read and checked.
 
 ``bundle.json`` describes the graphs beside it; every file's sha256 is checked before it is used.
-Format version 1. Fields are those of ``Bundle``.
+Format version 2. Fields are those of ``Bundle``.
 """
 
 from __future__ import annotations
@@ -17,18 +17,23 @@ from typing import Any
 
 import numpy as np
 from diinn.runtime import grid
-from diinn.runtime.errors import BundleError, unknown
+from diinn.runtime.errors import BundleError, InputError, unknown
 
-FORMAT, VERSION = "diinn-bundle", 1
+FORMAT, VERSION = "diinn-bundle", 2
 SUFFIX = ".diinn"
 MODELS = Path(__file__).parent / "models"
 GOLDEN_BYTES = 16 * 2**20
-ROLES = ("encoder", "decoder", "gather_decoder")
+# Graphs of each precision; fp32 is in every bundle. ``gather_decoder`` is the decoder with the gather inside, for CPUs.
+ROLES = {
+    "fp32": ("encoder", "decoder", "gather_decoder"),
+    "fp16": ("encoder", "decoder"),
+    "int8": ("encoder", "decoder"),
+}
 
 
 @dataclass(frozen=True)
 class MapSpec:
-    """One map the encoder hands over: its tensor name and channels; float32 in fp32 graphs."""
+    """One map the encoder hands over: its tensor name and channels; float32 in fp32 graphs, else float16."""
 
     name: str
     channels: int
@@ -44,7 +49,8 @@ class Bundle:
     radius: LR pixels around a pixel that its maps depend on; the exact halo of a band
     workspace: bytes per LR pixel that the encoder graph needs at its peak, maps included
     maps, layout: what one sample of a query consists of: a row of each map, and the layout's numbers
-    graphs: file name by role (encoder, decoder, gather_decoder), precision fp32
+    graphs: file names by precision and role (``ROLES``)
+    measured: what each precision but fp32 loses, for people
     quality: scores and the protocol they were measured under; empty if never measured
     licence, source: terms of the weights; sha256 and step of the checkpoint
     """
@@ -56,7 +62,8 @@ class Bundle:
     workspace: int
     maps: tuple[MapSpec, ...]
     layout: grid.Layout
-    graphs: Mapping[str, str]
+    graphs: Mapping[str, Mapping[str, str]]
+    measured: Mapping[str, Any] = field(default_factory=dict)
     quality: Mapping[str, Any] = field(default_factory=dict)
     licence: str = "unspecified"
     source: Mapping[str, Any] = field(default_factory=dict)
@@ -65,9 +72,12 @@ class Bundle:
     def name(self) -> str:
         return self.path.name.removesuffix(SUFFIX)
 
-    def graph(self, role: str) -> Path:
-        """Path of a graph whose hash was checked at loading."""
-        return self.path / self.graphs[role]
+    def graph(self, role: str, precision: str = "fp32") -> Path:
+        """Path of a graph whose hash was checked at loading; InputError for a precision that the bundle lacks."""
+        if precision not in self.graphs:
+            why = self.measured.get(precision, {}).get("left_out", "export it again, or choose another precision")
+            raise InputError(f"{self.path} has no {precision} graphs, only {', '.join(self.graphs)}: {why}")
+        return self.path / self.graphs[precision][role]
 
     def golden(self) -> dict[str, np.ndarray]:
         """The golden sample: frame, three views, reference outputs, tolerance (see ``golden.py``)."""
@@ -137,7 +147,7 @@ def load(model: str | Path) -> Bundle:
         )
     reader = _Reader(path, values)
     bundle = reader.bundle()
-    reader.check_files(set(bundle.graphs.values()) | {"golden.npz"})
+    reader.check_files({"golden.npz"}.union(*(roles.values() for roles in bundle.graphs.values())))
     return bundle
 
 
@@ -164,7 +174,8 @@ class _Reader:
             workspace=self.field("workspace_bytes_per_pixel", lambda v: _is_count(v) and v, "a whole number from 1 up"),
             maps=tuple(MapSpec(m["name"], m["channels"]) for m in maps),
             layout=grid.LAYOUTS[tuple(self.field("query", _is_layout, f"one of {[*map(list, grid.LAYOUTS)]}"))],
-            graphs=self.field("graphs", _is_graphs, f"a file name for each of {', '.join(ROLES)}"),
+            graphs=self.field("graphs", _is_graphs, f"file names by precision and role, {json.dumps(ROLES)}"),
+            measured=self.field("measured", _is_card, "an object of objects"),
             quality=self.field("quality", _is_object, "an object"),
             licence=self.field("licence", lambda v: isinstance(v, str), "text"),
             source=self.field("source", _is_object, "an object"),
@@ -189,6 +200,10 @@ class _Reader:
 
 def _is_object(value: Any) -> bool:
     return isinstance(value, dict)
+
+
+def _is_card(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(v, dict) for v in value.values())
 
 
 def _is_count(value: Any) -> bool:
@@ -217,4 +232,7 @@ def _is_graphs(value: Any) -> bool:
     def plain(v: Any) -> bool:
         return isinstance(v, str) and v == Path(v).name and v not in ("", "..") and len(v) < 200
 
-    return isinstance(value, dict) and all(plain(value.get(role)) for role in ROLES)
+    def one(precision: str, files: Any) -> bool:
+        return isinstance(files, dict) and {*files} == {*ROLES.get(precision, ())} and all(map(plain, files.values()))
+
+    return isinstance(value, dict) and "fp32" in value and all(one(*item) for item in value.items())

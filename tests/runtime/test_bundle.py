@@ -63,8 +63,10 @@ def test_changed_missing_or_truncated_files(copy: Path, name: str) -> None:
         ({"scales": [1, 1e200]}, "scales"),
         ({"receptive_radius": 1.5}, "receptive_radius"),
         ({"workspace_bytes_per_pixel": 0}, "workspace_bytes_per_pixel"),
-        ({"graphs": dict.fromkeys(("encoder", "decoder", "gather_decoder"), "x" * 999)}, "graphs"),
-        ({"graphs": {"encoder": "../../etc/passwd"}}, "graphs"),
+        ({"graphs": {"fp32": dict.fromkeys(("encoder", "decoder", "gather_decoder"), "x" * 999)}}, "graphs"),
+        ({"graphs": {"fp32": {"encoder": "../../etc/passwd", "decoder": "d", "gather_decoder": "g"}}}, "graphs"),
+        ({"graphs": {"fp16": {"encoder": "e.onnx", "decoder": "d.onnx"}}}, "graphs"),
+        ({"measured": {"fp16": 3}}, "measured"),
         ({"files": {}}, "sha256"),
     ],
 )

@@ -1,0 +1,60 @@
+"""What typed graphs compute when every tensor is rounded to its type, in NumPy.
+
+ONNX Runtime's CPU provider runs fp16 nodes in fp32 inside and shows neither their rounding nor an overflow. Products
+accumulate in fp32 here, as tensor cores do, and are rounded once.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from diinn.runtime import grid
+from onnx import ModelProto
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.ops import op_conv, op_gemm
+
+Array = npt.NDArray[Any]
+
+
+class Conv(op_conv.Conv):
+    """One product of weights and columns; a grouped convolution as the library does it."""
+
+    def _run(self, X: Array, W: Array, B: Array | None = None, **attributes: Any) -> tuple[Array]:  # type: ignore[override]
+        x, w = X.astype(np.float32), W.astype(np.float32)
+        b = None if B is None else B.astype(np.float32)
+        plain = attributes["group"] in (None, 1) and {*(attributes["strides"] or [1])} == {1}
+        if not plain or {*(attributes["dilations"] or [1])} != {1}:
+            return (super()._run(x, w, b, **attributes)[0].astype(X.dtype),)  # type: ignore[no-untyped-call]
+        top, left, bottom, right = attributes["pads"] or (0, 0, 0, 0)
+        x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
+        windows = np.lib.stride_tricks.sliding_window_view(x, w.shape[2:], axis=(2, 3))  # [B, C, H, W, kh, kw]
+        out = np.tensordot(windows, w, axes=((1, 4, 5), (1, 2, 3)))  # [B, H, W, C]
+        if b is not None:
+            out += b
+        return (out.transpose(0, 3, 1, 2).astype(X.dtype),)
+
+
+class Gemm(op_gemm.Gemm_7):
+    """Accumulated in fp32, rounded with its sum."""
+
+    def _run(self, a: Array, b: Array, c: Array | None = None, *sums: Any, **attributes: Any) -> tuple[Array]:
+        wide = [v if v is None else v.astype(np.float32) for v in (a, b, c)]
+        return (super()._run(*wide, *sums, **attributes)[0].astype(a.dtype),)  # type: ignore[no-untyped-call]
+
+
+class Reference:
+    """An encoder and a decoder graph of one model, evaluated node by node."""
+
+    def __init__(self, encoder: ModelProto, decoder: ModelProto, layout: grid.Layout) -> None:
+        self.layout = layout
+        self.maps = [v.name for v in encoder.graph.output]
+        self._encoder, self._decoder = (ReferenceEvaluator(model, new_ops=[Conv, Gemm]) for model in (encoder, decoder))
+
+    def resize(self, frame: grid.Float32, dsize: tuple[int, int]) -> grid.Float32:
+        """A frame float32 [3, H, W] RGB in [0, 1] at ``dsize`` (width, height): RGB float32 [h, w, 3], unclamped."""
+        index, query = grid.resize(frame.shape[:0:-1], dsize, self.layout).arrays()
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is to be seen in the result
+            maps = list(self._encoder.run(self.maps, {"frame": frame[None]}))
+            rows = {name: m.reshape(-1, m.shape[-1])[index] for name, m in zip(self.maps, maps, strict=True)}
+            (rgb,) = list(self._decoder.run(["rgb"], {**rows, "query": query}))
+        return np.asarray(rgb, np.float32).reshape(dsize[1], dsize[0], 3)
