@@ -46,11 +46,11 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None and len(args.model) > 1:
         raise InputError(f"--json is the card of one model, got {len(args.model)}: run one at a time")
     names = label(args.model)
-    print(f"Protocol: {protocol.PROTOCOL}.")
     with ExitStack() as stack:
         opened = [stack.enter_context(scores.open_upscaler(model)) for model in args.model]
         upscalers = dict(zip(names, opened, strict=True))
         rows = scores.evaluate_sets(upscalers, args.data, args.scales)
+    print(f"Protocol: {protocol.PROTOCOL}.")
     Console(width=120).print(table(rows))
     lost = below_bicubic(rows)
     pairs = sum(r.method != BICUBIC for r in rows)

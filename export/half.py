@@ -7,6 +7,7 @@ and what follows its last matrix product. The maps are fp16.
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -36,6 +37,14 @@ def convert(plain: ModelProto, *, arguments: bool, full: Iterable[str] = ()) -> 
     model = helper.make_model(graph, opset_imports=plain.opset_import, ir_version=plain.ir_version)
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def kept_full(path: Path) -> list[str]:
+    """Names of the nodes with an fp32 result in a typed graph: what TensorRT 8 has to be told."""
+    model = onnx.load(path)
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    full = {v.name for v in [*graph.value_info, *graph.output] if v.type.tensor_type.elem_type == FULL}
+    return [node.name for node in operations(model) if full & set(node.output)]
 
 
 def operations(model: ModelProto) -> list[NodeProto]:

@@ -123,9 +123,11 @@ def find(model: str | Path) -> Path:
     if exists:
         remedy = "export the checkpoint first: python export/to_onnx.py CKPT" if path.is_file() else "export it again"
         raise BundleError(f"{str(model)!r} is not a bundle (no bundle.json in it): {remedy}")
+    if path.suffix in (".pth", ".ckpt"):
+        raise BundleError(f"no checkpoint {str(model)!r}: give the path of a .pth or .ckpt file")
     if path.name != str(model) or path.suffix:
         raise BundleError(f"no bundle {str(model)!r}: give the path of a NAME{SUFFIX} folder or one of {shipped()}")
-    raise BundleError(unknown("model", str(model), shipped()) + ", or give the path of a bundle")
+    raise BundleError(unknown("model", str(model), shipped()) + " (or the path of a bundle)")
 
 
 def load(model: str | Path) -> Bundle:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from diinn.runtime.errors import DiinnError, InputError
 
@@ -19,6 +19,11 @@ class Parser(argparse.ArgumentParser):
     """
 
     hint = ""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        if options.get("description"):  # a module's docstring
+            options["description"] = options["description"].replace("``", "")
+        super().__init__(*args, **options)
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments") and self.hint:

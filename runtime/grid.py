@@ -49,6 +49,10 @@ class Layout:
     def samples(self) -> int:
         return len(self.shifts) ** 2
 
+    @property
+    def weighted(self) -> bool:
+        return self.columns[-1] == "weight"
+
 
 NEAREST = Layout(("local_y", "local_x", "ratio"))  # DIINN
 ENSEMBLE = Layout(("local_y", "local_x", "cell_y", "cell_x", "weight"), shifts=(-1, 1))  # LIIF
@@ -150,7 +154,9 @@ class RegularQueries(Queries):
         self.shape = (len(rows[0].index), len(cols[0].index))
         self.scales = (1 / max(y, x), 1 / min(y, x))
         self.outside = None
-        self._constants = {"ratio": y * x, "cell": y, "cell_y": 2 * y, "cell_x": 2 * x}
+        named = {"ratio": y * x, "cell": y, "cell_y": 2 * y, "cell_x": 2 * x}
+        # What follows the position in every sample alike.
+        self.constants = np.array([named[name] for name in layout.columns[2:] if name in named], np.float32)
 
     def fill(self, ids: Ids, index: Int32, query: Float32) -> None:
         width = self.shape[1]
@@ -164,8 +170,9 @@ class RegularQueries(Queries):
             index[first::step] += along_x.index[col]
             query[first::step, 0] = along_y.local[row]
             query[first::step, 1] = along_x.local[col]
-        for column, name in enumerate(self.layout.columns[2:], 2):
-            query[:, column] = self._constants[name] if name in self._constants else _weights(query, step)
+        query[:, 2 : 2 + len(self.constants)] = self.constants
+        if self.layout.weighted:
+            query[:, -1] = _weights(query, step)
 
     def in_rows(self, top: int, bottom: int) -> slice:
         first, last = np.searchsorted(self.rows[0].index, [top, bottom])

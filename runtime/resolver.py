@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from diinn.runtime import backends, golden, grid, memory
 from diinn.runtime import bundle as bundles
-from diinn.runtime.backends.base import Backend, BackendOptions, Segment
-from diinn.runtime.errors import BundleError, InputError
+from diinn.runtime.backends.base import Backend, BackendOptions, Maps, Segment
+from diinn.runtime.errors import BundleError, DiinnError, InputError
 from diinn.runtime.view import Rect, Size, View
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Encoded:
     """
 
     frame: Image
-    maps: list[grid.Float32] | None
+    maps: Maps | None
     offset: int = 0
 
     @property
@@ -64,15 +64,17 @@ class SuperResolver:
         threads: int | None = None,
         memory_budget: int = 512 * MIB,
         chunk: int | None = None,
+        precision: str | None = None,
         check: bool = True,
     ) -> SuperResolver:
         """Load a shipped bundle by name, or any by path.
 
-        backend: "onnxruntime" or "auto"; provider: its device ("cpu", "cuda", …), default the CPU
+        backend: "tensorrt", "onnxruntime" or "auto"; provider: its device ("cpu", "cuda", …), default the CPU
         threads: CPU threads, default all this process may use
         memory_budget: bytes the encoder may need for one frame; larger frames go in bands
         chunk: queries decoded at once, default by the model's width
-        check: replay the bundle's golden sample first
+        precision: "fp32", or with TensorRT "fp16" (its default) or "int8"
+        check: replay the bundle's golden sample first; engines are compared with the CPU once, too
 
         Raises BundleError or InputError, which say what to do.
         """
@@ -80,11 +82,26 @@ class SuperResolver:
             if value is not None and value < 1:
                 raise InputError(f"{what} = {value} is not a whole number from 1 up")
         found = bundles.load(model)
-        opened = backends.open_backend(backend, found, BackendOptions(provider, threads, chunk))
-        resolver = cls(found, opened, memory_budget)
+        options = BackendOptions(provider, threads, chunk, precision)
+        *better, last = backends.candidates(backend)
+        for name in better:
+            try:
+                kind = backends.load(name)
+                why_not = kind.not_ready(found, options)
+                if not why_not:
+                    return cls._open(kind(found, options), memory_budget, check)
+                log.info("not %s: %s", name, why_not)
+            except DiinnError as error:
+                log.warning("not %s: %s", name, error)
+        return cls._open(backends.load(last)(found, options), memory_budget, check)
+
+    @classmethod
+    def _open(cls, backend: Backend, memory_budget: int, check: bool) -> SuperResolver:
+        resolver = cls(backend.bundle, backend, memory_budget)
         if check:
             try:
                 resolver.check()
+                backend.verify()
             except BaseException:
                 resolver.close()
                 raise
@@ -94,10 +111,14 @@ class SuperResolver:
         """Replay the golden sample: largest difference per view; BundleError beyond its tolerance."""
         sample = self.bundle.golden()
         try:
+            height, width = sample["frame"].shape[:2]
+            if not self.backend.takes((width, height)):
+                log.warning("the golden sample was not replayed: engines are not for frames of %dx%d", width, height)
+                return {}
             views = golden.views(sample, self.bundle.layout)
             outputs = self.decode(self.encode([sample["frame"]])[0], list(views.values()), dtype=np.float32)
             found = golden.differences(sample, dict(zip(views, outputs, strict=True)))
-            golden.verdict(sample, found, f"{self.bundle.path} on {self.backend.describe()}")
+            golden.verdict(sample, found, f"{self.bundle.path} on {self.backend.describe()}", self.backend.tolerance)
         except (KeyError, ValueError, TypeError, IndexError) as error:
             raise BundleError(f"{self.bundle.path}/golden.npz is damaged ({error}): export it again") from None
         return found

@@ -1,6 +1,8 @@
 """Small real things for the tests: a checkpoint, its bundle, photographs where they are at hand."""
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ |= {"OPENCV_LOG_LEVEL": "SILENT", "OPENCV_FFMPEG_LOGLEVEL": "-8"}  # read when cv2 is imported; as diinn-run
@@ -14,6 +16,7 @@ settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+DOUBLE = ROOT / "tests" / "double"
 
 
 @pytest.fixture(scope="session")
@@ -76,3 +79,32 @@ def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ramp(height: int, width: int) -> np.ndarray:
     """float32 noise in [0, 1], BGR [h, w, 3], the same every time."""
     return np.random.default_rng(height * 1000 + width).uniform(0, 1, (height, width, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def kernel_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture
+def trt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kernel_folder: Path) -> Iterator[pytest.MonkeyPatch]:
+    """A machine with (the double of) TensorRT and a device, and an engine cache of its own."""
+    monkeypatch.syspath_prepend(str(DOUBLE))
+    monkeypatch.setenv("PYTHONPATH", str(DOUBLE))
+    monkeypatch.setenv("DIINN_CACHE", str(tmp_path / "cache"))
+    from diinn.runtime import cuda
+    from diinn.runtime.backends import tensorrt as backend
+    from host_device import HostDevice
+
+    monkeypatch.setattr(HostDevice, "folder", kernel_folder, raising=False)
+    for module in (cuda, backend):
+        monkeypatch.setattr(module, "Device", HostDevice)
+    play("10.13.0.35", monkeypatch)
+    yield monkeypatch
+    sys.modules.pop("tensorrt", None)
+
+
+def play(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the double be another version of TensorRT."""
+    sys.modules.pop("tensorrt", None)
+    monkeypatch.setenv("DIINN_DOUBLE_VERSION", version)

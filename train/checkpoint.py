@@ -7,6 +7,7 @@ configuration and validation log.
 
 import pickle
 import re
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,8 @@ def load(path: Path) -> Checkpoint:
     elif "state_dict" in content and "hyper_parameters" in content:
         checkpoint = _authors(path, content)
     else:
+        if "CheckpointWriter" in content.get("callbacks", ()):
+            raise CheckpointError(f"{path} is what diinn-train --resume goes on from: give the last.pth beside it")
         keys = ", ".join(sorted(map(str, content))[:6])
         raise CheckpointError(
             f"{path} is not a diinn checkpoint (keys: {keys}): give a .pth that diinn-train wrote, "
@@ -90,11 +93,18 @@ def load(path: Path) -> Checkpoint:
 def read(path: Path) -> dict[str, Any]:
     """What a checkpoint file holds, tensors and plain values alone; CheckpointError where it is none."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            damaged = zipfile.ZipFile(file).testzip() if zipfile.is_zipfile(file) else None
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint {str(path)!r}: give the path of a .pth or .ckpt file") from None
     except OSError as error:
         raise CheckpointError(f"cannot read {str(path)!r}: {error.strerror or error}") from None
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError):
+        damaged = "its list of contents"
+    if damaged:  # torch.load does not look at checksums
+        raise CheckpointError(f"{path} is damaged ({damaged}): copy it again, or use an earlier checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         text = str(error)
         named = re.search(r"GLOBAL (\S+)|global (\S+)", text)
@@ -105,7 +115,7 @@ def read(path: Path) -> dict[str, Any]:
                 "save its state_dict again with plain values"
             ) from None
         raise CheckpointError(f"{path} is not a checkpoint: torch.load cannot read it") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         raise CheckpointError(f"{path} is not a checkpoint, or is truncated: torch.load cannot read it") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a checkpoint")

@@ -1,5 +1,6 @@
 """A training run as YAML: frozen dataclasses, checked on reading."""
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -160,14 +161,17 @@ def parse(kind: type[T], values: object, where: str) -> T:
         first = next((e for e in found if e["type"] == "unexpected_keyword_argument"), found[0])
         path = ".".join(str(part) for part in first["loc"])
         if first["type"] == "unexpected_keyword_argument":
-            message = unknown("key", path.rpartition(".")[2], _keys_at(kind, first["loc"][:-1]))
+            section, _, key = path.rpartition(".")
+            message = unknown(f"key in {section}" if section else "key", key, _keys_at(kind, first["loc"][:-1]))
         elif first["type"] == "union_tag_invalid":
             tags = str(first["ctx"]["expected_tags"]).replace("'", "").split(", ")
             message = unknown(f"{path} name", first["ctx"]["tag"], tags)
+        elif first["type"] == "literal_error":
+            message = unknown(path, first["input"], re.findall(r"'([^']*)'", first["ctx"]["expected"]))
         elif first["type"] == "union_tag_not_found":
             message = f"{path} has no name: add one, as in {path}: {{name: ...}}"
         else:
-            message = f"{path or 'top level'} = {first['input']!r}: {first['msg']}"
+            message = f"{path} = {first['input']!r}: {first['msg'].removeprefix('Value error, ')}"
         raise InputError(f"{where}: {message}") from None
 
 
@@ -186,7 +190,10 @@ def _keys_at(kind: Any, location: tuple[int | str, ...]) -> list[str]:
 
 def read(path: Path) -> RunConfig:
     """A run's YAML file, checked. ``extends: OTHER.yaml`` (beside it) says what to take where it is silent."""
-    return parse(RunConfig, _values(path, ()), str(path))
+    values = _values(path, ())
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds no settings: begin with extends: FILE.yaml, as those in train/configs do")
+    return parse(RunConfig, values, str(path))
 
 
 def _values(path: Path, above: tuple[Path, ...]) -> Any:
@@ -196,7 +203,8 @@ def _values(path: Path, above: tuple[Path, ...]) -> Any:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"cannot read the configuration {str(path)!r}: {error.strerror}") from None
+        named = f" that {above[-1]} extends, relative to itself" if above else ""
+        raise InputError(f"cannot read the configuration {str(path)!r}{named}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict) or "extends" not in values:

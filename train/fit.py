@@ -87,6 +87,14 @@ def fit(run: Run) -> Path:
         use_distributed_sampler=False,
         reload_dataloaders_every_n_epochs=1,  # the stream of batches goes on where the last epoch ended
     )
+    if trainer.is_global_zero:
+        count = sum(p.numel() for p in task.model.parameters())
+        begun = checkpoint.read(resume)["global_step"] if resume else 0
+        print(
+            f"{out}: {count:,} parameters, {len(task.photographs)} images to train on, {len(task.holdout)} held out, "
+            f"{trainer.strategy.root_device}, steps {begun} to {config.optim.steps}",
+            flush=True,
+        )
     try:
         trainer.fit(task, ckpt_path=resume, weights_only=True)
     except InputError as error:  # from a worker that reads images it comes with a traceback in its message
@@ -104,21 +112,21 @@ def fit(run: Run) -> Path:
 def _photographs(run: Run) -> tuple[Photographs, Photographs]:
     """Training and hold-out images."""
     settings = run.config.data
-    files = find_images(*run.data)
+    files, held = find_images(*run.data), find_images(*run.validation) if run.validation else []
+    kept = {path.resolve() for path in held}
+    training = [path for path in files if path.resolve() not in kept]
+    if len(training) < len(files):
+        log.warning("%d hold-out images are also in --data: not trained on", len(files) - len(training))
+    usable = Photographs([*training, *held], settings.largest, settings.patch, progress=run.progress)
     if run.validation:
-        held = find_images(*run.validation)
-        kept = {path.resolve() for path in held}
-        training = [path for path in files if path.resolve() not in kept]
-        if len(training) < len(files):
-            log.warning("%d hold-out images are also in --data: not trained on", len(files) - len(training))
-    else:
-        training, held = split_holdout(files, settings.holdout)
-    if not training:
-        raise InputError(f"all {len(files)} images are held out: give more images, or a smaller data.holdout")
-    train, holdout = (
-        Photographs(part, settings.largest, settings.patch, progress=run.progress) for part in (training, held)
-    )
-    return train, holdout
+        training, held = ([path for path in usable.files if path in part] for part in (set(training), set(held)))
+    else:  # of those that can be used
+        training, held = split_holdout(usable.files, settings.holdout)
+    if not training or not held:
+        raise InputError(
+            f"{len(training)} images to train on, {len(held)} to hold out: give more images or a smaller data.holdout"
+        )
+    return usable.only(training), usable.only(held)
 
 
 def _check_same_run(resume: Path, config: RunConfig) -> None:

@@ -1,5 +1,6 @@
 """Folders of photographs: found, read once, checked, kept in memory as far as it reaches."""
 
+import copy
 import hashlib
 import logging
 import os
@@ -95,6 +96,13 @@ class Photographs(Sequence[UInt8]):
             height, width = (n // 2 for n in image.shape[:2])
             image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8)
         return image
+
+    def only(self, files: Sequence[Path]) -> "Photographs":
+        """Those of ``files``, without reading them again."""
+        chosen, wanted = copy.copy(self), set(files)
+        places = [i for i, path in enumerate(self.files) if path in wanted]
+        chosen.files, chosen._kept = [self.files[i] for i in places], [self._kept[i] for i in places]
+        return chosen
 
     def __deepcopy__(self, _: object) -> "Photographs":
         return self  # read only: a copy of the task that holds them, as for averaged weights, needs no second one

@@ -1,4 +1,4 @@
-"""Inference backends, one file each; ``open_backend`` picks one by name."""
+"""Inference backends, one file each."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ from typing import TYPE_CHECKING
 from diinn.runtime.errors import InputError, unknown
 
 if TYPE_CHECKING:
-    from diinn.runtime.backends.base import Backend, BackendOptions
-    from diinn.runtime.bundle import Bundle
+    from diinn.runtime.backends.base import Backend
 
 # name: (module, class, what to install when the module's library is missing); best first for "auto"
 BACKENDS = {
+    "tensorrt": ("diinn.runtime.backends.tensorrt", "TensorRtBackend", "pip install 'diinn[gpu]'"),
     "onnxruntime": ("diinn.runtime.backends.onnxruntime", "OnnxRuntimeBackend", "pip install 'diinn[cpu]'"),
 }
 
 
-def open_backend(name: str, bundle: Bundle, options: BackendOptions) -> Backend:
-    """The backend called ``name``, or for "auto" the first whose library is installed."""
+def candidates(name: str) -> list[str]:
+    """The backends to try for ``name``, in order: itself, or all for "auto"."""
     if name != "auto" and name not in BACKENDS:
         raise InputError(unknown("backend", name, [*BACKENDS, "auto"]))
-    missing = []
-    for module, cls, remedy in [BACKENDS[name]] if name != "auto" else BACKENDS.values():
-        try:
-            backend = getattr(import_module(module), cls)
-        except ImportError as error:
-            missing.append(f"{' '.join(str(error).split())}: {remedy}")
-            continue
-        return backend(bundle, options)  # type: ignore[no-any-return]
-    raise InputError(f"no backend for {bundle.name}: " + "; ".join(missing))
+    return [*BACKENDS] if name == "auto" else [name]
+
+
+def load(name: str) -> type[Backend]:
+    """The class of a backend; InputError says what to install where its library is missing."""
+    module, cls, remedy = BACKENDS[name]
+    try:
+        found: type[Backend] = getattr(import_module(module), cls)
+    except ImportError as error:
+        raise InputError(f"{' '.join(str(error).split())}: {remedy}") from None
+    return found

@@ -19,11 +19,13 @@ from diinn.runtime.grid import Float32, Ids, Int32, Queries
 @dataclass(frozen=True)
 class BackendOptions:
     """provider: which of the backend's devices, None for its default; threads: CPU threads, None for
-    all this process may use; chunk: queries decoded at once, None for what suits the model's width."""
+    all this process may use; chunk: queries decoded at once, None for what suits the model's width; precision:
+    which of the bundle's graphs, None for the backend's choice."""
 
     provider: str | None = None
     threads: int | None = None
     chunk: int | None = None
+    precision: str | None = None
 
     @property
     def thread_count(self) -> int:
@@ -58,6 +60,11 @@ class Segment:
             ids = self.ids[start:stop]
         return Segment(self.queries, ids, self.offset, self.out, self.border)
 
+    def ask(self, index: Int32, query: Float32) -> None:
+        """Write the segment's rows of the maps and its queries."""
+        self.queries.fill(self.ids, index, query)
+        index += np.int32(self.offset)
+
     def write(self, rgb: Float32) -> None:
         """Store decoded RGB [n, 3] as BGR; uint8 is rounded and clamped, float32 is neither."""
         outside = self.queries.outside
@@ -70,6 +77,13 @@ class Segment:
 
 
 Chunk = list[tuple[int, Segment]]  # (position in the chunk, what stands there)
+Maps = Any  # what ``encode`` made and ``run_chunk`` takes: the backend's own
+
+
+def write(chunk: Chunk, rgb: Float32) -> None:
+    """Store a chunk's decoded RGB [n, 3]."""
+    for at, segment in chunk:
+        segment.write(rgb[at : at + segment.count])
 
 
 def pack(segments: Sequence[Segment], size: int) -> Iterator[Chunk]:
@@ -94,10 +108,12 @@ class Backend(ABC):
     """Base of the backends: life cycle, chunks, worker threads. Subclasses fill in the hooks.
 
     name: how ``backend=`` calls it; workers: chunks decoded at the same time
+    tolerance: allowed difference to the golden sample, units of [0, 1]; None for what the sample says
     """
 
     name: str
     workers: int = 1
+    tolerance: float | None = None
 
     def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
         self.bundle, self.options = bundle, options
@@ -108,6 +124,11 @@ class Backend(ABC):
         self.closed = False
         self.load()
 
+    @classmethod
+    def not_ready(cls, bundle: Bundle, options: BackendOptions) -> str:
+        """Why "auto" should not take this backend here and now; empty if it may."""
+        return ""
+
     @abstractmethod
     def load(self) -> None:
         """Open the graphs of ``self.bundle`` and check their names, shapes and dtypes."""
@@ -117,20 +138,19 @@ class Backend(ABC):
         """The backend and its device, for people."""
 
     @abstractmethod
-    def encode(self, frames: Float32) -> list[Float32]:
-        """Frames [B, 3, H, W] RGB in [0, 1] to the maps, rows of all frames together: [B·H·W, C] each."""
+    def encode(self, frames: Float32) -> Maps:
+        """Frames [B, 3, H, W] RGB in [0, 1] to the maps: rows of all frames together, [B·H·W, C] each."""
 
     @abstractmethod
-    def decode_chunk(self, maps: list[Float32], index: Int32, query: Float32) -> Float32:
-        """RGB [chunk, 3] of one chunk (index [chunk·samples], query [chunk·samples, columns]); called from worker
-        threads, shapes never change."""
+    def run_chunk(self, maps: Maps, chunk: Chunk) -> None:
+        """Decode one chunk and write its pixels; called from worker threads."""
 
-    def decode(self, maps: list[Float32], segments: Sequence[Segment]) -> None:
+    def decode(self, maps: Maps, segments: Sequence[Segment]) -> None:
         """Decode all queries of ``segments`` and write their pixels."""
         chunks = pack(segments, self.chunk)
         if self.workers == 1:
             for chunk in chunks:
-                self._run(maps, chunk)
+                self.run_chunk(maps, chunk)
             return
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="diinn-decode")
@@ -143,7 +163,7 @@ class Backend(ABC):
                     chunk = next(chunks, None)
                 if chunk is None:
                     return
-                self._run(maps, chunk)
+                self.run_chunk(maps, chunk)
 
         tasks: list[Future[None]] = [self._pool.submit(drain) for _ in range(self.workers)]
         try:
@@ -154,18 +174,23 @@ class Backend(ABC):
         for task in tasks:
             task.result()
 
-    def _run(self, maps: list[Float32], chunk: Chunk) -> None:
+    def ask(self, chunk: Chunk) -> tuple[Int32, Float32]:
+        """index [chunk·samples] and query [chunk·samples, columns] of a chunk; shapes never change."""
         layout = self.bundle.layout
         each = layout.samples
         index = np.zeros(self.chunk * each, np.int32)  # what a last, short chunk leaves unused asks row 0
         query = np.zeros((self.chunk * each, len(layout.columns)), np.float32)
         for at, segment in chunk:
             here = slice(at * each, (at + segment.count) * each)
-            segment.queries.fill(segment.ids, index[here], query[here])
-            index[here] += np.int32(segment.offset)
-        rgb = self.decode_chunk(maps, index, query)
-        for at, segment in chunk:
-            segment.write(rgb[at : at + segment.count])
+            segment.ask(index[here], query[here])
+        return index, query
+
+    def takes(self, size: tuple[int, int]) -> bool:
+        """Whether frames of ``size`` (width, height) are encoded as things stand, without building anything."""
+        return True
+
+    def verify(self, *, again: bool = False) -> None:  # noqa: B027
+        """What a backend checks beyond the golden sample: once per machine, or ``again``. DiinnError if it fails."""
 
     def close(self) -> None:
         """Let go of threads, graphs and device memory; the backend cannot be used afterwards."""

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from diinn.runtime.backends.base import Backend
+from diinn.runtime.backends.base import Backend, Chunk, write
 from diinn.runtime.errors import BundleError, DiinnError, InputError, unknown
-from diinn.runtime.grid import Float32, Int32
+from diinn.runtime.grid import Float32
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(int32)": np.int32}
 _SUFFIX = "ExecutionProvider"
@@ -26,6 +26,9 @@ class OnnxRuntimeBackend(Backend):
     name = "onnxruntime"
 
     def load(self) -> None:
+        if self.options.precision not in (None, "fp32"):
+            wanted = self.options.precision
+            raise InputError(f"the onnxruntime backend computes in fp32, not {wanted}: use --backend tensorrt")
         self.provider = _provider(self.options.provider)
         cpu = self.provider == "CPU" + _SUFFIX
         threads = self.options.thread_count
@@ -102,9 +105,10 @@ class OnnxRuntimeBackend(Backend):
         maps = self._call(self._encoder, [m.name for m in self.bundle.maps], {"frame": frames})
         return [m.reshape(-1, m.shape[-1]) for m in maps]
 
-    def decode_chunk(self, maps: list[Float32], index: Int32, query: Float32) -> Float32:
+    def run_chunk(self, maps: list[Float32], chunk: Chunk) -> None:
+        index, query = self.ask(chunk)
         feed = {spec.name: rows for spec, rows in zip(self.bundle.maps, maps, strict=True)}
-        return self._call(self._decoder, ["rgb"], {**feed, "index": index, "query": query})[0]
+        write(chunk, self._call(self._decoder, ["rgb"], {**feed, "index": index, "query": query})[0])
 
     @staticmethod
     def _call(session: ort.InferenceSession, outputs: list[str], feed: dict[str, Any]) -> list[Float32]:

@@ -187,7 +187,7 @@ def test_contents_that_do_not_fit(tmp_path: Path, checkpoint_path: Path) -> None
     state = content["state"]
     cases = {
         "version 9": {"version": 9},
-        "unknown key 'depht': did you mean 'depth'": {
+        "unknown key in decoder.diinn 'depht': did you mean 'depth'": {
             "model": {**content["model"], "decoder": {"name": "diinn", "depht": 3}}
         },
         "decoder.last.bias has shape missing": {"state": {k: v for k, v in state.items() if k != "decoder.last.bias"}},

@@ -1,0 +1,205 @@
+"""``python export/to_trt.py CKPT|BUNDLE``: a checkpoint or a bundle to TensorRT engines on this machine.
+
+Without TensorRT or a GPU it makes everything up to that point and says what to run where.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diinn.runtime import bundle as bundles
+from diinn.runtime.command import Parser, guarded
+from diinn.runtime.engines import build, profiles, verify, versions
+from diinn.runtime.engines.cache import Cache, Key
+from diinn.runtime.errors import DiinnError, InputError
+
+if TYPE_CHECKING:
+    from diinn.runtime.bundle import Bundle
+    from diinn.runtime.engines.profiles import Profile
+
+MIB = 2**20
+PRECISIONS = ("fp32", "fp16", "int8")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; shapes as trtexec writes them."""
+    top = Parser(prog="to_trt.py", description=__doc__)
+    top.add_argument(
+        "model", metavar="CKPT|BUNDLE", help="a checkpoint, a NAME.diinn folder, or a shipped model's name"
+    )
+    top.add_argument("--out", type=Path, metavar="NAME.diinn", help="the bundle of a checkpoint (default: beside it)")
+    top.add_argument("--licence", default="unspecified", metavar="TEXT", help="terms of a checkpoint's weights")
+    top.add_argument("--precision", choices=PRECISIONS, help="of the engines (default: fp16 where the bundle has it)")
+    shapes = top.add_argument_group("shapes the encoder engine is built for")
+    shapes.add_argument("--frame-sizes", metavar="WxH,…", help="frames, the usual one first (default 160x120,640x480)")
+    shapes.add_argument("--cameras", type=int, default=1, metavar="N", help="frames in a batch (default 1)")
+    for kind in ("min", "opt", "max"):
+        shapes.add_argument(
+            f"--{kind}Shapes",
+            metavar="frame:NxCxHxW",
+            help=argparse.SUPPRESS
+            if kind != "opt"
+            else "as trtexec takes them, with --minShapes and --maxShapes, in place of the two above",
+        )
+    how = top.add_argument_group("how they are built")
+    how.add_argument(
+        "--workspace", type=int, metavar="MIB", help="memory for trying kernels (default: a quarter of free)"
+    )
+    how.add_argument(
+        "--timingCacheFile", type=Path, metavar="FILE", help="measured timings (default: the engine cache's)"
+    )
+    how.add_argument("--tacticSources", metavar="NAMES", help="libraries to take kernels from, like JIT_CONVOLUTIONS,…")
+    how.add_argument("--force", action="store_true", help="build though a fitting engine is in the cache")
+    end = top.add_argument_group("how it ends")
+    end.add_argument("--dry-run", action="store_true", help="build no engine, print the trtexec lines that would")
+    end.add_argument(
+        "--verify", action="store_true", help="compare again with ONNX Runtime on the CPU; exit 2 if not built"
+    )
+    end.add_argument("--require-engine", action="store_true", help="exit 2 if no engine was built")
+    end.add_argument("--log-level", default="info", choices=("debug", "info", "warning"), help="default: info")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; exit code 0, 2 for bad input or a missing engine that was required, 1 for a failure."""
+    args = parser().parse_args(argv)
+    logging.basicConfig(level=args.log_level.upper(), format="%(message)s", stream=sys.stderr)
+    return guarded("to_trt", "pip install 'diinn[export]'", lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Bundle, engines, verdict."""
+    wanted = _profile(args)
+    if args.workspace is not None and args.workspace < 1:
+        raise InputError(f"--workspace {args.workspace} is not a number of MiB from 1 up")
+    bundle = bundles.load(_bundle(args))
+    precision = args.precision or ("fp16" if "fp16" in bundle.graphs else "fp32")
+    jobs = {"encoder": wanted, "decoder": profiles.decoder(bundle)}
+    if args.dry_run:
+        for role, profile in jobs.items():
+            print(shlex.join(_trtexec(bundle.graph(role, precision), precision, profile, args)))
+        return 0
+    missing = _missing()
+    if missing:
+        print(_on_cpu(bundle, precision))
+        print(f"NO ENGINE BUILT: {missing}. On the target run: {_again(args, bundle)}")
+        return 2 if args.verify or args.require_engine else 0
+    tactics = tuple(args.tacticSources.split(",")) if args.tacticSources else None
+    workspace = None if args.workspace is None else args.workspace * MIB
+    options = build.BuildOptions(precision, workspace, args.timingCacheFile, tactics, force=args.force)
+    _build(bundle, jobs, options)
+    return _verify(bundle, precision, again=args.verify)
+
+
+def _profile(args: argparse.Namespace) -> Profile:
+    as_trtexec = (args.minShapes, args.optShapes, args.maxShapes)
+    if any(as_trtexec):
+        if args.frame_sizes or args.cameras != 1:
+            raise InputError("--frame-sizes and --cameras say the same as --optShapes and its like: give either")
+        return profiles.parse(*as_trtexec)
+    sizes = profiles.sizes(args.frame_sizes) if args.frame_sizes else profiles.DEFAULT_SIZES
+    return profiles.encoder(sizes, args.cameras)
+
+
+def _bundle(args: argparse.Namespace) -> Path:
+    """The bundle given, or made of the checkpoint given."""
+    path = Path(args.model)
+    if not path.is_file():
+        if args.out is not None:
+            raise InputError(f"--out is for checkpoints: {args.model!r} is a bundle, and engines go to the cache")
+        return bundles.find(args.model)
+    from diinn.export import writer
+
+    done = writer.export(path, args.out, licence=args.licence)
+    worst = max(max(row.runtime, row.engine) for row in done.rows)
+    print(f"{done.path}: written; differs from PyTorch by {worst:.1e} at most")
+    return done.path
+
+
+def _missing() -> str:
+    """What keeps this machine from building engines; empty if nothing does."""
+    from diinn.runtime.cuda import Device
+
+    try:
+        build.tensorrt()
+        Device().close()
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def _on_cpu(bundle: Bundle, precision: str) -> str:
+    """The bundle's graphs of ``precision``, compared on the CPU."""
+    from diinn.export import parity
+
+    largest = parity.on_golden(bundle, precision)
+    if not largest <= verify.TOLERANCES[precision]:
+        raise DiinnError(f"{bundle.path}: the {precision} graphs differ from the golden sample by {largest:.2g}")
+    return f"{bundle.path}: {precision} graphs checked on the CPU, {largest:.1e} from the golden sample"
+
+
+def _again(args: argparse.Namespace, bundle: Bundle) -> str:
+    """The command for the machine that engines are for."""
+    given = ["python", "export/to_trt.py", bundle.path.name if Path(args.model).exists() else args.model]
+    for option in ("precision", "frame_sizes", "minShapes", "optShapes", "maxShapes"):
+        value = getattr(args, option)
+        given += [f"--{option.replace('_', '-')}", value] if value else []
+    return shlex.join([*given, *(["--cameras", str(args.cameras)] if args.cameras != 1 else [])])
+
+
+def _trtexec(graph: Path, precision: str, profile: Profile, args: argparse.Namespace) -> list[str]:
+    """The command line of TensorRT's own tool that builds the same engine."""
+    try:
+        rules = versions.rules(build.tensorrt().__version__)
+    except InputError:
+        rules = versions.TABLE[-1]
+    line = ["trtexec", f"--onnx={graph}", f"--saveEngine={graph.with_suffix('.engine').name}", *profile.trtexec()]
+    line += ["--noTF32", *rules.trtexec(precision)]
+    line += [f"--memPoolSize=workspace:{args.workspace}"] if args.workspace else []
+    line += [f"--timingCacheFile={args.timingCacheFile}"] if args.timingCacheFile else []
+    if rules.constrained and precision != "fp32":
+        from diinn.export import half
+
+        line.append(f"--layerPrecisions={','.join(f'{name}:fp32' for name in half.kept_full(graph))}")
+    return line
+
+
+def _build(bundle: Bundle, jobs: dict[str, Profile], options: build.BuildOptions) -> None:
+    from diinn.runtime.cuda import Device
+
+    cache, device = Cache(), Device()
+    try:
+        for role, profile in jobs.items():
+            key = Key(build.identity(bundle, role, options.precision, device), profile)
+            _, car = build.build(bundle, key, device, options, cache)
+            print(f"{role}: {cache.engine(key)}, {car.size / 1e6:.1f} MB, built in {car.seconds:.0f} s")
+    finally:
+        device.close()
+
+
+def _verify(bundle: Bundle, precision: str, *, again: bool) -> int:
+    """Open the engines as the robot will; prints the table."""
+    from diinn.runtime.backends.tensorrt import TensorRtBackend
+    from diinn.runtime.resolver import SuperResolver
+    from rich.console import Console
+
+    with SuperResolver.open(bundle.path, backend="tensorrt", precision=precision) as resolver:
+        backend = resolver.backend
+        assert isinstance(backend, TensorRtBackend)
+        if again:
+            backend.verify(again=True)
+        verdict = backend.encoder.car.verify
+        Console().print(verify.table(verdict))
+        print(f"{bundle.name}: {verdict['summary']}")
+        print(f"Try: diinn-run --model {bundle.path} --backend tensorrt --camera demo --out-size 640x480")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,207 @@
+"""Engines on demand: from the cache if one fits, else built there, once, however many processes ask."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diinn.runtime.bundle import Bundle, sha256
+from diinn.runtime.engines import profiles, versions
+from diinn.runtime.engines.cache import Cache, Identity, Key, Rejected, SideCar
+from diinn.runtime.engines.profiles import Profile
+from diinn.runtime.errors import DiinnError, InputError
+
+if TYPE_CHECKING:
+    from diinn.runtime.cuda import Device
+
+log = logging.getLogger(__name__)
+MIB = 2**20
+ROLES = ("encoder", "decoder")
+INSTALL = "it comes with JetPack (python3 -m venv --system-site-packages), elsewhere pip install tensorrt"
+# What TensorRT says, and what to do about it.
+HINTS = (
+    ("out of memory", "lower --workspace, or the largest of --frame-sizes"),
+    ("insufficient memory", "lower --workspace, or the largest of --frame-sizes"),
+    ("no implementation", "raise --workspace, or try another --precision"),
+    ("could not find any implementation", "raise --workspace, or try another --precision"),
+    ("unsupported", "this GPU or TensorRT lacks the operation: try another --precision"),
+    ("version", "TensorRT and its libraries are of several versions: reinstall it"),
+)
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """precision: of the graphs; workspace: bytes, None for a quarter of what the device has free
+    timing: file of measured timings, None for the cache's; tactics: as in ``worker.Job``
+    force: build though a fitting engine is there; interval: seconds between two words while it builds
+    """
+
+    precision: str = "fp16"
+    workspace: int | None = None
+    timing: Path | None = None
+    tactics: tuple[str, ...] | None = None
+    force: bool = False
+    interval: float = 5.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to build.
+
+    graph: a typed ONNX file; precision: fp32, fp16 or int8
+    workspace: bytes TensorRT may use while it tries kernels; timing: file of its measured timings
+    tactics: libraries it may take kernels from, names in ``TacticSource``; None for its default
+    """
+
+    graph: str
+    precision: str
+    profile: Profile
+    workspace: int
+    timing: str
+    tactics: tuple[str, ...] | None
+    out: str
+
+    def text(self) -> str:
+        return json.dumps(asdict(self) | {"profile": self.profile.plain()})
+
+    @classmethod
+    def parse(cls, text: str) -> Job:
+        said = json.loads(text)
+        tactics = None if said["tactics"] is None else tuple(said["tactics"])
+        return cls(**said | {"profile": profiles.from_plain(said["profile"]), "tactics": tactics})
+
+
+def tensorrt() -> Any:
+    """The installed TensorRT; InputError where there is none or it is too old."""
+    try:
+        import tensorrt as trt
+    except (ImportError, OSError) as error:  # OSError: a library it is linked to does not load
+        raise InputError(f"TensorRT is not installed ({' '.join(str(error).split())}): {INSTALL}") from None
+    versions.rules(trt.__version__)
+    return trt
+
+
+def identity(bundle: Bundle, role: str, precision: str, device: Device) -> Identity:
+    """What an engine of ``bundle`` holds for on this machine."""
+    version = tensorrt().__version__
+    return Identity(role, sha256(bundle.graph(role, precision)), version, device.name, device.capability, precision)
+
+
+def build(bundle: Bundle, key: Key, device: Device, options: BuildOptions, cache: Cache) -> tuple[bytes, SideCar]:
+    """The engine of ``key``, from the cache or built into it.
+
+    Raises InputError for a profile that cannot fit, DiinnError for a build that failed: with TensorRT's own words and
+    what to do.
+    """
+    with cache.lock(key):
+        if not options.force:
+            try:
+                found = cache.read(key)
+                cache.engine(key).touch()  # the newest is what the runtime opens
+                return found
+            except Rejected as error:
+                log.info("%s: %s: building it", key.identity.role, error)
+        workspace = _workspace(bundle, key, device, options)
+        began = time.monotonic()
+        data = _in_process(bundle, key, options, workspace, cache)
+        return data, cache.write(key, data, time.monotonic() - began)
+
+
+def _workspace(bundle: Bundle, key: Key, device: Device, options: BuildOptions) -> int:
+    """Bytes TensorRT may use, after a look whether the largest shapes can fit at all."""
+    free, total = device.memory()
+    if key.identity.role == "encoder":
+        batch, _, height, width = key.profile.most["frame"]
+        needed = batch * height * width * bundle.workspace // (1 if key.identity.precision == "fp32" else 2)
+        if needed > free:
+            raise InputError(
+                f"{batch} frames of {width}x{height} need some {needed / MIB:.0f} MiB, the device has {free / MIB:.0f} "
+                f"of {total / MIB:.0f} MiB free: lower --frame-sizes or --cameras"
+            )
+    chosen = free // 4 if options.workspace is None else options.workspace
+    if chosen > free:
+        raise InputError(f"--workspace {chosen // MIB}: the device has only {free // MIB} MiB free: lower it")
+    return chosen
+
+
+def _in_process(bundle: Bundle, key: Key, options: BuildOptions, workspace: int, cache: Cache) -> bytes:
+    role, precision = key.identity.role, key.identity.precision
+    timing = options.timing or cache.timing()
+    with tempfile.TemporaryDirectory(prefix=".build-", suffix=".part", dir=cache.path) as folder:
+        out = Path(folder) / "engine"
+        graph = bundle.graph(role, precision).resolve()
+        job = Job(str(graph), precision, key.profile, workspace, str(timing.resolve()), options.tactics, str(out))
+        (Path(folder) / "job.json").write_text(job.text(), encoding="utf-8")
+        log.info("%s: building in %s with a workspace of %d MiB; this takes minutes", role, precision, workspace // MIB)
+        command = [sys.executable, "-m", "diinn.runtime.engines.worker", str(Path(folder) / "job.json")]
+        code, said = _wait(command, role, options.interval)
+        report = _report(out)
+        for warning in report["warnings"][:10]:
+            log.debug("TensorRT: %s", warning)
+        if code or not out.exists():
+            raise DiinnError(_failure(role, code, report, said))
+        kept = out.with_suffix(".timing")
+        if kept.exists():
+            _keep_timing(kept, timing)
+        return out.read_bytes()
+
+
+def _wait(command: Sequence[str], role: str, interval: float) -> tuple[int, str]:
+    """Exit code and the last words of a process; it ends with us."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as words:
+        began = time.monotonic()
+        process = subprocess.Popen(command, stdout=words, stderr=words, stdin=subprocess.DEVNULL)
+        try:
+            while True:
+                try:
+                    code = process.wait(interval)
+                    break
+                except subprocess.TimeoutExpired:
+                    log.info("%s: building for %.0f s", role, time.monotonic() - began)
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        words.seek(0)
+        return code, words.read()[-2000:]
+
+
+def _report(out: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(out.with_name(out.name + ".log.json").read_text(encoding="utf-8"))
+        return found
+    except (OSError, ValueError):
+        return {"failed": "", "errors": [], "warnings": []}
+
+
+def _failure(role: str, code: int, report: dict[str, Any], said: str) -> str:
+    """One line: what failed, TensorRT's first words about it, what to do."""
+    if -code == signal.SIGKILL:
+        return f"{role}: the build was killed, most likely for memory: lower --workspace, or close other programs"
+    if code < 0:
+        return f"{role}: the build crashed ({signal.Signals(-code).name}): try another --precision, or --workspace"
+    words = [line.strip() for line in [*report["errors"][:3], *said.splitlines()[-1:]] if line.strip()]
+    text = report["failed"] or "the build failed"
+    if words and not report["failed"].endswith(words[0]):
+        text += ": " + " | ".join(" ".join(w.split())[:300] for w in words[:2])
+    hint = next((advice for word, advice in HINTS if word in text.lower()), "run it with --log-level debug")
+    return f"{role}: {text}: {hint}"
+
+
+def _keep_timing(found: Path, kept: Path) -> None:
+    """Whoever builds last wins: timings are a matter of speed alone."""
+    try:
+        draft = kept.with_name(f".{kept.name}.part")
+        draft.write_bytes(found.read_bytes())
+        draft.replace(kept)
+    except OSError as error:
+        log.warning("the timing cache %s could not be kept: %s", kept, error.strerror or error)

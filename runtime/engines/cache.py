@@ -1,0 +1,251 @@
+"""Engines in the user's cache: under a key that says what they hold for, beside a side-car that says what they are.
+
+An engine is native code. One is deserialised only if its side-car is there and fits, the file has the sha256 that the
+side-car records, and both belong to this user and can be written by nobody else. Anything else is built anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diinn.runtime.engines import profiles
+from diinn.runtime.engines.profiles import Profile
+from diinn.runtime.errors import DiinnError, InputError
+
+FORMAT, VERSION = "diinn-engine", 1
+LARGEST_SIDE_CAR = 2**20
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What an engine holds for, but for its shapes.
+
+    onnx: sha256 of the graph; tensorrt: version; device: name of the GPU; capability: its compute capability
+    """
+
+    role: str
+    onnx: str
+    tensorrt: str
+    device: str
+    capability: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class Key:
+    """What an engine is kept under."""
+
+    identity: Identity
+    profile: Profile
+
+    @property
+    def name(self) -> str:
+        """Name of its files, without ending."""
+        said = json.dumps([asdict(self.identity), self.profile.plain()], sort_keys=True)
+        return f"{self.identity.role}-{self.identity.precision}-{hashlib.sha256(said.encode()).hexdigest()[:32]}"
+
+
+@dataclass(frozen=True)
+class SideCar:
+    """What is recorded beside an engine.
+
+    sha256, size: of the engine file; built: seconds since 1970; seconds: how long the build took
+    verify: the verdict and table of ``verify.py``, empty until it ran
+    """
+
+    key: Key
+    sha256: str
+    size: int
+    built: float
+    seconds: float
+    verify: Mapping[str, Any] = field(default_factory=dict)
+
+    def text(self) -> str:
+        said = asdict(self) | {"format": FORMAT, "version": VERSION}
+        said["key"] = {"identity": asdict(self.key.identity), "profile": self.key.profile.plain()}
+        return json.dumps(said, indent=1) + "\n"
+
+
+class Rejected(DiinnError):
+    """An engine in the cache is not to be used; the message says why."""
+
+
+def folder() -> Path:
+    """``$DIINN_CACHE``, or ``engines`` in the user's cache folder for diinn."""
+    chosen = os.environ.get("DIINN_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diinn" / "engines"
+
+
+class Cache:
+    """The engines of one folder."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path or folder()
+
+    def engine(self, key: Key) -> Path:
+        return self.path / f"{key.name}.engine"
+
+    def side_car(self, key: Key) -> Path:
+        return self.path / f"{key.name}.json"
+
+    def entries(self) -> list[tuple[Path, SideCar | str]]:
+        """Every engine file with its side-car, or what is wrong with that; newest first."""
+        found: list[tuple[Path, SideCar | str]] = []
+        for path in sorted(self.path.glob("*.engine"), key=lambda p: -_modified(p)):
+            try:
+                found.append((path, _read_side_car(path.with_suffix(".json"))))
+            except Rejected as error:
+                found.append((path, str(error)))
+        return found
+
+    def find(self, identity: Identity) -> list[SideCar]:
+        """Side-cars of all engines that hold for ``identity``, whatever their shapes; newest first."""
+        cars = [car for _, car in self.entries() if isinstance(car, SideCar)]
+        return [car for car in cars if car.key.identity == identity]
+
+    def read(self, key: Key) -> tuple[bytes, SideCar]:
+        """The engine of ``key`` and its side-car. Raises Rejected, which says what does not fit."""
+        engine = self.engine(key)
+        if not engine.exists():
+            raise Rejected(f"there is no {engine.name} in {self.path}")
+        car = _read_side_car(self.side_car(key))
+        if car.key != key:
+            raise Rejected(f"{engine.name} was built for something else than its name says")
+        data = _read_own(engine)  # hashed and deserialised from the same bytes: nobody can change them in between
+        found = hashlib.sha256(data).hexdigest()
+        if found != car.sha256:
+            raise Rejected(f"{engine.name} has sha256 {found[:12]}…, its side-car says {car.sha256[:12]}…")
+        return data, car
+
+    def write(self, key: Key, data: bytes, seconds: float) -> SideCar:
+        """Keep an engine; whoever reads meanwhile finds the old one, a whole new one, or none."""
+        car = SideCar(key, hashlib.sha256(data).hexdigest(), len(data), time.time(), seconds)
+        with _clear_errors(self.path):
+            self._prepare()
+            self.side_car(key).unlink(missing_ok=True)  # from here on, what stands there is not to be used
+            _replace(self.engine(key), data)
+            _replace(self.side_car(key), car.text().encode())
+        return car
+
+    def write_verdict(self, car: SideCar, verify: Mapping[str, Any]) -> SideCar:
+        """Record what ``verify.py`` found."""
+        told = SideCar(car.key, car.sha256, car.size, car.built, car.seconds, verify)
+        with _clear_errors(self.path):
+            _replace(self.side_car(car.key), told.text().encode())
+        return told
+
+    @contextlib.contextmanager
+    def lock(self, key: Key) -> Iterator[None]:
+        """Held by one process at a time; ends with the process, however that ends."""
+        import fcntl
+
+        with _clear_errors(self.path):
+            self._prepare()
+            handle = os.open(self.path / f"{key.name}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+    def timing(self) -> Path:
+        """Where measured kernel timings are kept between builds."""
+        return self.path / "timing.cache"
+
+    def remove(self, which: Path | None = None) -> int:
+        """Delete one engine, or all, with side-cars, locks, timings and what a build left; bytes freed."""
+        endings = (".engine", ".json", ".lock", ".cache", ".part")
+        files = [p for p in self.path.glob("*") if p.suffix in endings and (which is None or p.stem == which.stem)]
+        freed = 0
+        with _clear_errors(self.path):
+            for path in files:
+                freed += path.stat().st_size
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return freed
+
+    def _prepare(self) -> None:
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_owner(self.path, "cache folder")
+
+
+@contextlib.contextmanager
+def _clear_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot write to the engine cache {path}: {error.strerror or error}: "
+            "set DIINN_CACHE to a folder of your own"
+        ) from None
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # it went away meanwhile
+        return 0.0
+
+
+def _check_owner(path: Path, what: str) -> None:
+    """Rejected unless ``path`` is this user's and nobody else can write it."""
+    if not hasattr(os, "getuid"):
+        return
+    found = path.stat()
+    if found.st_uid != os.getuid():
+        raise Rejected(f"{what} {path} belongs to user {found.st_uid}, not to you")
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise Rejected(f"{what} {path} can be written by others: chmod go-w it")
+
+
+def _read_own(path: Path, most: int | None = None) -> bytes:
+    try:
+        _check_owner(path, "file")
+        if most is not None and path.stat().st_size > most:
+            raise Rejected(f"{path.name} is larger than a side-car is")
+        return path.read_bytes()
+    except OSError as error:
+        raise Rejected(f"{path.name} cannot be read: {error.strerror or error}") from None
+
+
+def _read_side_car(path: Path) -> SideCar:
+    if not path.exists():
+        raise Rejected(f"the engine has no side-car {path.name}")
+    data = _read_own(path, LARGEST_SIDE_CAR)
+    try:
+        said = json.loads(data)
+        if said["format"] != FORMAT or said["version"] != VERSION:
+            raise Rejected(f"{path.name} is of version {said['version']!r}, this runtime reads {VERSION}")
+        key = Key(Identity(**said["key"]["identity"]), profiles.from_plain(said["key"]["profile"]))
+        verify = said["verify"]
+        if not isinstance(verify, dict) or not isinstance(said["sha256"], str):
+            raise TypeError("a field is of another type")
+        return SideCar(key, said["sha256"], int(said["size"]), float(said["built"]), float(said["seconds"]), verify)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError, InputError) as error:
+        raise Rejected(f"{path.name} is damaged: {error}") from None
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write ``path`` whole or not at all."""
+    handle, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,118 @@
+"""Which shapes an engine is built for: least, most, and those it is tuned to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from diinn.runtime.bundle import Bundle
+from diinn.runtime.errors import InputError
+
+Shape = tuple[int, ...]
+Size = tuple[int, int]
+SMALLEST = (16, 16)  # (width, height): small frames cost an engine nothing, and the golden sample is one
+DEFAULT_SIZES: tuple[Size, ...] = ((160, 120), (640, 480))
+_CHUNK_VALUES = 2**24  # of gathered rows: 32 MiB in fp16
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Shapes of one engine's inputs by tensor name: ``least`` ≤ ``opt`` ≤ ``most`` in every axis."""
+
+    least: Mapping[str, Shape]
+    opt: Mapping[str, Shape]
+    most: Mapping[str, Shape]
+
+    def __post_init__(self) -> None:
+        for name, most in self.most.items():
+            least, opt = self.least.get(name, ()), self.opt.get(name, ())
+            if not len(least) == len(opt) == len(most):
+                raise InputError(f"{name}: shapes {text(least)}, {text(opt)} and {text(most)} differ in rank")
+            if not all(0 < a <= b <= c for a, b, c in zip(least, opt, most, strict=True)):
+                raise InputError(
+                    f"{name}: min {text(least)}, opt {text(opt)}, max {text(most)} is not 0 < min <= opt <= max"
+                )
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {kind: {name: list(shape) for name, shape in shapes.items()} for kind, shapes in asdict(self).items()}
+
+    def holds(self, name: str, shape: Shape) -> bool:
+        least, most = self.least[name], self.most[name]
+        return len(shape) == len(most) and all(a <= n <= b for a, n, b in zip(least, shape, most, strict=True))
+
+    def trtexec(self) -> list[str]:
+        """The profile as options of trtexec."""
+        kinds = (("--minShapes", self.least), ("--optShapes", self.opt), ("--maxShapes", self.most))
+        return [f"{option}={','.join(f'{n}:{text(s)}' for n, s in shapes.items())}" for option, shapes in kinds]
+
+
+def text(shape: Shape) -> str:
+    """A shape as trtexec writes it: 1x3x120x160."""
+    return "x".join(map(str, shape)) or "(none)"
+
+
+def encoder(sizes: Sequence[Size] = DEFAULT_SIZES, cameras: int = 1) -> Profile:
+    """For frames of ``sizes`` (width, height), tuned to the first; ``cameras`` of them in a batch."""
+    if cameras < 1:
+        raise InputError(f"--cameras {cameras} is not a whole number from 1 up")
+    widths, heights = [w for w, _ in sizes], [h for _, h in sizes]
+    low = (min(SMALLEST[1], *heights), min(SMALLEST[0], *widths))
+    high = (max(heights), max(widths))
+    return Profile(
+        {"frame": (1, 3, *low)},
+        {"frame": (cameras, 3, heights[0], widths[0])},
+        {"frame": (cameras, 3, *high)},
+    )
+
+
+def chunk(bundle: Bundle) -> int:
+    """Queries a decoder engine takes at once: enough to fill a GPU, few enough for a small one's memory."""
+    return max(4096, min(65536, _CHUNK_VALUES // (sum(m.channels for m in bundle.maps) * bundle.layout.samples)))
+
+
+def decoder(bundle: Bundle, queries: int | None = None) -> Profile:
+    """For chunks of up to ``queries``, tuned to full ones."""
+    samples = bundle.layout.samples
+    channels = {"query": len(bundle.layout.columns), **{m.name: m.channels for m in bundle.maps}}
+    few, many = ({name: (n * samples, c) for name, c in channels.items()} for n in (1, queries or chunk(bundle)))
+    return Profile(few, many, many)
+
+
+def parse(least: str | None, opt: str | None, most: str | None) -> Profile:
+    """From trtexec's ``--minShapes``, ``--optShapes`` and ``--maxShapes``; one left out follows the others as there."""
+    given = [shapes(value, option) for value, option in ((least, "min"), (opt, "opt"), (most, "max")) if value]
+    if not given:
+        raise InputError("no shapes: give --optShapes=frame:1x3x120x160, or --frame-sizes")
+    centre = shapes(opt, "opt") if opt else given[0]
+    return Profile(shapes(least, "min") if least else centre, centre, shapes(most, "max") if most else centre)
+
+
+def shapes(value: str, option: str) -> dict[str, Shape]:
+    """``frame:1x3x120x160`` to shapes by name."""
+    found = {}
+    for part in value.split(","):
+        match = re.fullmatch(r"([\w.]+):(\d{1,9}(?:x\d{1,9})*)", part.strip())
+        if not match or match[1] != "frame" or match[2].count("x") != 3 or match[2].split("x")[1] != "3":
+            raise InputError(f"--{option}Shapes={value!r}: write it as frame:BATCHx3xHEIGHTxWIDTH, frame:1x3x120x160")
+        found[match[1]] = tuple(int(n) for n in match[2].split("x"))
+    return found
+
+
+def sizes(value: str) -> tuple[Size, ...]:
+    """``160x120,320x240`` to (width, height) sizes."""
+    found = []
+    for part in value.split(","):
+        match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", part.strip())
+        if not match or "0" in (match[1].lstrip("0") or "0", match[2].lstrip("0") or "0"):
+            raise InputError(f"--frame-sizes {value!r}: write it as WIDTHxHEIGHT, several with commas: 160x120,640x480")
+        found.append((int(match[1]), int(match[2])))
+    return tuple(found)
+
+
+def from_plain(values: Any) -> Profile:
+    """From JSON; ValueError, KeyError, TypeError or InputError for anything else."""
+    kinds = (values["least"], values["opt"], values["most"])
+    return Profile(*({str(n): tuple(int(v) for v in shape) for n, shape in kind.items()} for kind in kinds))

@@ -1,0 +1,116 @@
+"""Engines against ONNX Runtime on the CPU: TensorRT has built wrong ones silently, each version its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from diinn.runtime.engines.cache import SideCar
+from diinn.runtime.errors import DiinnError, InputError
+
+if TYPE_CHECKING:
+    from diinn.runtime.backends.tensorrt import TensorRtBackend
+    from diinn.runtime.view import Size
+    from rich.table import Table
+
+# Largest difference to fp32 on the CPU by precision, units of [0, 1].
+TOLERANCES = {"fp32": 1e-3, "fp16": 0.03, "int8": 0.2}
+SIZES = 4  # random ones
+
+
+@dataclass(frozen=True)
+class Row:
+    """One frame size and output size (width, height), a batch, and the largest and rms difference, units of [0, 1];
+    both inf where an output is not finite."""
+
+    frame: Size
+    out: Size
+    batch: int
+    largest: float
+    rms: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """passed: whether every row is within ``tolerance``; compared: with what; at: seconds since 1970."""
+
+    rows: tuple[Row, ...]
+    tolerance: float
+    compared: str
+    at: float
+
+    @property
+    def passed(self) -> bool:
+        return all(row.largest <= self.tolerance for row in self.rows)
+
+    @property
+    def summary(self) -> str:
+        worst = max((row.largest for row in self.rows), default=0.0)
+        return f"{'passed' if self.passed else 'FAILED'}, largest difference {worst:.2g} (allowed {self.tolerance:g})"
+
+    def plain(self) -> dict[str, Any]:
+        """As the side-car holds it."""
+        return asdict(self) | {"passed": self.passed, "summary": self.summary}
+
+
+def compare(backend: TensorRtBackend) -> Verdict:
+    """The engines of an open backend at random sizes that they were built for, batches too."""
+    from diinn.runtime.resolver import SuperResolver
+
+    bundle = backend.bundle
+    tolerance = TOLERANCES[backend.precision]
+    ours = SuperResolver(bundle, backend, 2**40)
+    try:
+        theirs = SuperResolver.open(bundle.path, backend="onnxruntime", provider="cpu")
+    except InputError as error:  # a Jetson may have no onnxruntime: the golden sample, replayed before, has to do
+        return Verdict((), tolerance, f"the golden sample alone: {error}", time.time())
+    with theirs:
+        rows = tuple(_rows(ours, theirs, backend.encoder.profile.least["frame"], backend.encoder.profile.most["frame"]))
+    return Verdict(rows, tolerance, theirs.backend.describe(), time.time())
+
+
+def _rows(ours: Any, theirs: Any, least: tuple[int, ...], most: tuple[int, ...]) -> Iterator[Row]:
+    from diinn.runtime.view import View
+
+    rng = np.random.default_rng(0)
+    for k in range(SIZES):
+        height, width = (int(rng.integers(a, min(b, a + 160) + 1)) for a, b in zip(least[2:], most[2:], strict=True))
+        scale = rng.uniform(1, 4)
+        out = (round(width * scale), round(height * scale))
+        batch = min(most[0], 1 + k % 3)
+        frames = [rng.integers(0, 256, (height, width, 3)).astype(np.uint8) for _ in range(batch)]
+        gaps = []
+        for mine, other in zip(ours.encode(frames), theirs.encode(frames), strict=True):
+            view = View.resize(out)
+            (a,), (b,) = ours.decode(mine, [view], dtype=np.float32), theirs.decode(other, [view], dtype=np.float32)
+            gaps.append(a - b)
+        gap = np.stack(gaps)
+        finite = bool(np.isfinite(gap).all())
+        largest, rms = (float(np.abs(gap).max()), float(np.sqrt(np.mean(gap**2)))) if finite else (np.inf, np.inf)
+        yield Row((width, height), out, batch, largest, rms)
+
+
+def table(verify: Mapping[str, Any]) -> Table:
+    """A recorded verdict, for people."""
+    from rich.table import Table
+
+    shown = Table(title=f"largest and rms difference to {verify['compared']}, units of [0, 1]")
+    for head in ("frame", "output", "batch", "largest", "rms"):
+        shown.add_column(head, justify="right")
+    for row in verify["rows"]:
+        (w, h), (out_w, out_h) = row["frame"], row["out"]
+        shown.add_row(f"{w}x{h}", f"{out_w}x{out_h}", str(row["batch"]), f"{row['largest']:.1e}", f"{row['rms']:.1e}")
+    return shown
+
+
+def require_passed(car: SideCar) -> None:
+    """DiinnError unless an engine's recorded verdict is good."""
+    if not car.verify.get("passed"):
+        raise DiinnError(
+            f"the {car.key.identity.precision} {car.key.identity.role} engine differs from the CPU: "
+            f"{car.verify.get('summary', 'no verdict')}: use --precision fp32 or --backend onnxruntime, or build "
+            "it again with export/to_trt.py --force"
+        )

@@ -1,0 +1,138 @@
+"""The TensorRT backend's own work, with TensorRT and the device played by ``tests/double``: buffers, chunks, batches,
+gather, verdicts. The kernels are the real sources, compiled for the host."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ramp
+from diinn.export import writer
+from diinn.runtime import DiinnError, SuperResolver
+from diinn.runtime.engines import verify
+from diinn.runtime.engines.cache import Cache
+from diinn.runtime.view import View
+from diinn.train import checkpoint
+from diinn.train.config import parse
+from diinn.train.model import ModelConfig, SuperResolutionModel
+
+DECODERS = {
+    "diinn": {"name": "diinn", "depth": 2, "width": 12},
+    "diinn-e": {"name": "diinn", "depth": 2, "width": 12, "init_q": True},
+    "liif": {"name": "liif", "depth": 2, "width": 12},
+    "metasr": {"name": "metasr", "width": 12},
+}
+Trt, Log = pytest.MonkeyPatch, pytest.LogCaptureFixture
+
+
+@pytest.fixture(scope="module", params=DECODERS)
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    values = {"encoder": {"name": "compact", "channels": 8, "blocks": 1}, "decoder": DECODERS[request.param]}
+    path = tmp_path_factory.mktemp(request.param) / "model.pth"
+    checkpoint.save(path, checkpoint.Checkpoint(SuperResolutionModel(parse(ModelConfig, values, "test")), (1.0, 4.0)))
+    return writer.export(path).path
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 2e-5), ("fp16", 5e-3)])
+def test_every_decoder_is_what_it_is_on_the_cpu(trt: Trt, bundle: Path, precision: str, tolerance: float) -> None:
+    frames = [ramp(21, 33), ramp(21, 33)[::-1].copy(), ramp(16, 17), ramp(21, 33)[:, ::-1].copy()]
+    views = [View.resize((70, 51)), View.roi((2.5, 3.25, 11.5, 10), (33, 64)), View.resize((33, 30))]
+    with SuperResolver.open(bundle, backend="onnxruntime") as cpu:
+        wanted = [cpu.decode(e, views, dtype=np.float32) for e in cpu.encode(frames)]
+    with SuperResolver.open(bundle, backend="tensorrt", precision=precision, chunk=1000) as gpu:
+        encoded = gpu.encode(frames)  # all are held while others are decoded: no buffer may be used twice
+        found = [gpu.decode(e, views, dtype=np.float32) for e in encoded]
+        assert "tensorrt 10.13.0.35 (Test double" in gpu.backend.describe()
+        for a, b in zip(wanted, found, strict=True):
+            for one, two in zip(a, b, strict=True):
+                np.testing.assert_allclose(two, one, atol=tolerance)
+
+
+def test_bands_and_maps_too(trt: Trt, bundle: Path) -> None:
+    frame = ramp(40, 21)
+    with SuperResolver.open(bundle, backend="onnxruntime") as cpu:
+        wanted = cpu.resize(frame, (50, 97), dtype=np.float32)
+        budget = cpu.bundle.workspace * 21 * (4 * cpu.bundle.radius + 1)
+        remaps = len(cpu.bundle.layout.shifts) == 1 and not cpu.bundle.layout.corner
+        x, y = np.meshgrid(np.linspace(-3, 22, 50, dtype=np.float32), np.linspace(0, 39, 40, dtype=np.float32))
+        mapped = cpu.remap(frame, x, y, dtype=np.float32) if remaps else None
+    with SuperResolver.open(bundle, backend="tensorrt", precision="fp32", memory_budget=budget) as gpu:
+        assert gpu.encode([frame])[0].maps is None
+        np.testing.assert_allclose(gpu.resize(frame, (50, 97), dtype=np.float32), wanted, atol=2e-5)
+        if mapped is not None:
+            np.testing.assert_allclose(gpu.remap(frame, x, y, dtype=np.float32), mapped, atol=2e-5)
+
+
+def test_memory_is_used_again(trt: Trt, bundle_path: Path) -> None:
+    with SuperResolver.open(bundle_path, backend="tensorrt") as gpu:
+        view = View.resize((80, 60))
+        for _ in range(3):
+            gpu.decode(gpu.encode([ramp(30, 40)])[0], [view])
+        blocks = gpu.backend.device.blocks  # type: ignore[attr-defined]
+        before = len(blocks)
+        for _ in range(20):
+            gpu.decode(gpu.encode([ramp(30, 40)])[0], [view])
+        assert len(blocks) == before
+        for n in range(60):  # other sizes do not pile up
+            gpu.decode(gpu.encode([ramp(30, 40)])[0], [View.resize((80 + n, 60 + n))])
+        assert len(blocks) < before + 70
+
+
+def test_frames_beyond_the_profile_open_another_engine(trt: Trt, bundle_path: Path, caplog: Log) -> None:
+    with SuperResolver.open(bundle_path, backend="tensorrt") as gpu:
+        out = gpu.resize(np.zeros((490, 20, 3), np.uint8), (20, 490))
+        assert out.shape == (490, 20, 3)
+    assert any("is not for 20x490 frames" in r.message for r in caplog.records)
+    assert len([*Cache().path.glob("encoder-*.engine")]) == 2
+
+
+def test_engines_are_compared_once_and_the_verdict_is_kept(trt: Trt, bundle_path: Path) -> None:
+    with SuperResolver.open(bundle_path, backend="tensorrt") as gpu:
+        verdict = gpu.backend.encoder.car.verify  # type: ignore[attr-defined]
+    assert verdict["passed"]
+    assert len(verdict["rows"]) == verify.SIZES
+    assert {row["batch"] for row in verdict["rows"]} == {1}
+    trt.setattr(verify, "compare", lambda _: pytest.fail("compared again"))
+    SuperResolver.open(bundle_path, backend="tensorrt").close()
+
+
+@pytest.mark.parametrize(
+    ("failing", "message"),
+    [
+        ("deserialise", "does not run the encoder engine it built"),
+        ("context", "does not run the encoder engine it built"),
+        ("run", "TensorRT failed to run the encoder"),
+        ("nan", "the golden resize differs by inf"),
+        ("wrong", "the golden resize differs by 0.1"),
+    ],
+)
+def test_failures_and_wrong_results_are_not_passed_on(trt: Trt, bundle_path: Path, failing: str, message: str) -> None:
+    trt.setenv("DIINN_DOUBLE_FAIL", failing)
+    with pytest.raises(DiinnError, match=message):
+        SuperResolver.open(bundle_path, backend="tensorrt")
+
+
+def test_an_engine_that_failed_its_comparison_is_not_used_again(trt: Trt, bundle_path: Path) -> None:
+    trt.setitem(verify.TOLERANCES, "fp16", 1e-9)
+    with pytest.raises(DiinnError):
+        SuperResolver.open(bundle_path, backend="tensorrt", check=False).backend.verify()
+    trt.setitem(verify.TOLERANCES, "fp16", 0.03)
+    with pytest.raises(DiinnError, match="engine differs from the CPU: FAILED, largest difference"):
+        SuperResolver.open(bundle_path, backend="tensorrt")
+
+
+def test_auto_takes_engines_that_are_there_and_says_what_it_passes_over(
+    trt: Trt, bundle_path: Path, caplog: Log
+) -> None:
+    caplog.set_level("INFO")
+    with SuperResolver.open(bundle_path) as resolver:
+        assert resolver.backend.name == "onnxruntime"
+    assert any("not tensorrt: no fp16 engines of tiny for this machine yet" in r.message for r in caplog.records)
+    SuperResolver.open(bundle_path, backend="tensorrt").close()
+    with SuperResolver.open(bundle_path) as resolver:
+        assert resolver.backend.name == "tensorrt"
+    trt.setenv("DIINN_DOUBLE_FAIL", "wrong")
+    with SuperResolver.open(bundle_path) as resolver:  # and does not trust what fails its self-check
+        assert resolver.backend.name == "onnxruntime"
+    assert any(r.levelname == "WARNING" and "golden resize differs" in r.message for r in caplog.records)
