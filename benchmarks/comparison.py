@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,19 +84,34 @@ def train(method: Method, seed: int, settings: Path, data: Sequence[Path], out: 
     print(f"{folder}: trained", flush=True)
 
 
-def measure(method: Method, seed: int, sets: Sequence[Path], out: Path) -> list[scores.Row]:
-    """Scores of one run, from its file if they are there."""
-    folder = method.folder(out, seed)
-    found = folder / "scores.csv"
-    if found.exists() and found.stat().st_mtime > (folder / "last.pth").stat().st_mtime:
-        rows = scores.from_csv(found.read_text(encoding="utf-8"))
-        names = [folder.resolve().name for folder in sets]
-        if list(scores.sets(rows)) == names and scores.scales(rows) == list(SCALES):
-            return rows
-    with scores.open_upscaler(str(folder / "last.pth")) as upscale:
-        rows = scores.evaluate_sets({method.name: upscale}, sets, SCALES)
-    found.write_text(scores.to_csv(rows), encoding="utf-8")
-    return rows
+def measure(
+    runs: Sequence[tuple[Method, int]], sets: Sequence[Path], out: Path
+) -> dict[tuple[str, int], list[scores.Row]]:
+    """Scores of every run by (method, seed): from its file if they are there, the others all in one pass."""
+    found = {(method.name, seed): _known_scores(method.folder(out, seed), sets) for method, seed in runs}
+    missing = {f"{m.name}-{seed}": (m, seed) for m, seed in runs if found[m.name, seed] is None}
+    with ExitStack() as stack:
+        upscalers = {
+            name: stack.enter_context(scores.open_upscaler(str(m.folder(out, seed) / "last.pth")))
+            for name, (m, seed) in missing.items()
+        }
+        rows = scores.evaluate_sets(upscalers, sets, SCALES) if upscalers else []
+    for name, (method, seed) in missing.items():
+        mine = [replace(r, method=method.name) if r.method == name else r for r in rows]
+        mine = [r for r in mine if r.method in (method.name, scores.BICUBIC)]
+        (method.folder(out, seed) / "scores.csv").write_text(scores.to_csv(mine), encoding="utf-8")
+        found[method.name, seed] = mine
+    return {key: rows for key, rows in found.items() if rows}
+
+
+def _known_scores(folder: Path, sets: Sequence[Path]) -> list[scores.Row] | None:
+    """What an earlier measurement of these sets left, if it is younger than the weights."""
+    file = folder / "scores.csv"
+    if not file.exists() or file.stat().st_mtime <= (folder / "last.pth").stat().st_mtime:
+        return None
+    rows = scores.from_csv(file.read_text(encoding="utf-8"))
+    fits = list(scores.sets(rows)) == [s.resolve().name for s in sets] and scores.scales(rows) == list(SCALES)
+    return rows if fits else None
 
 
 def latencies(everything: Sequence[Method], out: Path, seconds: float) -> dict[str, tuple[float, float, float]]:
@@ -182,7 +197,7 @@ def run(args: argparse.Namespace) -> int:
         list(pool.map(lambda r: train(r[0], r[1], args.config, args.data, args.out), runs))
     if args.train_only:
         return 0
-    rows = {(method.name, seed): measure(method, seed, args.sets, args.out) for method, seed in runs}
+    rows = measure(runs, args.sets, args.out)
     times = latencies(everything, args.out, args.seconds)
     threads = BackendOptions().thread_count
     head = (

@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import torch
-from diinn.runtime import golden, grid
-from diinn.runtime.bundle import Bundle
+from diinn.runtime import grid
 from diinn.runtime.errors import DiinnError
-from diinn.runtime.resolver import Encoded, SuperResolver, planar_rgb
+from diinn.runtime.resolver import Encoded, SuperResolver
 from diinn.runtime.view import View
 from diinn.train import protocol
 from diinn.train.model import SuperResolutionModel
@@ -46,28 +45,6 @@ def compare(model: SuperResolutionModel, bundle: Path) -> list[Row]:
             f"scale {worst.scale:g}, batch {worst.batch} (allowed: {TOLERANCE:g}): nothing was written"
         )
     return rows
-
-
-def on_golden(bundle: Bundle, precision: str) -> float:
-    """Largest difference of a precision's graphs on the CPU to the golden sample, in [0, 1]; inf if not finite."""
-    sample, found = bundle.golden(), 0.0
-    encoder, decoder = (
-        ort.InferenceSession(str(bundle.graph(role, precision)), providers=["CPUExecutionProvider"])
-        for role in ("encoder", "decoder")
-    )
-    names = [spec.name for spec in bundle.maps]
-    maps = encoder.run(names, {"frame": planar_rgb(sample["frame"])})
-    size = sample["frame"].shape[1::-1]
-    for name, view in golden.views(sample, bundle.layout).items():
-        queries = view.queries(size, bundle.scales, bundle.layout)
-        index, query = queries.arrays()
-        rows = {n: m.reshape(-1, m.shape[-1])[index] for n, m in zip(names, maps, strict=True)}
-        rgb = decoder.run(["rgb"], {**rows, "query": query})[0]
-        if queries.outside is not None:
-            rgb[queries.outside] = view.border_value
-        gap = np.abs(rgb.reshape(*queries.shape, 3)[..., ::-1] - sample[f"{name}_out"]).max()
-        found = max(found, float(gap), key=_nan_last)
-    return _nan_last(found)
 
 
 def _nan_last(value: float) -> float:

@@ -136,9 +136,7 @@ def _missing() -> str:
 
 def _on_cpu(bundle: Bundle, precision: str) -> str:
     """The bundle's graphs of ``precision``, compared on the CPU."""
-    from diinn.export import parity
-
-    largest = parity.on_golden(bundle, precision)
+    largest = verify.on_golden(bundle, precision)
     if not largest <= verify.TOLERANCES[precision]:
         raise DiinnError(f"{bundle.path}: the {precision} graphs differ from the golden sample by {largest:.2g}")
     return f"{bundle.path}: {precision} graphs checked on the CPU, {largest:.1e} from the golden sample"

@@ -100,8 +100,8 @@ class SuperResolver:
         resolver = cls(backend.bundle, backend, memory_budget)
         if check:
             try:
-                resolver.check()
                 backend.verify()
+                resolver.check()
             except BaseException:
                 resolver.close()
                 raise

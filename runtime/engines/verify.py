@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from diinn.runtime.bundle import Bundle
 from diinn.runtime.engines.cache import SideCar
 from diinn.runtime.errors import DiinnError, InputError
 
@@ -91,6 +92,31 @@ def _rows(ours: Any, theirs: Any, least: tuple[int, ...], most: tuple[int, ...])
         finite = bool(np.isfinite(gap).all())
         largest, rms = (float(np.abs(gap).max()), float(np.sqrt(np.mean(gap**2)))) if finite else (np.inf, np.inf)
         yield Row((width, height), out, batch, largest, rms)
+
+
+def on_golden(bundle: Bundle, precision: str) -> float:
+    """Largest difference of a precision's graphs on the CPU to the golden sample, in [0, 1]; inf if not finite."""
+    import onnxruntime as ort
+    from diinn.runtime import golden
+    from diinn.runtime.resolver import planar_rgb
+
+    sample, gaps = bundle.golden(), []
+    encoder, decoder = (
+        ort.InferenceSession(str(bundle.graph(role, precision)), providers=["CPUExecutionProvider"])
+        for role in ("encoder", "decoder")
+    )
+    names = [spec.name for spec in bundle.maps]
+    maps = encoder.run(names, {"frame": planar_rgb(sample["frame"])})
+    size = sample["frame"].shape[1::-1]
+    for name, view in golden.views(sample, bundle.layout).items():
+        queries = view.queries(size, bundle.scales, bundle.layout)
+        index, query = queries.arrays()
+        rows = {n: m.reshape(-1, m.shape[-1])[index] for n, m in zip(names, maps, strict=True)}
+        rgb = decoder.run(["rgb"], {**rows, "query": query})[0]
+        if queries.outside is not None:
+            rgb[queries.outside] = view.border_value
+        gaps.append(float(np.abs(rgb.reshape(*queries.shape, 3)[..., ::-1] - sample[f"{name}_out"]).max()))
+    return max(gaps) if np.isfinite(gaps).all() else float("inf")
 
 
 def table(verify: Mapping[str, Any]) -> Table:

@@ -103,8 +103,8 @@ def test_engines_are_compared_once_and_the_verdict_is_kept(trt: Trt, bundle_path
         ("deserialise", "does not run the encoder engine it built"),
         ("context", "does not run the encoder engine it built"),
         ("run", "TensorRT failed to run the encoder"),
-        ("nan", "the golden resize differs by inf"),
-        ("wrong", "the golden resize differs by 0.1"),
+        ("nan", "the fp16 encoder engine differs from the CPU: FAILED, largest difference inf"),
+        ("wrong", "the fp16 encoder engine differs from the CPU: FAILED, largest difference 0.1"),
     ],
 )
 def test_failures_and_wrong_results_are_not_passed_on(trt: Trt, bundle_path: Path, failing: str, message: str) -> None:

@@ -177,6 +177,17 @@ def test_missing_and_unreadable(tmp_path: Path) -> None:
         checkpoint.load(tmp_path)
 
 
+def test_a_file_that_was_damaged_or_cut_short(checkpoint_path: Path, tmp_path: Path) -> None:
+    data = bytearray(checkpoint_path.read_bytes())
+    (tmp_path / "cut.pth").write_bytes(data[: len(data) // 2])
+    with pytest.raises(CheckpointError, match=r"is not a checkpoint, or is truncated|is damaged"):
+        checkpoint.load(tmp_path / "cut.pth")
+    data[len(data) // 2] ^= 1  # one bit of a weight
+    (tmp_path / "flipped.pth").write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"is damaged \(.*data.*\): copy it again"):
+        checkpoint.load(tmp_path / "flipped.pth")
+
+
 def damaged(checkpoint_path: Path, path: Path, **changes: object) -> Path:
     torch.save(torch.load(checkpoint_path, weights_only=True) | changes, path)
     return path

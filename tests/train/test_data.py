@@ -164,6 +164,9 @@ def test_images_of_every_kind_and_those_left_out(tmp_path: Path, caplog: pytest.
     assert "bad.png' is not an image" in caplog.text
     assert "small.png is 70x8, below 12 pixels: left out" in caplog.text
     assert "2 of 5 images were left out" in caplog.text
+    chosen = images.only([files[0], tmp_path / "grey.png"])
+    assert [path.name for path in chosen.files] == ["alpha.png", "grey.png"]
+    assert (chosen[1] == images[2]).all()
     with pytest.raises(InputError, match="none of the 5 images"):
         Photographs(files, 1600, 500)
 

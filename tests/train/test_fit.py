@@ -16,6 +16,7 @@ import torch
 import yaml
 from conftest import ROOT
 from diinn.runtime import memory
+from diinn.runtime.errors import CheckpointError
 from diinn.train import checkpoint, config, curve, main, task
 from diinn.train import fit as fitting
 from diinn.train.photographs import Photographs
@@ -46,7 +47,13 @@ def test_fit_learns_and_resume_continues_the_same_run(
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     settings = write(tmp_path / "run.yaml")
     assert fit("-c", settings, "--data", photo_folder, "--out", whole) == 0
-    assert "step 40" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "6 images to train on, 2 held out, cpu, steps 0 to 40" in said
+    assert "step 40" in said
+    with pytest.raises(
+        CheckpointError, match=r"resume.ckpt is what diinn-train --resume goes on from: give the last.pth"
+    ):
+        checkpoint.load(whole / "resume.ckpt")
     full = checkpoint.load(whole / "last.pth")
     assert full.step == 40
     assert full.log[1]["psnr"] > full.log[0]["psnr"]
@@ -260,7 +267,7 @@ def test_hold_out_images_of_their_own(
     assert "2 hold-out images are also in --data: not trained on" in caplog.text
     assert checkpoint.load(tmp_path / "out" / "last.pth").log[0]["step"] == 2
     assert fit(*args[:4], "--out", tmp_path / "none", "--val", tmp_path / "photos") == 2
-    assert "all 8 images are held out" in capsys.readouterr().err
+    assert "0 images to train on, 8 to hold out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("decoder", [{"name": "liif", "depth": 2, "width": 8}, {"name": "metasr", "width": 8}])
@@ -317,21 +324,24 @@ def test_mixed_precision_trains(tmp_path: Path, photo_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"optim": {"stepps": 3}}, "unknown key 'stepps': did you mean 'steps'"),
+        ({"optim": {"stepps": 3}}, "unknown key in optim 'stepps': did you mean 'steps'"),
         ({"optim": {"steps": 0}}, "optim.steps = 0"),
         ({"model": {"encoder": {"name": "rnd"}}}, "unknown model.encoder name 'rnd': did you mean 'rdn'"),
-        ({"model": {"encoder": {"name": "compact", "chanels": 3}}}, "unknown key 'chanels': did you mean 'channels'"),
+        (
+            {"model": {"encoder": {"name": "compact", "chanels": 3}}},
+            "model.encoder.compact 'chanels': did you mean 'chan",
+        ),
         ({"data": {"scales": {"uniform": [0.5, 4]}}}, "at least 1"),
         ({"data": {"scales": {"uniform": [1, float("inf")]}}}, "finite"),
         ({"data": {"scales": {}}}, "uniform"),
-        ({"data": {"camera": {"jpg": [1, 2]}}}, "unknown key 'jpg': did you mean 'jpeg'"),
+        ({"data": {"camera": {"jpg": [1, 2]}}}, "unknown key in data.camera 'jpg': did you mean 'jpeg'"),
         ({"data": {"camera": {"blur": [2, 1]}}}, "blur is a range"),
         ({"data": {"queries": 0}}, "data.queries"),
         ({"model": {"decoder": {"width": 8}}}, "model.decoder has no name"),
         ({"model": {"decoder": {"name": "lif"}}}, "unknown model.decoder name 'lif': did you mean 'liif'"),
-        ({"model": {"decoder": {"name": "diinn", "modulation": "zs"}}}, "'m', 'mz' or 'sz'"),
+        ({"model": {"decoder": {"name": "diinn", "modulation": "zs"}}}, "modulation 'zs': did you mean 'sz'"),
         ({"precision": "fp8"}, "precision"),
-        ({"data": {"holdout": 8}}, "all 8 images are held out"),
+        ({"data": {"holdout": 8}}, "0 images to train on, 8 to hold out"),
         ({"optim": {"steps": 50}}, "optim.steps = 50 is not a multiple of validate_every = 20"),
         ({"seed": -1}, "seed = -1"),
         ({"seed": 2**32}, "seed = 4294967296"),
@@ -379,8 +389,9 @@ def test_a_configuration_extends_another(tmp_path: Path, capsys: pytest.CaptureF
     assert config.read(tmp_path / "rival.yaml").model.decoder.width == 256  # another kind: nothing is inherited
     for text, word in (
         ("extends: loop.yaml", "extends itself"),
-        ("extends: none.yaml", "cannot read"),
-        ("extends: base.yaml\noptim: {lrr: 1}", "unknown key 'lrr': did you mean 'lr'"),
+        ("extends: none.yaml", "none.yaml' that "),
+        ("", "holds no settings"),
+        ("extends: base.yaml\noptim: {lrr: 1}", "unknown key in optim 'lrr': did you mean 'lr'"),
     ):
         (tmp_path / "loop.yaml").write_text(text)
         assert fit("-c", tmp_path / "loop.yaml", "--data", tmp_path) == 2

@@ -1,0 +1,141 @@
+"""``export/to_trt.py``: what it leaves without TensorRT, and with (the double of) it."""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, play
+from diinn.export import to_trt
+from diinn.runtime import bundle as bundles
+from diinn.runtime.engines.cache import Cache
+
+Patch, Output = pytest.MonkeyPatch, pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def bare(monkeypatch: Patch, tmp_path: Path) -> None:
+    """A machine without TensorRT."""
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setenv("DIINN_CACHE", str(tmp_path / "cache"))
+
+
+def run(*args: object) -> int:
+    return to_trt.main([str(a) for a in args])
+
+
+def test_a_checkpoint_without_tensorrt(bare: None, checkpoint_path: Path, tmp_path: Path, capsys: Output) -> None:
+    checkpoint = Path(shutil.copy(checkpoint_path, tmp_path))
+    assert run(checkpoint) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "tiny.diinn: written; differs from PyTorch by" in said[0]
+    assert "fp16 graphs checked on the CPU" in said[1]
+    assert said[-1].startswith("NO ENGINE BUILT: TensorRT is not installed")
+    assert said[-1].endswith("On the target run: python export/to_trt.py tiny.diinn")
+    assert {*bundles.load(tmp_path / "tiny.diinn").graphs} == {"fp32", "fp16"}
+    assert run(checkpoint, "--require-engine", "--precision", "fp32", "--frame-sizes", "320x240", "--cameras", 4) == 2
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith("to_trt.py tiny.diinn --precision fp32 --frame-sizes 320x240 --cameras 4")
+    assert run(tmp_path / "tiny.diinn", "--verify") == 2
+
+
+def test_a_dry_run_prints_trtexec(trt: Patch, capsys: Output, tmp_path: Path) -> None:
+    args = ("small", "--dry-run", "--workspace", 512, "--minShapes=frame:1x3x32x32", "--optShapes=frame:2x3x120x160")
+    assert run(*args, "--maxShapes=frame:4x3x240x320", "--timingCacheFile", tmp_path / "t") == 0
+    encoder, decoder = (shlex.split(line) for line in capsys.readouterr().out.splitlines())
+    assert encoder[0] == decoder[0] == "trtexec"
+    assert "--maxShapes=frame:4x3x240x320" in encoder
+    assert "--stronglyTyped" in encoder
+    assert "--memPoolSize=workspace:512" in encoder
+    assert Path(encoder[1].removeprefix("--onnx=")) == bundles.load("small").graph("encoder", "fp16")
+    assert any(option.startswith("--optShapes=query:65536x3,map0:65536x32") for option in decoder)
+    play("8.5.2.2", trt)
+    assert run("small", "--dry-run") == 0
+    _, decoder = (shlex.split(line) for line in capsys.readouterr().out.splitlines())
+    assert {"--fp16", "--precisionConstraints=obey", "--noTF32"} <= {*decoder}
+    assert any("/decoder/Sin_1:fp32" in option for option in decoder if option.startswith("--layerPrecisions="))
+    assert not Cache().path.exists()
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "10.3.0", "11.4.0.106"])
+def test_engines_are_built_compared_and_kept(trt: Patch, bundle_path: Path, capsys: Output, version: str) -> None:
+    play(version, trt)
+    assert run(bundle_path, "--cameras", 2, "--frame-sizes", "64x48", "--tacticSources", "EDGE_MASK_CONVOLUTIONS") == 0
+    said = capsys.readouterr().out
+    assert said.count(" MB, built in ") == 2
+    assert "tiny: passed, largest difference" in said
+    cars = [car for _, car in Cache().entries() if not isinstance(car, str)]
+    assert {car.key.identity.tensorrt for car in cars} == {version}
+    assert all(car.verify["passed"] for car in cars)
+    assert {row["batch"] for row in cars[0].verify["rows"]} == {1, 2}
+    header = json.loads(next(Cache().path.glob("encoder*.engine")).read_bytes().split(b"\n")[1])
+    assert header["shapes"]["frame"] == [[1, 3, 16, 16], [2, 3, 48, 64], [2, 3, 48, 64]]
+    assert header["tactics"] is not None
+    built = {car.built for car in cars}
+    assert run(bundle_path, "--cameras", 2, "--frame-sizes", "64x48", "--verify") == 0
+    assert {car.built for _, car in Cache().entries() if not isinstance(car, str)} == built
+    assert run(bundle_path, "--cameras", 2, "--frame-sizes", "64x48", "--force") == 0
+    assert not {car.built for _, car in Cache().entries() if not isinstance(car, str)} & built
+
+
+def test_the_engine_asked_for_last_is_the_one_that_is_verified(trt: Patch, bundle_path: Path, capsys: Output) -> None:
+    for size in ("64x48", "80x60", "64x48"):
+        assert run(bundle_path, "--frame-sizes", size) == 0
+    newest = Cache().entries()
+    encoder = next(car for path, car in newest if path.name.startswith("encoder"))
+    assert not isinstance(encoder, str)
+    assert encoder.key.profile.most["frame"] == (1, 3, 48, 64)
+
+
+def test_engines_that_are_wrong_are_a_failure(trt: Patch, bundle_path: Path, capsys: Output) -> None:
+    trt.setenv("DIINN_DOUBLE_FAIL", "wrong")
+    assert run(bundle_path) == 1
+    assert "FAILED, largest difference 0.1 (allowed 0.03): use --precision fp32" in capsys.readouterr().err
+    trt.setenv("DIINN_DOUBLE_FAIL", "")
+    assert run(bundle_path) == 1  # the verdict stands until it is built again
+    assert run(bundle_path, "--force") == 0
+
+
+def test_tensorrt_that_is_too_old_is_as_none(trt: Patch, bundle_path: Path, capsys: Output) -> None:
+    play("8.4.1", trt)
+    assert run(bundle_path) == 0
+    assert "NO ENGINE BUILT: TensorRT 8.4.1 is not supported" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "word"),
+    [
+        (("none.diinn",), "no bundle 'none.diinn'"),
+        (("none.pth",), "no checkpoint 'none.pth'"),
+        (("small", "--out", "x.diinn"), "--out is for checkpoints"),
+        (("small", "--frame-sizes", "0x5"), "write it as WIDTHxHEIGHT"),
+        (("small", "--cameras", "0"), "--cameras 0"),
+        (("small", "--workspace", "0"), "--workspace 0"),
+        (("small", "--precision", "int8"), "has no int8 graphs"),
+        (("small", "--optShapes", "frame:1x3x9x9", "--cameras", "2"), "give either"),
+        (("small", "--minShapes", "frame:1x3x99x9", "--optShapes", "frame:1x3x9x9"), "min <= opt <= max"),
+    ],
+)
+def test_bad_input_is_one_line(bare: None, args: tuple[str, ...], word: str, capsys: Output) -> None:
+    assert run(*args) == 2
+    error = capsys.readouterr().err.strip()
+    assert word in error
+    assert "\n" not in error
+
+
+def test_a_bundle_needs_neither_torch_nor_onnx(bundle_path: Path, tmp_path: Path) -> None:
+    """On the robot, where neither is."""
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'onnx', 'tensorrt'): sys.modules[name] = None\n"
+        "from diinn.export import to_trt\n"
+        "sys.exit(to_trt.main([sys.argv[1], '--dry-run']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(bundle_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("trtexec") == 2
+    command = [sys.executable, str(ROOT / "export" / "to_trt.py"), "--help"]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
