@@ -71,7 +71,8 @@ def parser() -> argparse.ArgumentParser:
         "--model", default="small", metavar="NAME|PATH", help="shipped model or a .diinn folder (default: small)"
     )
     model.add_argument("--list-models", action="store_true", help="list the shipped models and exit")
-    model.add_argument("--backend", default="auto", help="onnxruntime or auto (default)")
+    model.add_argument("--backend", default="auto", help="tensorrt, onnxruntime or auto (default)")
+    model.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="of TensorRT engines (default: fp16)")
     model.add_argument("--provider", help="device of the backend: cpu (default), cuda, … as installed")
     model.add_argument("--threads", type=threads, metavar="N", help="CPU threads (default: all)")
     model.add_argument(
@@ -185,6 +186,7 @@ def run(args: argparse.Namespace) -> int:
         with SuperResolver.open(
             args.model,
             backend=args.backend,
+            precision=args.precision,
             provider=args.provider,
             threads=args.threads,
             memory_budget=args.memory_budget * MIB,
