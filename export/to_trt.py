@@ -90,10 +90,11 @@ def run(args: argparse.Namespace) -> int:
         print(_on_cpu(bundle, precision))
         print(f"NO ENGINE BUILT: {missing}. On the target run: {_again(args, bundle)}")
         return 2 if args.verify or args.require_engine else 0
-    tactics = tuple(args.tacticSources.split(",")) if args.tacticSources else None
     workspace = None if args.workspace is None else args.workspace * MIB
-    options = build.BuildOptions(precision, workspace, args.timingCacheFile, tactics, force=args.force)
-    _build(bundle, jobs, options)
+    options = build.BuildOptions(
+        precision, workspace, args.timingCacheFile, tactics(args.tacticSources), force=args.force
+    )
+    build_engines(bundle, jobs, options)
     return _verify(bundle, precision, again=args.verify)
 
 
@@ -168,7 +169,13 @@ def _trtexec(graph: Path, precision: str, profile: Profile, args: argparse.Names
     return line
 
 
-def _build(bundle: Bundle, jobs: dict[str, Profile], options: build.BuildOptions) -> None:
+def tactics(names: str | None) -> tuple[str, ...] | None:
+    """``--tacticSources`` as names in TensorRT's ``TacticSource``."""
+    return tuple(name.strip() for name in names.split(",")) if names else None
+
+
+def build_engines(bundle: Bundle, jobs: dict[str, Profile], options: build.BuildOptions) -> None:
+    """Both engines into the user's cache; prints where, how large, how long."""
     from diinn.runtime.cuda import Device
 
     cache, device = Cache(), Device()

@@ -257,6 +257,11 @@ class TensorRtBackend(Backend):
         first = np.int64(segment.ids.start)
         self._kernels["regular_queries"](count, first, *(np.int32(n) for n in sizes), *pointers)
 
+    @property
+    def side_cars(self) -> list[SideCar]:
+        """Of the encoder's and the decoder's engine."""
+        return [self.encoder.car, self.decoder.car]
+
     def verify(self, *, again: bool = False) -> None:
         fresh = [runner for runner in (self.encoder, self.decoder) if again or not runner.car.verify]
         if fresh:

@@ -1,0 +1,148 @@
+"""TensorRT engines of any models, side by side: built, compared with the CPU, timed, in one table.
+
+``python -m diinn.benchmarks.engines small paper liif.diinn`` is all that a machine with TensorRT has to run; ``paper``
+is the paper's network with random weights. ``--out`` keeps table and log.
+"""
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from diinn.benchmarks import networks, speed
+from diinn.export import to_trt
+from diinn.runtime import bundle as bundles
+from diinn.runtime.backends.tensorrt import TensorRtBackend
+from diinn.runtime.command import Parser, check_output, guarded
+from diinn.runtime.engines import build, profiles
+from diinn.runtime.engines.cache import SideCar
+from diinn.runtime.errors import DiinnError
+from diinn.runtime.resolver import SuperResolver
+from diinn.runtime.view import Size
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+SIZES: tuple[Size, ...] = ((160, 120), (48, 48), (320, 240))
+CASES: tuple[tuple[Size, Size], ...] = (*speed.CASES, ((320, 240), (1280, 960)))
+
+
+@dataclass(frozen=True)
+class Result:
+    """One model in one precision: its side-cars, and (encode, decode, total) medians in ms by case; or what failed."""
+
+    model: str
+    precision: str
+    cars: Sequence[SideCar] = ()
+    times: Sequence[tuple[float, float, float]] = ()
+    failed: str = ""
+
+
+def measure(model: str, bundle: bundles.Bundle, precision: str, options: build.BuildOptions, seconds: float) -> Result:
+    """Build both engines, compare them, time them from uint8 frame to uint8 frame."""
+    try:
+        jobs = {"encoder": profiles.encoder(SIZES), "decoder": profiles.decoder(bundle)}
+        to_trt.build_engines(bundle, jobs, options)
+        with SuperResolver.open(bundle.path, backend="tensorrt", precision=precision) as resolver:
+            assert isinstance(resolver.backend, TensorRtBackend)
+            cars = resolver.backend.side_cars
+            times = [
+                speed.alternate({precision: speed.in_runtime(resolver, *case)}, 10, seconds)[precision]
+                for case in CASES
+            ]
+    except DiinnError as error:
+        return Result(model, precision, failed=str(error))
+    return Result(model, precision, cars, times)
+
+
+@contextmanager
+def opened(model: str) -> Iterator[bundles.Bundle]:
+    """A bundle by name or path, or the paper's network made into one."""
+    if model != "paper":
+        yield bundles.load(model)
+        return
+    with networks.network(model) as net:
+        yield bundles.load(net.bundle)
+
+
+def table(results: Sequence[Result]) -> Table:
+    """A row per model, precision and case."""
+    heads = ("model", "precision", "LR → output", "encode ms", "decode ms", "all ms", "frames/s")
+    out = Table(*heads, "build s", "engines MB", "compared with the CPU", box=box.MARKDOWN)
+    for result in results:
+        if result.failed:
+            out.add_row(result.model, result.precision, *[""] * 7, result.failed)
+            continue
+        seconds, size = sum(car.seconds for car in result.cars), sum(car.size for car in result.cars)
+        facts = (f"{seconds:.0f}", f"{size / 1e6:.1f}", str(result.cars[0].verify["summary"]))
+        for (lr, dsize), (encode, decode, total) in zip(CASES, result.times, strict=True):
+            case = f"{lr[0]}x{lr[1]} → {dsize[0]}x{dsize[1]}"
+            figures = (f"{encode:.2f}", f"{decode:.2f}", f"{total:.2f}", f"{1e3 / total:.1f}")
+            out.add_row(result.model, result.precision, case, *figures, *facts)
+            facts = ("", "", "")
+    return out
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = Parser(prog="python -m diinn.benchmarks.engines", description=__doc__)
+    top.add_argument("model", nargs="+", metavar="MODEL", help="a bundle, a shipped model's name, or paper")
+    top.add_argument("--precision", nargs="+", choices=to_trt.PRECISIONS, default=["fp32", "fp16"])
+    top.add_argument("--tacticSources", metavar="NAMES", help="as to_trt.py takes it")
+    top.add_argument("--seconds", type=float, default=2, help="how long each case is timed (default 2)")
+    top.add_argument("--out", type=Path, metavar="FILE.md", help="write table and log there")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; exit code 1 if an engine failed."""
+    args = parser().parse_args(argv)
+    return guarded("engines", "pip install 'diinn[gpu,train,export]'", lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build, compare, time, print."""
+    check_output(args.out)
+    began, said = time.time(), _Kept()
+    logging.getLogger("diinn").setLevel(logging.INFO)
+    logging.getLogger("diinn").addHandler(said)
+    library, results = build.tensorrt(), []
+    tactics = to_trt.tactics(args.tacticSources)
+    for model in args.model:
+        with ExitStack() as stack:
+            bundle = stack.enter_context(opened(model))
+            for precision in args.precision:
+                options = build.BuildOptions(precision, tactics=tactics, force=True)
+                results.append(measure(Path(model).stem, bundle, precision, options, args.seconds))
+    head = f"TensorRT {library.__version__}, {said.device(results)}, {time.strftime('%Y-%m-%d', time.gmtime(began))}.\n"
+    print(head)
+    Console(width=200).print(table(results))
+    if args.out is not None:
+        with args.out.open("w", encoding="utf-8") as file:
+            file.write(head + "\n")
+            Console(file=file, width=200).print(table(results))
+            file.write("\n```\n" + "\n".join(said.lines) + "\n```\n")
+    return int(any(result.failed for result in results))
+
+
+class _Kept(logging.Handler):
+    """What was logged, in lines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record))
+
+    @staticmethod
+    def device(results: Sequence[Result]) -> str:
+        return next((car.key.identity.device for r in results for car in r.cars), "no device")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
