@@ -4,10 +4,12 @@ ONNX Runtime's CPU provider runs fp16 nodes in fp32 inside and shows neither the
 accumulate in fp32 here, as tensor cores do, and are rounded once.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnxruntime as ort
 from diinn.runtime import grid
 from onnx import ModelProto
 from onnx.reference import ReferenceEvaluator
@@ -42,19 +44,41 @@ class Gemm(op_gemm.Gemm_7):
         return (super()._run(*wide, *sums, **attributes)[0].astype(a.dtype),)  # type: ignore[no-untyped-call]
 
 
-class Reference:
-    """An encoder and a decoder graph of one model, evaluated node by node."""
+def rounding(model: ModelProto) -> Any:
+    """Runs a graph node by node, every tensor rounded to its type."""
+    return ReferenceEvaluator(model, new_ops=[Conv, Gemm])
 
-    def __init__(self, encoder: ModelProto, decoder: ModelProto, layout: grid.Layout) -> None:
+
+def fast(model: ModelProto) -> Any:
+    """Runs a graph in ONNX Runtime on the CPU: fp16 in fp32."""
+    return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+class Reference:
+    """An encoder and a decoder graph of one model, from frame to RGB; ``evaluator``: ``rounding`` or ``fast``."""
+
+    def __init__(
+        self,
+        encoder: ModelProto,
+        decoder: ModelProto,
+        layout: grid.Layout,
+        evaluator: Callable[[ModelProto], Any] = rounding,
+    ) -> None:
         self.layout = layout
         self.maps = [v.name for v in encoder.graph.output]
-        self._encoder, self._decoder = (ReferenceEvaluator(model, new_ops=[Conv, Gemm]) for model in (encoder, decoder))
+        self._encoder, self._decoder = evaluator(encoder), evaluator(decoder)
+
+    def asked(self, frame: grid.Float32, dsize: tuple[int, int]) -> dict[str, Array]:
+        """What the decoder is fed for ``resize``: gathered rows and query."""
+        height, width = frame.shape[1:]
+        index, query = grid.resize((width, height), dsize, self.layout).arrays()
+        maps = list(self._encoder.run(self.maps, {"frame": frame[None]}))
+        return {name: m.reshape(-1, m.shape[-1])[index] for name, m in zip(self.maps, maps, strict=True)} | {
+            "query": query
+        }
 
     def resize(self, frame: grid.Float32, dsize: tuple[int, int]) -> grid.Float32:
         """A frame float32 [3, H, W] RGB in [0, 1] at ``dsize`` (width, height): RGB float32 [h, w, 3], unclamped."""
-        index, query = grid.resize(frame.shape[:0:-1], dsize, self.layout).arrays()
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is to be seen in the result
-            maps = list(self._encoder.run(self.maps, {"frame": frame[None]}))
-            rows = {name: m.reshape(-1, m.shape[-1])[index] for name, m in zip(self.maps, maps, strict=True)}
-            (rgb,) = list(self._decoder.run(["rgb"], {**rows, "query": query}))
+            (rgb,) = list(self._decoder.run(["rgb"], self.asked(frame, dsize)))
         return np.asarray(rgb, np.float32).reshape(dsize[1], dsize[0], 3)

@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--out", type=Path, metavar="NAME.diinn", help="the bundle of a checkpoint (default: beside it)")
     top.add_argument("--licence", default="unspecified", metavar="TEXT", help="terms of a checkpoint's weights")
     top.add_argument("--precision", choices=PRECISIONS, help="of the engines (default: fp16 where the bundle has it)")
+    top.add_argument("--calib", type=Path, metavar="DIR", help="your images, to make int8 graphs with; writes --out")
     shapes = top.add_argument_group("shapes the encoder engine is built for")
     shapes.add_argument("--frame-sizes", metavar="WxH,…", help="frames, the usual one first (default 160x120,640x480)")
     shapes.add_argument("--cameras", type=int, default=1, metavar="N", help="frames in a batch (default 1)")
@@ -79,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
     if args.workspace is not None and args.workspace < 1:
         raise InputError(f"--workspace {args.workspace} is not a number of MiB from 1 up")
     bundle = bundles.load(_bundle(args))
+    if args.calib is not None:
+        bundle = _calibrated(bundle, args)
     precision = args.precision or ("fp16" if "fp16" in bundle.graphs else "fp32")
     jobs = {"encoder": wanted, "decoder": profiles.decoder(bundle)}
     if args.dry_run:
@@ -112,7 +115,7 @@ def _bundle(args: argparse.Namespace) -> Path:
     """The bundle given, or made of the checkpoint given."""
     path = Path(args.model)
     if not path.is_file():
-        if args.out is not None:
+        if args.out is not None and args.calib is None:
             raise InputError(f"--out is for checkpoints: {args.model!r} is a bundle, and engines go to the cache")
         return bundles.find(args.model)
     from diinn.export import writer
@@ -121,6 +124,27 @@ def _bundle(args: argparse.Namespace) -> Path:
     worst = max(max(row.runtime, row.engine) for row in done.rows)
     print(f"{done.path}: written; differs from PyTorch by {worst:.1e} at most")
     return done.path
+
+
+def _calibrated(bundle: Bundle, args: argparse.Namespace) -> Bundle:
+    """The bundle with int8 graphs made on the user's images, and what they lose there."""
+    import onnx
+    from diinn.export import quantize, writer
+
+    target = args.out or bundle.path
+    if target.parent.resolve() == bundles.MODELS.resolve():
+        raise InputError(f"--calib does not change the shipped model {bundle.name}: add --out NAME{bundles.SUFFIX}")
+    frames = quantize.images(args.calib)
+    made = writer.add_int8(bundle, frames, target)
+    plain = onnx.load(bundle.graph("encoder")), onnx.load(bundle.graph("decoder"))
+    lost = quantize.decibels(plain, made.plain, bundle.layout, frames)
+    times = quantize.cpu_milliseconds({"fp32": plain[0], "int8": made.plain[0]})
+    print(f"{target}: {len(made.layers)} of {len(made.costs)} layers in int8, chosen on {len(frames)} images")
+    for name, cost in made.costs.items():
+        print(f"  {cost:.1e} rms alone, {'int8' if name in made.layers else 'fp16'}: {name}")
+    print(f"  it loses {' and '.join(f'{loss:.3f} dB at x{scale:g}' for scale, loss in lost.items())} on your images")
+    print(f"  encoder on this CPU, 160x120: {times['fp32']:.1f} ms in fp32, {times['int8']:.1f} ms in int8")
+    return bundles.load(target)
 
 
 def _missing() -> str:

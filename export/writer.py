@@ -3,7 +3,8 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from diinn.export import graphs, parity, typed
+from diinn.export import graphs, parity, quantize, typed
 from diinn.runtime import bundle as bundles
-from diinn.runtime import golden
+from diinn.runtime import golden, grid
 from diinn.runtime.errors import DiinnError, InputError
 from diinn.train import checkpoint, protocol
 from diinn.train.config import plain
@@ -40,6 +41,15 @@ def export(
     """
     loaded = checkpoint.load(source)
     target = out or source.with_suffix(bundles.SUFFIX)
+    with _draft(target) as draft:
+        _write(draft, loaded, {"sha256": bundles.sha256(source), "step": loaded.step}, quality or {}, licence)
+        rows = parity.compare(loaded.model, draft)
+    return Exported(target, rows)
+
+
+@contextmanager
+def _draft(target: Path) -> Iterator[Path]:
+    """A folder to fill; it becomes ``target`` at the end, in one step, or nothing is left of it."""
     if target.suffix != bundles.SUFFIX:
         raise InputError(
             f"--out {str(target)!r} does not end in {bundles.SUFFIX}: name it {target.stem}{bundles.SUFFIX}"
@@ -54,14 +64,12 @@ def export(
     try:
         draft = workplace / target.name
         draft.mkdir()
-        _write(draft, loaded, {"sha256": bundles.sha256(source), "step": loaded.step}, quality or {}, licence)
-        rows = parity.compare(loaded.model, draft)
+        yield draft
         _put_in_place(draft, target, workplace / "replaced")
     except OSError as error:
         raise DiinnError(f"cannot write {str(target)!r}: {error.strerror or error}; nothing was left behind") from None
     finally:
         shutil.rmtree(workplace, ignore_errors=True)
-    return Exported(target, rows)
 
 
 def _write(
@@ -124,6 +132,26 @@ def _golden_sample(model: SuperResolutionModel, scales: tuple[float, float]) -> 
             out[queries.outside] = view.border_value
         sample[f"{name}_out"] = out.reshape(*queries.shape, 3)[..., ::-1].astype(np.float32)
     return sample
+
+
+def add_int8(bundle: bundles.Bundle, frames: Sequence[grid.Float32], target: Path) -> quantize.Quantised:
+    """A copy of ``bundle`` with int8 graphs calibrated on ``frames`` (see ``quantize.make``) at ``target``, which it
+    may replace."""
+    encoder, decoder = (onnx.load(bundle.graph(role)) for role in bundles.ROLES["int8"])
+    arguments = bundle.measured.get("fp16", {}).get("sine_arguments") != "fp16"
+    with _draft(target) as draft:
+        made = quantize.make(encoder, decoder, bundle.layout, frames, arguments=arguments)
+        shutil.copytree(bundle.path, draft, dirs_exist_ok=True)
+        description = json.loads((draft / "bundle.json").read_text(encoding="utf-8"))
+        names = {role: f"{role}.int8.onnx" for role in bundles.ROLES["int8"]}
+        for role, graph in zip(names, (made.encoder, made.decoder), strict=True):
+            onnx.save(graph, draft / names[role])
+            description["files"][names[role]] = bundles.sha256(draft / names[role])
+        description["graphs"]["int8"] = names
+        description["measured"]["int8"] = made.card
+        (draft / "bundle.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        bundles.load(draft)
+    return made
 
 
 def _put_in_place(draft: Path, target: Path, aside: Path) -> None:
