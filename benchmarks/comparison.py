@@ -25,7 +25,7 @@ from diinn.runtime.command import Parser, guarded
 from diinn.runtime.errors import DiinnError, InputError
 from diinn.runtime.resolver import SuperResolver
 from diinn.runtime.view import Size
-from diinn.train import checkpoint, config, protocol
+from diinn.train import checkpoint, config, curve, protocol
 from diinn.train.photographs import find_images
 from rich import box
 from rich.console import Console
@@ -123,7 +123,7 @@ def latencies(everything: Sequence[Method], out: Path, seconds: float) -> dict[s
             bundle = out / "bundles" / f"{method.name}.diinn"
             if not bundle.exists() or bundle.stat().st_mtime < (folder / "last.pth").stat().st_mtime:
                 writer.export(folder / "last.pth", bundle)
-            resolver = stack.enter_context(SuperResolver.open(bundle))
+            resolver = stack.enter_context(SuperResolver.open(bundle, backend="onnxruntime"))
             entries[method.name] = speed.in_runtime(resolver, *CAMERA)
         return speed.alternate(entries, 3, seconds)
 
@@ -211,6 +211,7 @@ def run(args: argparse.Namespace) -> int:
         Console(file=file, width=400).print(shown)
     print(head)
     Console(width=400).print(shown)
+    curve.draw_together({f"{m.name}-{seed}": m.folder(args.out, seed) for m, seed in runs}, args.out / "curves.png")
     summary = {name: dict(zip(("encode_ms", "decode_ms", "total_ms"), t, strict=True)) for name, t in times.items()}
     (args.out / "latency.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return 0

@@ -46,7 +46,7 @@ def measure(model: str, bundle: bundles.Bundle, precision: str, options: build.B
     """Build both engines, compare them, time them from uint8 frame to uint8 frame."""
     try:
         jobs = {"encoder": profiles.encoder(SIZES), "decoder": profiles.decoder(bundle)}
-        to_trt.build_engines(bundle, jobs, options)
+        to_trt.build_engines(bundle, precision, jobs, options)
         with SuperResolver.open(bundle.path, backend="tensorrt", precision=precision) as resolver:
             assert isinstance(resolver.backend, TensorRtBackend)
             cars = resolver.backend.side_cars
@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
         with ExitStack() as stack:
             bundle = stack.enter_context(opened(model))
             for precision in args.precision:
-                options = build.BuildOptions(precision, tactics=tactics, force=True)
+                options = build.BuildOptions(tactics=tactics, force=True)
                 results.append(measure(Path(model).stem, bundle, precision, options, args.seconds))
     head = f"TensorRT {library.__version__}, {said.device(results)}, {time.strftime('%Y-%m-%d', time.gmtime(began))}.\n"
     print(head)

@@ -44,7 +44,7 @@ def open_upscaler(model: str) -> Iterator[protocol.Upscaler]:
         loaded = checkpoint.load(Path(model)).model.to(device)
         yield lambda lr, shape: protocol.super_resolve(loaded, lr.to(device), shape).cpu()
         return
-    with SuperResolver.open(model) as resolver:
+    with SuperResolver.open(model, backend="onnxruntime") as resolver:
 
         def in_runtime(lr: Tensor, shape: tuple[int, int]) -> Tensor:
             frame = (lr.permute(1, 2, 0).numpy()[..., ::-1] * 255).round().astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The one door to CUDA: device memory, pinned host memory, a stream, kernels, graphs. On pycuda.
+"""The one door to CUDA: device memory, pinned host memory, a stream, kernels. On pycuda.
 
 Another binding would replace this file alone. Everything runs in the device's primary context, which TensorRT and ONNX
 Runtime share, on one stream of its own. Errors of the driver become DiinnError.
@@ -7,7 +7,6 @@ Runtime share, on one stream of its own. Errors of the driver become DiinnError.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,20 +16,6 @@ import numpy.typing as npt
 from diinn.runtime.errors import DiinnError, InputError
 
 Array = npt.NDArray[Any]
-_CAPTURE_RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
-
-
-class Graph:
-    """Captured work that can be replayed; made by ``Device.capture``."""
-
-    def __init__(self, driver: ctypes.CDLL, executable: ctypes.c_void_p) -> None:
-        self._driver, self._executable = driver, executable
-
-    def launch(self, stream: int) -> None:
-        _checked(self._driver.cuGraphLaunch(self._executable, ctypes.c_void_p(stream)), "cuGraphLaunch")
-
-    def free(self) -> None:
-        _checked(self._driver.cuGraphExecDestroy(self._executable), "cuGraphExecDestroy")
 
 
 class Device:
@@ -42,18 +27,15 @@ class Device:
             import pycuda.driver as driver
 
             driver.init()
-            count = driver.Device.count()
+            device = driver.Device(ordinal)
+            self._context = device.retain_primary_context()
         except ImportError as error:
-            raise InputError(f"no CUDA here ({' '.join(str(error).split())}): pip install 'diinn[gpu]'") from None
+            raise InputError(f"no CUDA here ({' '.join(str(error).split())}): pip install pycuda") from None
         except Exception as error:  # pycuda.driver.Error cannot be named before the import
-            raise InputError(f"no CUDA device: {error}") from None
-        if ordinal >= count:
-            raise InputError(f"there is no CUDA device {ordinal}: this machine has {count}")
+            raise InputError(f"no CUDA device {ordinal}: {error}") from None
         self._cuda = driver
-        device = driver.Device(ordinal)
         self.name: str = device.name()
         self.capability: str = "{}.{}".format(*device.compute_capability())
-        self._context = device.retain_primary_context()
         self._open: list[Any] = []
         with self.active():
             self._stream = driver.Stream()
@@ -69,10 +51,10 @@ class Device:
             free, total = self._cuda.mem_get_info()
             raise DiinnError(
                 f"out of device memory ({free / 2**20:.0f} of {total / 2**20:.0f} MiB are free): {error}: "
-                "use a smaller --chunk, fewer cameras or smaller frames"
+                "use fewer cameras or smaller frames"
             ) from error
         except self._cuda.Error as error:
-            raise DiinnError(f"CUDA failed: {error}") from error
+            raise DiinnError(f"CUDA failed: {' '.join(str(error).split())[:300]}") from error
         finally:
             self._context.pop()
 
@@ -139,28 +121,6 @@ class Device:
 
         return launch
 
-    @contextlib.contextmanager
-    def capture(self, into: list[Graph]) -> Iterator[None]:
-        """Work given to the stream within is recorded, not run; the graph is appended to ``into``.
-
-        pycuda has no graphs: these calls go to the driver itself.
-        """
-        driver = ctypes.CDLL("libcuda.so.1")
-        stream, graph, executable = ctypes.c_void_p(self.stream), ctypes.c_void_p(), ctypes.c_void_p()
-        with self.active():
-            _checked(driver.cuStreamBeginCapture_v2(stream, _CAPTURE_RELAXED), "cuStreamBeginCapture")
-            try:
-                yield
-            finally:  # a capture that is not ended leaves the stream unusable
-                ended = driver.cuStreamEndCapture(stream, ctypes.byref(graph))
-            _checked(ended, "cuStreamEndCapture")
-            try:
-                made = driver.cuGraphInstantiateWithFlags(ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
-                _checked(made, "cuGraphInstantiate")
-            finally:
-                driver.cuGraphDestroy(graph)
-        into.append(Graph(driver, executable))
-
     def close(self) -> None:
         """Wait, free everything, let the context go."""
         with self.active():
@@ -171,8 +131,3 @@ class Device:
             self._open.clear()
             del self._stream
         self._context.detach()
-
-
-def _checked(code: int, call: str) -> None:
-    if code:
-        raise DiinnError(f"CUDA failed: {call} returned {code}")

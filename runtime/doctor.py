@@ -140,10 +140,13 @@ def judge(bundle: bundles.Bundle) -> Iterator[tuple[str, tuple[bool, str]]]:
                 yield name, (False, why_not)
                 continue
             with SuperResolver.open(bundle.path, backend=name) as resolver:
-                worst = max(resolver.check().values(), default=float("nan"))
-                yield name, (True, f"{resolver.backend.describe()}, {worst:.1e} from the golden sample")
+                found = resolver.check()
+                said = f"{max(found.values()):.1e} from the golden sample" if found else "golden sample not replayed"
+                yield name, (bool(found), f"{resolver.backend.describe()}, {said}")
         except DiinnError as error:
             yield name, (False, str(error))
+        except Exception as error:  # a broken installation is what a doctor is for
+            yield name, (False, f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from diinn.runtime import grid
 from diinn.runtime.errors import BundleError
 from diinn.runtime.view import View
 
-LARGEST_TOLERANCE = 0.05  # no honest sample allows more, at any precision
+LARGEST_TOLERANCE = 0.05  # no honest sample allows more
 Sample = Mapping[str, npt.NDArray[Any]]
 
 

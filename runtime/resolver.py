@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -76,7 +76,7 @@ class SuperResolver:
         precision: "fp32", or with TensorRT "fp16" (its default) or "int8"
         check: replay the bundle's golden sample first; engines are compared with the CPU once, too
 
-        Raises BundleError or InputError, which say what to do.
+        Raises BundleError or InputError, or DiinnError for engines that fail or differ; all say what to do.
         """
         for what, value in (("threads", threads), ("memory_budget", memory_budget), ("chunk", chunk)):
             if value is not None and value < 1:
@@ -89,7 +89,7 @@ class SuperResolver:
                 kind = backends.load(name)
                 why_not = kind.not_ready(found, options)
                 if not why_not:
-                    return cls._open(kind(found, options), memory_budget, check)
+                    return cls._open(kind(found, replace(options, may_build=False)), memory_budget, check)
                 log.info("not %s: %s", name, why_not)
             except DiinnError as error:
                 log.warning("not %s: %s", name, error)
@@ -168,7 +168,7 @@ class SuperResolver:
                 for i in members:
                     out[i] = Encoded(ready[i], None)
                 continue
-            fit = max(fit, 1)
+            fit = min(max(fit, 1), self.backend.most_frames((width, height)) or len(members))
             for start in range(0, len(members), fit):
                 batch = members[start : start + fit]
                 maps = self.backend.encode(np.concatenate([planar_rgb(ready[i]) for i in batch]))

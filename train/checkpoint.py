@@ -8,6 +8,7 @@ configuration and validation log.
 import pickle
 import re
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,8 @@ def load(path: Path) -> Checkpoint:
     elif "state_dict" in content and "hyper_parameters" in content:
         checkpoint = _authors(path, content)
     else:
-        if "CheckpointWriter" in content.get("callbacks", ()):
+        callbacks = content.get("callbacks")
+        if isinstance(callbacks, dict) and "CheckpointWriter" in callbacks:
             raise CheckpointError(f"{path} is what diinn-train --resume goes on from: give the last.pth beside it")
         keys = ", ".join(sorted(map(str, content))[:6])
         raise CheckpointError(
@@ -99,7 +101,7 @@ def read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"no checkpoint {str(path)!r}: give the path of a .pth or .ckpt file") from None
     except OSError as error:
         raise CheckpointError(f"cannot read {str(path)!r}: {error.strerror or error}") from None
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError):
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
         damaged = "its list of contents"
     if damaged:  # torch.load does not look at checksums
         raise CheckpointError(f"{path} is damaged ({damaged}): copy it again, or use an earlier checkpoint")

@@ -1,6 +1,7 @@
 """A run's CSV logs as a picture: the loss, and PSNR on the hold-out, over steps."""
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -27,15 +28,26 @@ def read(folder: Path) -> dict[str, Series]:
 def draw(folder: Path) -> Path:
     """Write ``folder/curve.png``."""
     columns = read(folder)
+    return _draw({"": columns.pop("loss", {})}, columns, folder / "curve.png")
+
+
+def draw_together(folders: Mapping[str, Path], path: Path) -> Path:
+    """Write the curves of several runs, by name, into one picture."""
+    columns = {name: read(folder) for name, folder in folders.items()}
+    loss, psnr = ({name: found[kind] for name, found in columns.items()} for kind in ("loss", "psnr"))
+    return _draw(loss, psnr, path)
+
+
+def _draw(losses: Mapping[str, Series], scores: Mapping[str, Series], path: Path) -> Path:
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    loss = columns.pop("loss", {})
-    left.semilogy(loss.keys(), loss.values(), linewidth=0.8)
+    for loss in losses.values():
+        left.semilogy(loss.keys(), loss.values(), linewidth=0.8)
     left.set(title="loss", xlabel="step")
-    for name in sorted(columns):
-        right.plot(columns[name].keys(), columns[name].values(), marker=".", label=name)
+    for name, score in sorted(scores.items()):
+        right.plot(score.keys(), score.values(), marker=".", label=name)
     right.set(title="hold-out PSNR, dB", xlabel="step")
-    right.legend()
-    figure.savefig(folder / "curve.png", dpi=100)
-    return folder / "curve.png"
+    right.legend(fontsize="x-small" if len(scores) > 5 else None)
+    figure.savefig(path, dpi=100)
+    return path

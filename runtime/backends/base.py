@@ -20,12 +20,14 @@ from diinn.runtime.grid import Float32, Ids, Int32, Queries
 class BackendOptions:
     """provider: which of the backend's devices, None for its default; threads: CPU threads, None for
     all this process may use; chunk: queries decoded at once, None for what suits the model's width; precision:
-    which of the bundle's graphs, None for the backend's choice."""
+    which of the bundle's graphs, None for the backend's choice; may_build: whether to build engines that are not there,
+    which takes minutes."""
 
     provider: str | None = None
     threads: int | None = None
     chunk: int | None = None
     precision: str | None = None
+    may_build: bool = True
 
     @property
     def thread_count(self) -> int:
@@ -184,6 +186,10 @@ class Backend(ABC):
             here = slice(at * each, (at + segment.count) * each)
             segment.ask(index[here], query[here])
         return index, query
+
+    def most_frames(self, size: tuple[int, int]) -> int | None:
+        """Frames of ``size`` (width, height) that ``encode`` takes at once; None for any number."""
+        return None
 
     def takes(self, size: tuple[int, int]) -> bool:
         """Whether frames of ``size`` (width, height) are encoded as things stand, without building anything."""

@@ -94,8 +94,9 @@ class OnnxRuntimeBackend(Backend):
                     )
 
     def close(self) -> None:
-        super().close()
-        del self._encoder, self._decoder
+        if not self.closed:
+            super().close()
+            del self._encoder, self._decoder
 
     def describe(self) -> str:
         threads = f", {self.workers} threads" if self.workers > 1 else ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +18,11 @@ from diinn.runtime.backends.base import Backend, BackendOptions, Chunk, Segment,
 from diinn.runtime.bundle import Bundle
 from diinn.runtime.cuda import Device
 from diinn.runtime.engines import build, profiles, verify
-from diinn.runtime.engines.cache import Cache, Key, SideCar
+from diinn.runtime.engines.cache import Cache, Key, Rejected, SideCar
 from diinn.runtime.engines.profiles import Profile, Shape
 from diinn.runtime.errors import DiinnError, InputError
 from diinn.runtime.grid import Float32, Queries, RegularQueries
+from diinn.runtime.view import Size
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -68,15 +69,18 @@ class Runner:
     car: SideCar
     engine: trt.ICudaEngine
     context: trt.IExecutionContext
-    types: Callable[[Any], Any]
+    types: Mapping[Any, np.dtype[Any]]
 
     @property
     def profile(self) -> Profile:
         return self.car.key.profile
 
     def dtype(self, name: str) -> np.dtype[Any]:
-        kind: np.dtype[Any] = np.dtype(self.types(self.engine.get_tensor_dtype(name)))
-        return kind
+        """Of a tensor; DiinnError for one that is neither fp32 nor fp16."""
+        found = self.engine.get_tensor_dtype(name)
+        if found not in self.types:
+            raise DiinnError(f"the engine's {name} is {found}, neither fp32 nor fp16: build it again")
+        return self.types[found]
 
 
 class TensorRtBackend(Backend):
@@ -86,6 +90,8 @@ class TensorRtBackend(Backend):
 
     @classmethod
     def not_ready(cls, bundle: Bundle, options: BackendOptions) -> str:
+        if options.provider is not None:
+            return f"--provider {options.provider} is of ONNX Runtime"
         try:
             build.tensorrt()
             device = Device()
@@ -101,15 +107,23 @@ class TensorRtBackend(Backend):
         return f"no {precision} engines of {bundle.name} for this machine yet: python export/to_trt.py {bundle.path}"
 
     def load(self) -> None:
+        if self.options.provider is not None:
+            raise InputError(f"--provider {self.options.provider} is of ONNX Runtime: leave it out with TensorRT")
         self._library = build.tensorrt()
         self.precision = _precision(self.bundle, self.options)
         self.tolerance = verify.TOLERANCES[self.precision]
-        self.device = Device()
         self._cache = Cache()
+        self.device = Device()
+        try:
+            self._load_engines()
+        except BaseException:
+            self.device.close()
+            raise
+
+    def _load_engines(self) -> None:
         self._open_runtime(self._library)
         self._shape: Shape = ()
-        self.encoder = self._open("encoder", None)
-        self.decoder = self._open("decoder", None)
+        self.encoder, self.decoder = self._open("encoder"), self._open("decoder")
         most = self.decoder.profile.most["query"][0] // self.bundle.layout.samples
         self.chunk = min(self.options.chunk or most, most)
         names = ("regular_queries", "gather_rows_4", "gather_rows_2")
@@ -120,18 +134,35 @@ class TensorRtBackend(Backend):
 
     def _open_runtime(self, trt: Any) -> None:
         self._logger = trt.Logger(trt.Logger.ERROR)
-        self._runtime: trt.Runtime = trt.Runtime(self._logger)
-        self._types = trt.nptype
+        try:
+            with self.device.active():
+                self._runtime: trt.Runtime = trt.Runtime(self._logger)
+        except TypeError:  # "factory function returned nullptr"
+            raise DiinnError(
+                f"TensorRT {trt.__version__} does not start: check that the driver is new enough"
+            ) from None
+        # Not trt.nptype: 8.5's fails with the NumPy of today.
+        self._types: dict[Any, np.dtype[Any]] = {
+            trt.DataType.FLOAT: np.dtype(np.float32),
+            trt.DataType.HALF: np.dtype(np.float16),
+        }
 
-    def _open(self, role: str, wanted: Profile | None) -> Runner:
-        """The newest engine in the cache that holds here, or a new one; ``wanted``: for these shapes and no others."""
+    def _open(self, role: str, size: Size | None = None) -> Runner:
+        """The newest engine in the cache that holds here, for frames of ``size`` if given; or a new one."""
         identity = build.identity(self.bundle, role, self.precision, self.device)
-        known = [car for car in self._cache.find(identity) if wanted is None or car.key.profile == wanted]
-        default = profiles.encoder() if role == "encoder" else profiles.decoder(self.bundle)
-        key = known[0].key if known else Key(identity, wanted or default)
-        options = build.BuildOptions(self.precision)
-        data, car = build.build(self.bundle, key, self.device, options, self._cache)
-        return self._deserialise(data, car)
+        known = [car.key for car in self._cache.find(identity) if size is None or _holds(car.key.profile, size)]
+        sizes = profiles.DEFAULT_SIZES if size is None else (size,)
+        new = profiles.encoder(sizes) if role == "encoder" else profiles.decoder(self.bundle)
+        key = known[0] if known else Key(identity, new)
+        if not self.options.may_build:
+            return self._deserialise(*self._cache.read(key))
+        found = build.build(self.bundle, key, self.device, build.BuildOptions(), self._cache)
+        try:
+            return self._deserialise(*found)
+        except DiinnError as error:
+            log.warning("%s: building it again", error)
+        found = build.build(self.bundle, key, self.device, build.BuildOptions(force=True), self._cache)
+        return self._deserialise(*found)
 
     def _deserialise(self, data: bytes, car: SideCar) -> Runner:
         with self.device.active():
@@ -141,8 +172,7 @@ class TensorRtBackend(Backend):
         self.device.wait()
         if not ready:
             raise DiinnError(
-                f"TensorRT {self._library.__version__} does not run the {car.key.identity.role} engine it built: "
-                "remove it with diinn-doctor --clean and try again"
+                f"TensorRT {self._library.__version__} does not run the {car.key.identity.role} engine it built"
             )
         return Runner(car, engine, context, self._types)
 
@@ -186,44 +216,48 @@ class TensorRtBackend(Backend):
 
     def encode(self, frames: Float32) -> DeviceMaps:
         batch, _, height, width = frames.shape
-        most = self._fit(height, width).most["frame"][0]
+        self._fit((width, height))
         sizes = [self.encoder.dtype(m.name).itemsize * m.channels for m in self.bundle.maps]
         maps = DeviceMaps(self._buffers, [batch * height * width * size for size in sizes])
-        for start in range(0, batch, most):
-            part = np.ascontiguousarray(frames[start : start + most])
-            block = self._buffers.take(part.nbytes)
-            staged = self._staged(part.shape)
-            np.copyto(staged, part)
+        block = self._buffers.take(frames.nbytes)
+        try:
+            staged = self._staged(frames.shape)
+            np.copyto(staged, frames)
             self.device.upload(block[1], staged)
-            pixels = start * height * width
-            at = {m.name: a + pixels * s for m, a, s in zip(self.bundle.maps, maps.addresses, sizes, strict=True)}
-            self._set(self.encoder, {"frame": part.shape}, {"frame": block[1], **at})
+            outputs = {m.name: address for m, address in zip(self.bundle.maps, maps.addresses, strict=True)}
+            self._set(self.encoder, {"frame": frames.shape}, {"frame": block[1], **outputs})
             self._enqueue(self.encoder, "encoder")
             self.device.wait()  # the staged frame and its block are free again
+        finally:
             self._buffers.give([block])
         return maps
 
+    def most_frames(self, size: Size) -> int:
+        self._fit(size)
+        return self.encoder.profile.most["frame"][0]
+
     def takes(self, size: tuple[int, int]) -> bool:
-        return self.encoder.profile.holds("frame", (1, 3, size[1], size[0]))
+        return _holds(self.encoder.profile, size)
 
     def _staged(self, shape: Shape) -> Float32:
         if self._shape != shape:
             self._shape, self._host_frame = shape, self.device.pinned(shape, np.float32)
         return self._host_frame
 
-    def _fit(self, height: int, width: int) -> Profile:
-        """The encoder's profile, after another engine was opened if this one is not for such frames."""
-        if not self.takes((width, height)):
-            log.warning(
-                "the encoder engine is not for %dx%d frames: opening one that is; once, build it ahead with "
-                "export/to_trt.py --frame-sizes %dx%d",
-                width,
-                height,
-                width,
-                height,
-            )
-            self.encoder = self._open("encoder", profiles.encoder([(width, height)]))
-        return self.encoder.profile
+    def _fit(self, size: Size) -> None:
+        """Have an encoder engine for frames of ``size``: another one of the cache's, or a new one."""
+        if self.takes(size):
+            return
+        wanted = f"{size[0]}x{size[1]}"
+        log.warning("the encoder engine is not for %s frames: opening one that is", wanted)
+        try:
+            self.encoder = self._open("encoder", size)
+        except Rejected:
+            raise InputError(
+                f"no encoder engine for {wanted} frames: python export/to_trt.py {self.bundle.path} "
+                f"--frame-sizes {wanted}, or --backend onnxruntime"
+            ) from None
+        self.verify()
 
     def run_chunk(self, maps: DeviceMaps, chunk: Chunk) -> None:
         samples = self.bundle.layout.samples
@@ -264,8 +298,11 @@ class TensorRtBackend(Backend):
 
     def verify(self, *, again: bool = False) -> None:
         fresh = [runner for runner in (self.encoder, self.decoder) if again or not runner.car.verify]
-        if fresh:
-            verdict = verify.compare(self)
+        verdict = verify.compare(self) if fresh else None
+        if verdict is not None and not verdict.rows:
+            log.warning("the engines were not compared with the CPU: %s", verdict.compared)
+            return
+        if verdict is not None:
             for runner in fresh:
                 runner.car = self._cache.write_verdict(runner.car, verdict.plain())
             log.info("engines compared with the CPU: %s", verdict.summary)
@@ -273,11 +310,17 @@ class TensorRtBackend(Backend):
             verify.require_passed(runner.car)
 
     def close(self) -> None:
+        if self.closed:
+            return
         super().close()
         del self.encoder, self.decoder, self._runtime
         self._buffers.closed = True
         self._axes.clear()
         self.device.close()
+
+
+def _holds(profile: Profile, size: Size) -> bool:
+    return profile.holds("frame", (1, 3, size[1], size[0]))
 
 
 def _precision(bundle: Bundle, options: BackendOptions) -> str:

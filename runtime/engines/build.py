@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import signal
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from diinn.runtime.bundle import Bundle, sha256
 from diinn.runtime.engines import profiles, versions
-from diinn.runtime.engines.cache import Cache, Identity, Key, Rejected, SideCar
+from diinn.runtime.engines.cache import Cache, Identity, Key, Rejected, SideCar, writing
 from diinn.runtime.engines.profiles import Profile
 from diinn.runtime.errors import DiinnError, InputError
 
@@ -33,19 +34,16 @@ HINTS = (
     ("insufficient memory", "lower --workspace, or the largest of --frame-sizes"),
     ("no implementation", "raise --workspace, or try another --precision"),
     ("could not find any implementation", "raise --workspace, or try another --precision"),
-    ("unsupported", "this GPU or TensorRT lacks the operation: try another --precision"),
-    ("version", "TensorRT and its libraries are of several versions: reinstall it"),
 )
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """precision: of the graphs; workspace: bytes, None for a quarter of what the device has free
+    """workspace: bytes, None for a quarter of what the device has free
     timing: file of measured timings, None for the cache's; tactics: as in ``worker.Job``
     force: build though a fitting engine is there; interval: seconds between two words while it builds
     """
 
-    precision: str = "fp16"
     workspace: int | None = None
     timing: Path | None = None
     tactics: tuple[str, ...] | None = None
@@ -102,18 +100,28 @@ def build(bundle: Bundle, key: Key, device: Device, options: BuildOptions, cache
     Raises InputError for a profile that cannot fit, DiinnError for a build that failed: with TensorRT's own words and
     what to do.
     """
-    with cache.lock(key):
-        if not options.force:
-            try:
-                found = cache.read(key)
-                cache.engine(key).touch()  # the newest is what the runtime opens
-                return found
-            except Rejected as error:
-                log.info("%s: %s: building it", key.identity.role, error)
+    found = None if options.force else _kept(cache, key, logging.DEBUG)
+    if found:  # without a lock: a cache that can only be read is as good
+        return found
+    with cache.lock(key), writing(cache.path):
+        found = None if options.force else _kept(cache, key, logging.INFO)
+        if found:  # another process built it meanwhile
+            return found
         workspace = _workspace(bundle, key, device, options)
         began = time.monotonic()
         data = _in_process(bundle, key, options, workspace, cache)
         return data, cache.write(key, data, time.monotonic() - began)
+
+
+def _kept(cache: Cache, key: Key, level: int) -> tuple[bytes, SideCar] | None:
+    try:
+        found = cache.read(key)
+    except Rejected as error:
+        log.log(level, "%s: %s: building it", key.identity.role, error)
+        return None
+    with contextlib.suppress(OSError):
+        cache.engine(key).touch()  # the newest is what the runtime opens
+    return found
 
 
 def _workspace(bundle: Bundle, key: Key, device: Device, options: BuildOptions) -> int:
@@ -145,8 +153,8 @@ def _in_process(bundle: Bundle, key: Key, options: BuildOptions, workspace: int,
         command = [sys.executable, "-m", "diinn.runtime.engines.worker", str(Path(folder) / "job.json")]
         code, said = _wait(command, role, options.interval)
         report = _report(out)
-        for warning in report["warnings"][:10]:
-            log.debug("TensorRT: %s", warning)
+        for said_by_tensorrt in [*report["errors"], *report["warnings"]]:
+            log.debug("TensorRT: %s", said_by_tensorrt)
         if code or not out.exists():
             raise DiinnError(_failure(role, code, report, said))
         kept = out.with_suffix(".timing")

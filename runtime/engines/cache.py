@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
-import shutil
+import re
 import stat
 import tempfile
 import time
@@ -25,6 +26,7 @@ from diinn.runtime.errors import DiinnError, InputError
 
 FORMAT, VERSION = "diinn-engine", 1
 LARGEST_SIDE_CAR = 2**20
+VERDICT = {"rows", "tolerance", "compared", "at", "passed", "summary"}  # what ``verify.py`` writes
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ class Cache:
         engine = self.engine(key)
         if not engine.exists():
             raise Rejected(f"there is no {engine.name} in {self.path}")
+        _check_owner(self.path, "cache folder")
         car = _read_side_car(self.side_car(key))
         if car.key != key:
             raise Rejected(f"{engine.name} was built for something else than its name says")
@@ -133,7 +136,7 @@ class Cache:
     def write(self, key: Key, data: bytes, seconds: float) -> SideCar:
         """Keep an engine; whoever reads meanwhile finds the old one, a whole new one, or none."""
         car = SideCar(key, hashlib.sha256(data).hexdigest(), len(data), time.time(), seconds)
-        with _clear_errors(self.path):
+        with writing(self.path):
             self._prepare()
             self.side_car(key).unlink(missing_ok=True)  # from here on, what stands there is not to be used
             _replace(self.engine(key), data)
@@ -143,7 +146,7 @@ class Cache:
     def write_verdict(self, car: SideCar, verify: Mapping[str, Any]) -> SideCar:
         """Record what ``verify.py`` found."""
         told = SideCar(car.key, car.sha256, car.size, car.built, car.seconds, verify)
-        with _clear_errors(self.path):
+        with writing(self.path):
             _replace(self.side_car(car.key), told.text().encode())
         return told
 
@@ -152,7 +155,7 @@ class Cache:
         """Held by one process at a time; ends with the process, however that ends."""
         import fcntl
 
-        with _clear_errors(self.path):
+        with writing(self.path):
             self._prepare()
             handle = os.open(self.path / f"{key.name}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
@@ -166,14 +169,16 @@ class Cache:
         return self.path / "timing.cache"
 
     def remove(self, which: Path | None = None) -> int:
-        """Delete one engine, or all, with side-cars, locks, timings and what a build left; bytes freed."""
-        endings = (".engine", ".json", ".lock", ".cache", ".part")
-        files = [p for p in self.path.glob("*") if p.suffix in endings and (which is None or p.stem == which.stem)]
+        """Delete one engine, or all and the timings, with their side-cars; bytes freed. Touches nothing else."""
+        ours = re.compile(r"(encoder|decoder)-(fp32|fp16|int8)-[0-9a-f]{32}\.(engine|json)")
+        files = [p for p in self.path.glob("*") if ours.fullmatch(p.name) and (which is None or p.stem == which.stem)]
+        if which is None and self.timing().exists():
+            files.append(self.timing())
         freed = 0
-        with _clear_errors(self.path):
+        with writing(self.path):
             for path in files:
                 freed += path.stat().st_size
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                path.unlink()
         return freed
 
     def _prepare(self) -> None:
@@ -182,7 +187,8 @@ class Cache:
 
 
 @contextlib.contextmanager
-def _clear_errors(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """What goes wrong with files in the cache at ``path`` becomes InputError."""
     try:
         yield
     except OSError as error:
@@ -230,9 +236,13 @@ def _read_side_car(path: Path) -> SideCar:
             raise Rejected(f"{path.name} is of version {said['version']!r}, this runtime reads {VERSION}")
         key = Key(Identity(**said["key"]["identity"]), profiles.from_plain(said["key"]["profile"]))
         verify = said["verify"]
-        if not isinstance(verify, dict) or not isinstance(said["sha256"], str):
+        if not isinstance(verify, dict) or not isinstance(said["sha256"], str) or verify.keys() not in (set(), VERDICT):
             raise TypeError("a field is of another type")
-        return SideCar(key, said["sha256"], int(said["size"]), float(said["built"]), float(said["seconds"]), verify)
+        size, built, seconds = (float(said[name]) for name in ("size", "built", "seconds"))
+        time.localtime(built)  # raises for a time that is none
+        if not math.isfinite(seconds):
+            raise ValueError(f"seconds = {seconds}")
+        return SideCar(key, said["sha256"], int(size), built, seconds, verify)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError, InputError) as error:
         raise Rejected(f"{path.name} is damaged: {error}") from None
 

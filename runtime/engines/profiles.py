@@ -87,7 +87,9 @@ def parse(least: str | None, opt: str | None, most: str | None) -> Profile:
     if not given:
         raise InputError("no shapes: give --optShapes=frame:1x3x120x160, or --frame-sizes")
     centre = shapes(opt, "opt") if opt else given[0]
-    return Profile(shapes(least, "min") if least else centre, centre, shapes(most, "max") if most else centre)
+    lowest = shapes(least, "min") if least else centre
+    # One frame must do: the golden sample and the end of a batch are no more.
+    return Profile({n: (1, *s[1:]) for n, s in lowest.items()}, centre, shapes(most, "max") if most else centre)
 
 
 def shapes(value: str, option: str) -> dict[str, Shape]:

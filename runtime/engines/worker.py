@@ -16,7 +16,7 @@ import tensorrt as trt
 from diinn.runtime.engines import profiles, versions
 from diinn.runtime.engines.build import Job
 from diinn.runtime.engines.profiles import Profile
-from diinn.runtime.errors import DiinnError
+from diinn.runtime.errors import DiinnError, unknown
 
 
 class Log(trt.ILogger):  # type: ignore[misc]
@@ -50,6 +50,8 @@ def build(job: Job, log: Log) -> bytes:
     config.clear_flag(trt.BuilderFlag.TF32)  # its 10 bits would make fp32 a lesser fp16
     for name in rules.builder_flags.get(job.precision, ()):
         config.set_flag(getattr(trt.BuilderFlag, name))
+    if job.tactics is not None:
+        _check_tactics(job.tactics)
     if job.tactics is not None and not config.set_tactic_sources(versions.bits(trt.TacticSource, job.tactics)):
         raise DiinnError(f"TensorRT {trt.__version__} refuses the tactic sources {', '.join(job.tactics)}")
     if rules.constrained and job.precision != "fp32":
@@ -61,6 +63,13 @@ def build(job: Job, log: Log) -> bytes:
         raise DiinnError("TensorRT could not build the engine")
     Path(job.out).with_suffix(".timing").write_bytes(bytes(config.get_timing_cache().serialize()))
     return bytes(plan)
+
+
+def _check_tactics(names: tuple[str, ...]) -> None:
+    for name in names:
+        if not hasattr(trt.TacticSource, name):
+            valid = [n for n in dir(trt.TacticSource) if n.isupper()]
+            raise DiinnError(f"--tacticSources: {unknown('library', name, valid)} in TensorRT {trt.__version__}")
 
 
 def _parse(parser: trt.OnnxParser, graph: str) -> None:

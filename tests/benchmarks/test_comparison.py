@@ -37,6 +37,7 @@ def test_trains_measures_and_prints(
     assert "±" in lines[3][6]
     assert "±" not in lines[6][6]
     assert (out / "comparison.md").read_text().count("|") == printed.count("|")
+    assert (out / "curves.png").stat().st_size > 1000
     assert sorted(p.name for p in (out / "bundles").iterdir()) == sorted(f"{n}.diinn" for n in names[1:])
     first = (out / "liif-1" / "last.pth").stat().st_mtime_ns
     assert checkpoint.load(out / "liif-1" / "last.pth").run["seed"] == 1

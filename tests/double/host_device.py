@@ -66,9 +66,10 @@ class HostDevice:
         return self.free_bytes, self.free_bytes
 
     def allocate(self, size):
-        block = np.full(max(size, 1), 0xFF, np.uint8)  # NaN, in fp32 and in fp16
-        self.blocks[block.ctypes.data] = block
-        return block.ctypes.data
+        block = np.full(max(size, 1) + 256, 0xFF, np.uint8)  # NaN, in fp32 and in fp16
+        address = -(-block.ctypes.data // 256) * 256  # as a device gives it
+        self.blocks[address] = block
+        return address
 
     def free(self, address):
         del self.blocks[address]

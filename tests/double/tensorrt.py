@@ -261,7 +261,7 @@ class Context:
 
     def set_tensor_address(self, name, address):
         self.addresses[name] = address
-        return bool(address)
+        return address % 256 == 0 and bool(address)
 
     def execute_async_v3(self, stream):
         if failing() == "run":

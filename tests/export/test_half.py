@@ -165,4 +165,4 @@ def test_fp16_loses_no_more_than_a_fiftieth_of_a_decibel_on_set5(name: str, shar
                     lambda lr, shape: torch.from_numpy(reference.resize(lr.numpy(), shape[::-1]).transpose(2, 0, 1)),
                 )
                 losses.append(wanted - got)
-    assert np.reshape(losses, (-1, 3)).mean(0).max() <= 0.02  # mean over the set, at each scale
+    assert np.reshape(losses, (-1, 3)).mean(0).max() <= 0.01  # mean over the set, at each scale; the gate is 0.02

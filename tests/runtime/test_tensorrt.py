@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import ramp
 from diinn.export import writer
-from diinn.runtime import DiinnError, SuperResolver
+from diinn.runtime import DiinnError, InputError, SuperResolver, backends
 from diinn.runtime.engines import verify
 from diinn.runtime.engines.cache import Cache
 from diinn.runtime.view import View
@@ -91,7 +91,8 @@ def test_engines_are_compared_once_and_the_verdict_is_kept(trt: Trt, bundle_path
     with SuperResolver.open(bundle_path, backend="tensorrt") as gpu:
         verdict = gpu.backend.encoder.car.verify  # type: ignore[attr-defined]
     assert verdict["passed"]
-    assert len(verdict["rows"]) == verify.SIZES
+    assert len(verdict["rows"]) == verify.SIZES + 1
+    assert tuple(verdict["rows"][0]["frame"]) == (160, 120)  # what it is tuned to
     assert {row["batch"] for row in verdict["rows"]} == {1}
     trt.setattr(verify, "compare", lambda _: pytest.fail("compared again"))
     SuperResolver.open(bundle_path, backend="tensorrt").close()
@@ -136,3 +137,47 @@ def test_auto_takes_engines_that_are_there_and_says_what_it_passes_over(
     with SuperResolver.open(bundle_path) as resolver:  # and does not trust what fails its self-check
         assert resolver.backend.name == "onnxruntime"
     assert any(r.levelname == "WARNING" and "golden resize differs" in r.message for r in caplog.records)
+
+
+def test_without_onnxruntime_nothing_is_said_to_be_compared(trt: Trt, bundle_path: Path, caplog: Log) -> None:
+    original = backends.load
+    trt.setattr(backends, "load", lambda name: original("none" if name == "onnxruntime" else name))
+    trt.setitem(backends.BACKENDS, "none", ("diinn.runtime.backends.none", "None", "pip install 'diinn[cpu]'"))
+    SuperResolver.open(bundle_path, backend="tensorrt").close()
+    assert any("engines were not compared with the CPU" in r.message for r in caplog.records)
+    assert [car.verify for _, car in Cache().entries() if not isinstance(car, str)] == [{}, {}]
+    trt.setattr(backends, "load", original)
+    SuperResolver.open(bundle_path, backend="tensorrt").close()  # and at the next chance it is
+    assert all(car.verify["passed"] for _, car in Cache().entries() if not isinstance(car, str))
+
+
+def test_auto_builds_nothing(trt: Trt, bundle_path: Path) -> None:
+    SuperResolver.open(bundle_path, backend="tensorrt").close()
+    with SuperResolver.open(bundle_path) as resolver:
+        assert resolver.backend.name == "tensorrt"
+        with pytest.raises(InputError, match=r"no encoder engine for 20x490 frames: python export/to_trt.py"):
+            resolver.encode([np.zeros((490, 20, 3), np.uint8)])
+    for engine in Cache().path.glob("encoder*.engine"):
+        engine.write_bytes(b"changed")
+    with SuperResolver.open(bundle_path) as resolver:
+        assert resolver.backend.name == "onnxruntime"
+
+
+def test_closing_twice_and_a_second_export(trt: Trt, bundle_path: Path, checkpoint_path: Path, tmp_path: Path) -> None:
+    resolver = SuperResolver.open(bundle_path, backend="tensorrt")
+    resolver.close()
+    resolver.close()
+    writer.export(checkpoint_path, tmp_path / "again.diinn")  # the same graphs: their engines are in the cache
+
+
+def test_providers_are_onnx_runtimes(trt: Trt, bundle_path: Path) -> None:
+    with pytest.raises(InputError, match="--provider cpu is of ONNX Runtime"):
+        SuperResolver.open(bundle_path, backend="tensorrt", provider="cpu")
+
+
+def test_an_engine_that_does_not_start_is_built_again_once(trt: Trt, bundle_path: Path, caplog: Log) -> None:
+    SuperResolver.open(bundle_path, backend="tensorrt").close()
+    trt.setenv("DIINN_DOUBLE_FAIL", "context")
+    with pytest.raises(DiinnError, match="does not run the encoder engine it built"):
+        SuperResolver.open(bundle_path, backend="tensorrt")
+    assert any("building it again" in r.message for r in caplog.records)

@@ -76,8 +76,7 @@ def _last(node: ast.AST) -> str:
 
 def uses() -> list[tuple[str, int, set[str], str]]:
     found = [use for source in SOURCES for use in Walker(source).uses]
-    for name in ("nptype", "__version__"):  # also asked of a module that is not called trt
-        found.append((name, -1, set(), ""))
+    found.append(("__version__", -1, set(), ""))  # asked of a module that is not called trt
     return found
 
 
