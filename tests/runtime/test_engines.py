@@ -19,7 +19,7 @@ from diinn.export import half
 from diinn.runtime import DiinnError, InputError
 from diinn.runtime import bundle as bundles
 from diinn.runtime.engines import build, profiles, versions
-from diinn.runtime.engines.cache import Cache, Identity, Key, Rejected
+from diinn.runtime.engines.cache import VERDICT, Cache, Identity, Key, Rejected
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -107,7 +107,7 @@ def test_what_is_written_is_read(cache: Cache) -> None:
     data, car = cache.read(KEY)
     assert (data, car.key, car.size, car.seconds) == (b"engine", KEY, 6, 1.5)
     assert [c.key for c in cache.find(KEY.identity)] == [KEY]
-    told = cache.write_verdict(car, {"passed": True})
+    told = cache.write_verdict(car, dict.fromkeys(VERDICT, True))
     assert cache.read(KEY)[1] == told
     assert cache.path.stat().st_mode & 0o777 == 0o700
 
