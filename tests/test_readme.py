@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from diinn.benchmarks import comparison, evaluate, figure3, figure4, tables
-from diinn.export import to_onnx
-from diinn.runtime import demo
+from diinn.export import to_onnx, to_trt
+from diinn.runtime import demo, doctor
 from diinn.runtime import main as run
 from diinn.train import main as train
 
@@ -27,6 +27,8 @@ PROGRAMS: dict[str, tuple[Callable[[list[str]], int], Callable[[], object]]] = {
     "torchrun --nproc-per-node 4 -m diinn.train.main": (train.main, train.parser),
     "python -m diinn.benchmarks.tables": (tables.main, tables.parser),
     "python -m diinn.benchmarks.figure3": (figure3.main, figure3.parser),
+    "python export/to_trt.py": (to_trt.main, to_trt.parser),
+    "diinn-doctor": (doctor.main, doctor.parser),
     "python -m diinn.benchmarks.figure4": (figure4.main, figure4.parser),
     "python -m diinn.benchmarks.comparison": (comparison.main, comparison.parser),
 }

@@ -151,7 +151,7 @@ def test_a_failing_worker_ends_the_others(
             calls.append(1)
             raise DiinnError("no more")
 
-        monkeypatch.setattr(resolver.backend, "decode_chunk", fail)
+        monkeypatch.setattr(resolver.backend, "run_chunk", fail)
         with pytest.raises(DiinnError, match="no more"):
             resolver.resize(photo, (320, 240))
         assert len(calls) <= resolver.backend.workers
