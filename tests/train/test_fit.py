@@ -339,7 +339,7 @@ def test_mixed_precision_trains(tmp_path: Path, photo_folder: Path) -> None:
         ({"data": {"queries": 0}}, "data.queries"),
         ({"model": {"decoder": {"width": 8}}}, "model.decoder has no name"),
         ({"model": {"decoder": {"name": "lif"}}}, "unknown model.decoder name 'lif': did you mean 'liif'"),
-        ({"model": {"decoder": {"name": "diinn", "modulation": "zs"}}}, "modulation 'zs': did you mean 'sz'"),
+        ({"model": {"decoder": {"name": "diinn", "modulation": "zs"}}}, "modulation 'zs': choose one of m, mz, sz"),
         ({"precision": "fp8"}, "precision"),
         ({"data": {"holdout": 8}}, "0 images to train on, 8 to hold out"),
         ({"optim": {"steps": 50}}, "optim.steps = 50 is not a multiple of validate_every = 20"),
