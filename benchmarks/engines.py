@@ -9,7 +9,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,12 +113,12 @@ def run(args: argparse.Namespace) -> int:
     library, results = build.tensorrt(), []
     tactics = to_trt.tactics(args.tacticSources)
     for model in args.model:
-        with ExitStack() as stack:
-            bundle = stack.enter_context(opened(model))
+        with opened(model) as bundle:
             for precision in args.precision:
                 options = build.BuildOptions(tactics=tactics, force=True)
                 results.append(measure(Path(model).stem, bundle, precision, options, args.seconds))
-    head = f"TensorRT {library.__version__}, {said.device(results)}, {time.strftime('%Y-%m-%d', time.gmtime(began))}.\n"
+    device = next((car.key.identity.device for r in results for car in r.cars), "no device")
+    head = f"TensorRT {library.__version__}, {device}, {time.strftime('%Y-%m-%d', time.gmtime(began))}.\n"
     print(head)
     Console(width=200).print(table(results))
     if args.out is not None:
@@ -138,10 +138,6 @@ class _Kept(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append(self.format(record))
-
-    @staticmethod
-    def device(results: Sequence[Result]) -> str:
-        return next((car.key.identity.device for r in results for car in r.cars), "no device")
 
 
 if __name__ == "__main__":

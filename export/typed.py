@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from diinn.export import half
-from diinn.export.reference import Reference
+from diinn.export.reference import Reference, fast
 from diinn.runtime import demo, golden, grid
 from diinn.runtime.errors import DiinnError
 from diinn.runtime.resolver import planar_rgb
@@ -126,12 +125,11 @@ class _Tapped:
         model = ModelProto()
         model.CopyFrom(plain)
         inputs, outputs = ({v.name for v in values} for values in (model.graph.input, model.graph.output))
-        self.inputs = sorted(names & inputs)
         tapped = sorted(names - inputs - outputs)
         model.graph.output.extend(helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in tapped)
         self.names = [*sorted(outputs), *tapped]
         self.kept = names
-        self.session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        self.session = fast(model)
 
     def run(self, feed: dict[str, grid.Float32], largest: dict[str, float]) -> dict[str, grid.Float32]:
         """All outputs by name; ``largest`` takes up their magnitudes."""
