@@ -23,8 +23,8 @@ from diinn.export import writer
 from diinn.runtime.backends.base import BackendOptions
 from diinn.runtime.command import Parser, guarded
 from diinn.runtime.errors import DiinnError, InputError
+from diinn.runtime.grid import Size
 from diinn.runtime.resolver import SuperResolver
-from diinn.runtime.view import Size
 from diinn.train import checkpoint, config, curve, protocol
 from diinn.train.photographs import find_images
 from rich import box

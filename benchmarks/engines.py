@@ -21,8 +21,8 @@ from diinn.runtime.command import Parser, check_output, guarded
 from diinn.runtime.engines import build, profiles
 from diinn.runtime.engines.cache import SideCar
 from diinn.runtime.errors import DiinnError
+from diinn.runtime.grid import Size
 from diinn.runtime.resolver import SuperResolver
-from diinn.runtime.view import Size
 from rich import box
 from rich.console import Console
 from rich.table import Table

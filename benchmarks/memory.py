@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 from diinn.runtime.command import Parser, guarded
+from diinn.runtime.grid import Size
 from diinn.runtime.resolver import SuperResolver
-from diinn.runtime.view import Size
 from rich import box
 from rich.console import Console
 from rich.table import Table

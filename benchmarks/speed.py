@@ -21,8 +21,9 @@ from diinn.benchmarks.networks import NAMES, Network, network
 from diinn.runtime import demo, grid
 from diinn.runtime.backends.base import BackendOptions
 from diinn.runtime.command import Parser, guarded
+from diinn.runtime.grid import Size
 from diinn.runtime.resolver import SuperResolver
-from diinn.runtime.view import Size, View
+from diinn.runtime.view import View
 from diinn.train.published import PublishedModel
 from rich import box
 from rich.console import Console

@@ -56,6 +56,14 @@ def parser() -> argparse.ArgumentParser:
         "--timingCacheFile", type=Path, metavar="FILE", help="measured timings (default: the engine cache's)"
     )
     how.add_argument("--tacticSources", metavar="NAMES", help="libraries to take kernels from, like JIT_CONVOLUTIONS,…")
+    how.add_argument(
+        "--trust-engine",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="take this engine, which you built for the same graphs, in place of building one; it is native code",
+    )
     how.add_argument("--force", action="store_true", help="build though a fitting engine is in the cache")
     end = top.add_argument_group("how it ends")
     end.add_argument("--dry-run", action="store_true", help="build no engine, print the trtexec lines that would")
@@ -82,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     bundle = bundles.load(_bundle(args))
     if args.calib is not None:
         bundle = _calibrated(bundle, args)
-    precision = args.precision or ("fp16" if "fp16" in bundle.graphs else "fp32")
+    precision = bundle.engine_precision(args.precision)
     jobs = {"encoder": wanted, "decoder": profiles.decoder(bundle)}
     if args.dry_run:
         for role, profile in jobs.items():
@@ -95,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
         return 2 if args.verify or args.require_engine else 0
     workspace = None if args.workspace is None else args.workspace * MIB
     options = build.BuildOptions(workspace, args.timingCacheFile, tactics(args.tacticSources), force=args.force)
+    for role in trust(bundle, precision, args.trust_engine):
+        del jobs[role]
     build_engines(bundle, precision, jobs, options)
     return _verify(bundle, precision, again=args.verify)
 
@@ -190,13 +200,38 @@ def _trtexec(graph: Path, precision: str, profile: Profile, args: argparse.Names
     if rules.constrained and precision != "fp32":
         from diinn.export import half
 
-        line.append(f"--layerPrecisions={','.join(f'{name}:fp32' for name in half.kept_full(graph))}")
+        full = ",".join(f"{name}:fp32" for name in half.kept_full(graph))
+        line += [f"--layerPrecisions={full}", f"--layerOutputTypes={full}"]
     return line
 
 
 def tactics(names: str | None) -> tuple[str, ...] | None:
     """``--tacticSources`` as names in TensorRT's ``TacticSource``."""
     return tuple(name.strip() for name in names.split(",")) if names else None
+
+
+def trust(bundle: Bundle, precision: str, files: Sequence[Path]) -> set[str]:
+    """Engines that the user vouches for into the cache, where they are compared like any other; their roles."""
+    from diinn.runtime.cuda import Device
+    from diinn.runtime.engines.engine import Opener
+
+    cache, roles = Cache(), set()
+    if files:
+        device = Device()
+        try:
+            opener = Opener(build.tensorrt(), device, bundle)
+            identities = [build.identity(bundle, role, precision, device) for role in build.ROLES]
+            for path in files:
+                key, data = opener.adopt(path, identities)
+                role = key.identity.role
+                if role in roles:
+                    raise InputError(f"--trust-engine {str(path)!r}: a second {role} engine")
+                roles.add(role)
+                cache.write(key, data, 0)
+                print(f"{role}: {cache.engine(key)}, taken from {path} on your word")
+        finally:
+            device.close()
+    return roles
 
 
 def build_engines(bundle: Bundle, precision: str, jobs: dict[str, Profile], options: build.BuildOptions) -> None:

@@ -52,14 +52,18 @@ def make(encoder: ModelProto, decoder: ModelProto, layout: grid.Layout) -> Typed
 
     Raises DiinnError where fp16 loses more than ``LARGEST_LOSS`` or comes nearer to overflow than ``LARGEST_VALUE``.
     """
-    for arguments in (False, True):
-        graphs = half.convert(encoder, arguments=arguments), half.convert(decoder, arguments=arguments)
-        lost = loss((encoder, decoder), graphs, layout)
-        if lost <= LARGEST_LOSS:
-            break
-    else:
+    try:
+        return _make((encoder, decoder), layout, arguments=False)
+    except DiinnError:
+        return _make((encoder, decoder), layout, arguments=True)
+
+
+def _make(plain: tuple[ModelProto, ModelProto], layout: grid.Layout, *, arguments: bool) -> Typed:
+    graphs = half.convert(plain[0], arguments=arguments), half.convert(plain[1], arguments=arguments)
+    lost = loss(plain, graphs, layout)
+    if not lost <= LARGEST_LOSS:
         raise DiinnError(f"fp16 differs from fp32 by {lost:.2g} rms, allowed are {LARGEST_LOSS:g}: keep fp32")
-    found = ranges((encoder, decoder), graphs, layout)
+    found = ranges(plain, graphs, layout)
     name = max(found, key=lambda n: found[n])
     if not found[name] <= LARGEST_VALUE:
         raise DiinnError(f"tensor {name} reaches {found[name]:.3g}, half of fp16's end is {LARGEST_VALUE:g}: keep fp32")

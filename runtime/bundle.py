@@ -49,7 +49,7 @@ class Bundle:
     radius: LR pixels around a pixel that its maps depend on; the exact halo of a band
     workspace: bytes per LR pixel that the encoder graph needs at its peak, maps included
     maps, layout: what one sample of a query consists of: a row of each map, and the layout's numbers
-    graphs: file names by precision and role (``ROLES``)
+    graphs, files: file names by precision and role (``ROLES``); sha256 by file name, checked when it was loaded
     measured: what each precision but fp32 loses, for people
     quality: scores and the protocol they were measured under; empty if never measured
     licence, source: terms of the weights; sha256 and step of the checkpoint
@@ -63,6 +63,7 @@ class Bundle:
     maps: tuple[MapSpec, ...]
     layout: grid.Layout
     graphs: Mapping[str, Mapping[str, str]]
+    files: Mapping[str, str]
     measured: Mapping[str, Any] = field(default_factory=dict)
     quality: Mapping[str, Any] = field(default_factory=dict)
     licence: str = "unspecified"
@@ -78,6 +79,10 @@ class Bundle:
             why = self.measured.get(precision, {}).get("left_out", "export it again, or choose another precision")
             raise InputError(f"{self.path} has no {precision} graphs, only {', '.join(self.graphs)}: {why}")
         return self.path / self.graphs[precision][role]
+
+    def engine_precision(self, wanted: str | None = None) -> str:
+        """What engines are built from: ``wanted``, or fp16 where the bundle has it."""
+        return wanted or ("fp16" if "fp16" in self.graphs else "fp32")
 
     def golden(self) -> dict[str, np.ndarray]:
         """The golden sample: frame, three views, reference outputs, tolerance (see ``golden.py``)."""
@@ -176,6 +181,7 @@ class _Reader:
             workspace=self.field("workspace_bytes_per_pixel", lambda v: _is_count(v) and v, "a whole number from 1 up"),
             maps=tuple(MapSpec(m["name"], m["channels"]) for m in maps),
             layout=grid.LAYOUTS[tuple(self.field("query", _is_layout, f"one of {[*map(list, grid.LAYOUTS)]}"))],
+            files=self.field("files", _is_hashes, "an object of sha256 by file name"),
             graphs=self.field("graphs", _is_graphs, f"file names by precision and role, {json.dumps(ROLES)}"),
             measured=self.field("measured", _is_card, "an object of objects"),
             quality=self.field("quality", _is_object, "an object"),
@@ -184,7 +190,7 @@ class _Reader:
         )
 
     def check_files(self, names: set[str]) -> None:
-        hashes = self.field("files", _is_object, "an object of sha256 by file name")
+        hashes = self.values["files"]
         for name in sorted(names):
             file = self.path / name
             if not file.is_file():
@@ -202,6 +208,10 @@ class _Reader:
 
 def _is_object(value: Any) -> bool:
     return isinstance(value, dict)
+
+
+def _is_hashes(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
 
 
 def _is_card(value: Any) -> bool:

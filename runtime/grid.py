@@ -23,6 +23,7 @@ from diinn.runtime.errors import InputError
 
 Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
+Size = tuple[int, int]  # (width, height)
 Ids = slice | npt.NDArray[np.intp]  # which queries of a view, row-major over its output
 
 _INT64_SAFE = 2**62

@@ -17,7 +17,8 @@ from diinn.runtime import backends, golden, grid, memory
 from diinn.runtime import bundle as bundles
 from diinn.runtime.backends.base import Backend, BackendOptions, Maps, Segment
 from diinn.runtime.errors import BundleError, DiinnError, InputError
-from diinn.runtime.view import Rect, Size, View
+from diinn.runtime.grid import Size
+from diinn.runtime.view import Rect, View
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -65,6 +66,7 @@ class SuperResolver:
         memory_budget: int = 512 * MIB,
         chunk: int | None = None,
         precision: str | None = None,
+        cuda_graphs: bool = False,
         check: bool = True,
     ) -> SuperResolver:
         """Load a shipped bundle by name, or any by path.
@@ -74,6 +76,7 @@ class SuperResolver:
         memory_budget: bytes the encoder may need for one frame; larger frames go in bands
         chunk: queries decoded at once, default by the model's width
         precision: "fp32", or with TensorRT "fp16" (its default) or "int8"
+        cuda_graphs: replay the work on a GPU as CUDA graphs, where the backend can
         check: replay the bundle's golden sample first; engines are compared with the CPU once, too
 
         Raises BundleError or InputError, or DiinnError for engines that fail or differ; all say what to do.
@@ -82,7 +85,7 @@ class SuperResolver:
             if value is not None and value < 1:
                 raise InputError(f"{what} = {value} is not a whole number from 1 up")
         found = bundles.load(model)
-        options = BackendOptions(provider, threads, chunk, precision)
+        options = BackendOptions(provider, threads, chunk, precision, cuda_graphs=cuda_graphs)
         *better, last = backends.candidates(backend)
         for name in better:
             try:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 
 from diinn.runtime.errors import DiinnError
-from diinn.runtime.grid import check_rect
+from diinn.runtime.grid import Size, check_rect
 from diinn.runtime.resolver import SuperResolver
 from diinn.runtime.sinks import Sink
 from diinn.runtime.sources import Frame, Source
 from diinn.runtime.stats import Stats
-from diinn.runtime.view import Rect, Size, View
+from diinn.runtime.view import Rect, View
 
 IDLE_SECONDS = 0.2  # how long to wait for a frame before looking whether to stop
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import cv2
 from diinn.runtime import images
 from diinn.runtime.errors import DiinnError, InputError, unknown
+from diinn.runtime.grid import Size
 from diinn.runtime.images import UInt8
 from diinn.runtime.sources import Frame, Source
-from diinn.runtime.view import Size
 
 log = logging.getLogger(__name__)
 VIDEO_SUFFIXES = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "mp4v", ".mov": "mp4v"}

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from diinn.runtime import grid
 from diinn.runtime.errors import InputError
+from diinn.runtime.grid import Size
 
-Size = tuple[int, int]  # (width, height)
 Rect = tuple[float, float, float, float]  # (x, y, width, height) in LR pixels
 LARGEST_SIDE = 1_000_000
 

@@ -21,13 +21,14 @@ class BackendOptions:
     """provider: which of the backend's devices, None for its default; threads: CPU threads, None for
     all this process may use; chunk: queries decoded at once, None for what suits the model's width; precision:
     which of the bundle's graphs, None for the backend's choice; may_build: whether to build engines that are not there,
-    which takes minutes."""
+    which takes minutes; cuda_graphs: whether to replay work on a GPU that comes again as CUDA graphs."""
 
     provider: str | None = None
     threads: int | None = None
     chunk: int | None = None
     precision: str | None = None
     may_build: bool = True
+    cuda_graphs: bool = False
 
     @property
     def thread_count(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -15,9 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diinn.runtime.bundle import Bundle, sha256
+from diinn.runtime.bundle import Bundle
 from diinn.runtime.engines import profiles, versions
-from diinn.runtime.engines.cache import Cache, Identity, Key, Rejected, SideCar, writing
+from diinn.runtime.engines.cache import Cache, Identity, Key, Rejected, SideCar, replace, writing
 from diinn.runtime.engines.profiles import Profile
 from diinn.runtime.errors import DiinnError, InputError
 
@@ -90,8 +91,8 @@ def tensorrt() -> Any:
 
 def identity(bundle: Bundle, role: str, precision: str, device: Device) -> Identity:
     """What an engine of ``bundle`` holds for on this machine."""
-    version = tensorrt().__version__
-    return Identity(role, sha256(bundle.graph(role, precision)), version, device.name, device.capability, precision)
+    version, graph = tensorrt().__version__, bundle.graph(role, precision)
+    return Identity(role, bundle.files[graph.name], version, device.name, device.capability, precision)
 
 
 def build(bundle: Bundle, key: Key, device: Device, options: BuildOptions, cache: Cache) -> tuple[bytes, SideCar]:
@@ -103,13 +104,13 @@ def build(bundle: Bundle, key: Key, device: Device, options: BuildOptions, cache
     found = None if options.force else _kept(cache, key, logging.DEBUG)
     if found:  # without a lock: a cache that can only be read is as good
         return found
-    with cache.lock(key), writing(cache.path):
+    with cache.lock(key) as folder, writing(cache.path):
         found = None if options.force else _kept(cache, key, logging.INFO)
         if found:  # another process built it meanwhile
             return found
         workspace = _workspace(bundle, key, device, options)
         began = time.monotonic()
-        data = _in_process(bundle, key, options, workspace, cache)
+        data = _in_process(bundle, key, options, workspace, cache, folder)
         return data, cache.write(key, data, time.monotonic() - began)
 
 
@@ -141,26 +142,25 @@ def _workspace(bundle: Bundle, key: Key, device: Device, options: BuildOptions) 
     return chosen
 
 
-def _in_process(bundle: Bundle, key: Key, options: BuildOptions, workspace: int, cache: Cache) -> bytes:
+def _in_process(bundle: Bundle, key: Key, options: BuildOptions, workspace: int, cache: Cache, folder: Path) -> bytes:
     role, precision = key.identity.role, key.identity.precision
     timing = options.timing or cache.timing()
-    with tempfile.TemporaryDirectory(prefix=".build-", suffix=".part", dir=cache.path) as folder:
-        out = Path(folder) / "engine"
-        graph = bundle.graph(role, precision).resolve()
-        job = Job(str(graph), precision, key.profile, workspace, str(timing.resolve()), options.tactics, str(out))
-        (Path(folder) / "job.json").write_text(job.text(), encoding="utf-8")
-        log.info("%s: building in %s with a workspace of %d MiB; this takes minutes", role, precision, workspace // MIB)
-        command = [sys.executable, "-m", "diinn.runtime.engines.worker", str(Path(folder) / "job.json")]
-        code, said = _wait(command, role, options.interval)
-        report = _report(out)
-        for said_by_tensorrt in [*report["errors"], *report["warnings"]]:
-            log.debug("TensorRT: %s", said_by_tensorrt)
-        if code or not out.exists():
-            raise DiinnError(_failure(role, code, report, said))
-        kept = out.with_suffix(".timing")
-        if kept.exists():
-            _keep_timing(kept, timing)
-        return out.read_bytes()
+    out = folder.resolve() / "engine"
+    graph = bundle.graph(role, precision).resolve()
+    job = Job(str(graph), precision, key.profile, workspace, str(timing.resolve()), options.tactics, str(out))
+    (folder / "job.json").write_text(job.text(), encoding="utf-8")
+    log.info("%s: building in %s with a workspace of %d MiB; this takes minutes", role, precision, workspace // MIB)
+    command = [sys.executable, "-m", "diinn.runtime.engines.worker", str(folder / "job.json"), str(os.getpid())]
+    code, said = _wait(command, role, options.interval)
+    report = _report(out)
+    for said_by_tensorrt in [*report["errors"], *report["warnings"]]:
+        log.debug("TensorRT: %s", said_by_tensorrt)
+    if code or not out.exists():
+        raise DiinnError(_failure(role, code, report, said))
+    kept = out.with_suffix(".timing")
+    if kept.exists():
+        _keep_timing(kept, timing)
+    return out.read_bytes()
 
 
 def _wait(command: Sequence[str], role: str, interval: float) -> tuple[int, str]:
@@ -198,18 +198,17 @@ def _failure(role: str, code: int, report: dict[str, Any], said: str) -> str:
     if code < 0:
         return f"{role}: the build crashed ({signal.Signals(-code).name}): try another --precision, or --workspace"
     words = [line.strip() for line in [*report["errors"][:3], *said.splitlines()[-1:]] if line.strip()]
+    spoken = " ".join(report["errors"]).lower()
     text = report["failed"] or "the build failed"
     if words and not report["failed"].endswith(words[0]):
         text += ": " + " | ".join(" ".join(w.split())[:300] for w in words[:2])
-    hint = next((advice for word, advice in HINTS if word in text.lower()), "run it with --log-level debug")
+    hint = next((advice for word, advice in HINTS if word in spoken), "run it with --log-level debug")
     return f"{role}: {text}: {hint}"
 
 
 def _keep_timing(found: Path, kept: Path) -> None:
     """Whoever builds last wins: timings are a matter of speed alone."""
     try:
-        draft = kept.with_name(f".{kept.name}.part")
-        draft.write_bytes(found.read_bytes())
-        draft.replace(kept)
+        replace(kept, found.read_bytes())
     except OSError as error:
         log.warning("the timing cache %s could not be kept: %s", kept, error.strerror or error)

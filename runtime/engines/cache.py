@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import math
 import os
 import re
+import shutil
 import stat
 import tempfile
 import time
@@ -24,6 +26,7 @@ from diinn.runtime.engines import profiles
 from diinn.runtime.engines.profiles import Profile
 from diinn.runtime.errors import DiinnError, InputError
 
+log = logging.getLogger(__name__)
 FORMAT, VERSION = "diinn-engine", 1
 LARGEST_SIDE_CAR = 2**20
 VERDICT = {"rows", "tolerance", "compared", "at", "passed", "summary"}  # what ``verify.py`` writes
@@ -123,11 +126,11 @@ class Cache:
         engine = self.engine(key)
         if not engine.exists():
             raise Rejected(f"there is no {engine.name} in {self.path}")
-        _check_owner(self.path, "cache folder")
+        _check_owner(self.path, "cache folder", self.path.stat())
         car = _read_side_car(self.side_car(key))
         if car.key != key:
             raise Rejected(f"{engine.name} was built for something else than its name says")
-        data = _read_own(engine)  # hashed and deserialised from the same bytes: nobody can change them in between
+        data = read_own(engine)  # hashed and deserialised from the same bytes: nobody can change them in between
         found = hashlib.sha256(data).hexdigest()
         if found != car.sha256:
             raise Rejected(f"{engine.name} has sha256 {found[:12]}…, its side-car says {car.sha256[:12]}…")
@@ -139,29 +142,39 @@ class Cache:
         with writing(self.path):
             self._prepare()
             self.side_car(key).unlink(missing_ok=True)  # from here on, what stands there is not to be used
-            _replace(self.engine(key), data)
-            _replace(self.side_car(key), car.text().encode())
+            replace(self.engine(key), data)
+            replace(self.side_car(key), car.text().encode())
         return car
 
     def write_verdict(self, car: SideCar, verify: Mapping[str, Any]) -> SideCar:
         """Record what ``verify.py`` found."""
         told = SideCar(car.key, car.sha256, car.size, car.built, car.seconds, verify)
         with writing(self.path):
-            _replace(self.side_car(car.key), told.text().encode())
+            replace(self.side_car(car.key), told.text().encode())
         return told
 
     @contextlib.contextmanager
-    def lock(self, key: Key) -> Iterator[None]:
-        """Held by one process at a time; ends with the process, however that ends."""
+    def lock(self, key: Key) -> Iterator[Path]:
+        """Held by one process at a time; ends with the process, however that ends. Gives an empty folder to build in,
+        which goes with the lock, or when the next one takes it."""
         import fcntl
 
         with writing(self.path):
             self._prepare()
             handle = os.open(self.path / f"{key.name}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        draft = self.path / f".{key.name}.part"
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.info("%s: another process is building it: waiting", key.identity.role)
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            with writing(self.path):
+                shutil.rmtree(draft, ignore_errors=True)  # of a build that was killed
+                draft.mkdir(mode=0o700)
+            yield draft
         finally:
+            shutil.rmtree(draft, ignore_errors=True)
             os.close(handle)
 
     def timing(self) -> Path:
@@ -170,20 +183,30 @@ class Cache:
 
     def remove(self, which: Path | None = None) -> int:
         """Delete one engine, or all and the timings, with their side-cars; bytes freed. Touches nothing else."""
-        ours = re.compile(r"(encoder|decoder)-(fp32|fp16|int8)-[0-9a-f]{32}\.(engine|json)")
+        ours = re.compile(r"((encoder|decoder)-(fp32|fp16|int8)-[0-9a-f]{32}\.(engine|json))|\.\w{8}\.part")
         files = [p for p in self.path.glob("*") if ours.fullmatch(p.name) and (which is None or p.stem == which.stem)]
         if which is None and self.timing().exists():
             files.append(self.timing())
         freed = 0
         with writing(self.path):
+            for draft in self.path.glob(".*-*.part") if which is None else ():
+                self._drop(draft)
             for path in files:
                 freed += path.stat().st_size
                 path.unlink()
         return freed
 
+    def _drop(self, draft: Path) -> None:
+        """Remove the folder of a build, unless that build goes on."""
+        import fcntl
+
+        with contextlib.suppress(BlockingIOError), (self.path / f"{draft.stem[1:]}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(draft, ignore_errors=True)
+
     def _prepare(self) -> None:
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _check_owner(self.path, "cache folder")
+        _check_owner(self.path, "cache folder", self.path.stat())
 
 
 @contextlib.contextmanager
@@ -205,23 +228,28 @@ def _modified(path: Path) -> float:
         return 0.0
 
 
-def _check_owner(path: Path, what: str) -> None:
-    """Rejected unless ``path`` is this user's and nobody else can write it."""
+def _check_owner(path: Path, what: str, found: os.stat_result) -> None:
+    """Rejected unless ``path``, of which ``found`` tells, is this user's and nobody else can write it."""
     if not hasattr(os, "getuid"):
         return
-    found = path.stat()
     if found.st_uid != os.getuid():
         raise Rejected(f"{what} {path} belongs to user {found.st_uid}, not to you")
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise Rejected(f"{what} {path} can be written by others: chmod go-w it")
 
 
-def _read_own(path: Path, most: int | None = None) -> bytes:
+def read_own(path: Path, most: int | None = None) -> bytes:
+    """A file that is this user's alone to write, no link, of at most so many bytes; else Rejected."""
     try:
-        _check_owner(path, "file")
-        if most is not None and path.stat().st_size > most:
-            raise Rejected(f"{path.name} is larger than a side-car is")
-        return path.read_bytes()
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        with os.fdopen(handle, "rb") as file:
+            found = os.fstat(handle)
+            _check_owner(path, "file", found)
+            if not stat.S_ISREG(found.st_mode):
+                raise Rejected(f"{path.name} is no file")
+            if most is not None and found.st_size > most:
+                raise Rejected(f"{path.name} is larger than a side-car is")
+            return file.read()
     except OSError as error:
         raise Rejected(f"{path.name} cannot be read: {error.strerror or error}") from None
 
@@ -229,7 +257,7 @@ def _read_own(path: Path, most: int | None = None) -> bytes:
 def _read_side_car(path: Path) -> SideCar:
     if not path.exists():
         raise Rejected(f"the engine has no side-car {path.name}")
-    data = _read_own(path, LARGEST_SIDE_CAR)
+    data = read_own(path, LARGEST_SIDE_CAR)
     try:
         said = json.loads(data)
         if said["format"] != FORMAT or said["version"] != VERSION:
@@ -247,7 +275,7 @@ def _read_side_car(path: Path) -> SideCar:
         raise Rejected(f"{path.name} is damaged: {error}") from None
 
 
-def _replace(path: Path, data: bytes) -> None:
+def replace(path: Path, data: bytes) -> None:
     """Write ``path`` whole or not at all."""
     handle, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
     try:

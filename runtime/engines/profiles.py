@@ -9,9 +9,9 @@ from typing import Any
 
 from diinn.runtime.bundle import Bundle
 from diinn.runtime.errors import InputError
+from diinn.runtime.grid import Size
 
 Shape = tuple[int, ...]
-Size = tuple[int, int]
 SMALLEST = (16, 16)  # (width, height): small frames cost an engine nothing, and the golden sample is one
 DEFAULT_SIZES: tuple[Size, ...] = ((160, 120), (640, 480))
 _CHUNK_VALUES = 2**24  # of gathered rows: 32 MiB in fp16

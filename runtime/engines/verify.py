@@ -15,7 +15,7 @@ from diinn.runtime.errors import DiinnError, InputError
 
 if TYPE_CHECKING:
     from diinn.runtime.backends.tensorrt import TensorRtBackend
-    from diinn.runtime.view import Size
+    from diinn.runtime.grid import Size
     from rich.table import Table
 
 # Largest difference to fp32 on the CPU by precision, units of [0, 1].

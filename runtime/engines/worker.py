@@ -1,4 +1,4 @@
-"""Builds one engine in a process of its own: ``python -m diinn.runtime.engines.worker JOB.json``.
+"""Builds one engine in a process of its own: ``python -m diinn.runtime.engines.worker JOB.json PARENT``.
 
 A build takes minutes, cannot be interrupted and is what a small machine kills for memory. In a process of its own it
 can be ended, and its end can be explained. Writes the engine to the job's ``out`` and what TensorRT said to
@@ -7,7 +7,10 @@ can be ended, and its end can be explained. Writes the engine to the job's ``out
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,8 +18,11 @@ from typing import Any
 import tensorrt as trt
 from diinn.runtime.engines import profiles, versions
 from diinn.runtime.engines.build import Job
+from diinn.runtime.engines.cache import Rejected, read_own
 from diinn.runtime.engines.profiles import Profile
 from diinn.runtime.errors import DiinnError, unknown
+
+PR_SET_PDEATHSIG = 1
 
 
 class Log(trt.ILogger):  # type: ignore[misc]
@@ -104,12 +110,26 @@ def _add_profile(builder: trt.Builder, config: trt.IBuilderConfig, profile: Prof
 
 def _take_timings(config: trt.IBuilderConfig, path: Path) -> None:
     """Timings of earlier builds; a file TensorRT does not take is left out."""
-    known = path.read_bytes() if path.is_file() else b""
+    known = b""
+    if path.exists():
+        try:
+            known = read_own(path)
+        except Rejected as error:
+            print(f"timing cache: {error}: measured anew", file=sys.stderr)
     cache: trt.ITimingCache = config.create_timing_cache(known)
     if cache is None or not config.set_timing_cache(cache, False):
         print(f"timing cache {path} is not of this TensorRT and GPU: measured anew", file=sys.stderr)
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, False)
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel end this process when ``parent`` ends, however that ends. Linux only."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it has ended already
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main(path: str) -> int:
@@ -126,4 +146,5 @@ def main(path: str) -> int:
 
 
 if __name__ == "__main__":
+    die_with(int(sys.argv[2]))
     sys.exit(main(sys.argv[1]))

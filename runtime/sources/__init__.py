@@ -12,10 +12,10 @@ from urllib.parse import unquote
 import cv2
 from diinn.runtime import images
 from diinn.runtime.errors import SourceError, unknown
+from diinn.runtime.grid import Size
 from diinn.runtime.sources.base import Frame, Source
 from diinn.runtime.sources.files import ImageFiles, VideoFile
 from diinn.runtime.sources.live import DEMO_SIZE, Camera, DemoCamera, LiveSource, csi_pipeline
-from diinn.runtime.view import Size
 
 __all__ = ["Frame", "LiveSource", "Source", "open_camera", "open_input", "public"]
 log = logging.getLogger(__name__)

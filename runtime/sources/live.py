@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 from diinn.runtime import demo
 from diinn.runtime.errors import DiinnError, SourceError
+from diinn.runtime.grid import Size
 from diinn.runtime.images import UInt8
 from diinn.runtime.sources.base import Frame, Source, stated_rate
-from diinn.runtime.view import Size
 
 DEMO_SIZE = (160, 120)
 DEMO_RATE = 30.0

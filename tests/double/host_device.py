@@ -1,4 +1,8 @@
-"""A test double of ``diinn.runtime.cuda.Device`` in host memory: kernels are the real sources, compiled by g++."""
+"""A test double of ``diinn.runtime.cuda.Device`` in host memory: kernels are the real sources, compiled by g++.
+
+Like the real stream it does nothing before somebody waits: what reads a result too early, or changes an input too
+soon, gets it wrong. Captured work is recorded with its arguments, as a CUDA graph holds them.
+"""
 
 import contextlib
 import ctypes
@@ -35,6 +39,7 @@ extern "C" void launch_gather_rows_2(long long n, long long v, int c, const uint
 }
 """
 TYPES = {"int64": ctypes.c_longlong, "int32": ctypes.c_int, "uint64": ctypes.c_void_p}
+STREAMS = {}  # devices by stream
 
 
 def compile_kernels(source: Path, folder: Path):
@@ -49,14 +54,22 @@ def compile_kernels(source: Path, folder: Path):
 
 
 class HostDevice:
-    """Poisoned host memory behind the interface of ``Device``; ``free_bytes`` is what it says it has."""
+    """Poisoned host memory behind the interface of ``Device``; ``free_bytes`` is what it says it has.
 
-    name, capability, stream = "Test double", "0.0", 1
+    blocks: device memory by address; replayed: how often a graph was; captures: whether it takes any
+    most_bytes: what may be allocated in all before it is out of memory
+    """
+
+    name, capability = "Test double", "0.0"
     free_bytes = 4 * 2**30
+    most_bytes = 2**40
+    captures = True
     folder: Path
 
     def __init__(self, ordinal=0):
-        self.blocks = {}
+        self.blocks, self._pinned, self._queue, self.replayed = {}, {}, [], 0
+        self.stream = len(STREAMS) + 1
+        STREAMS[self.stream] = self
 
     @contextlib.contextmanager
     def active(self):
@@ -66,27 +79,63 @@ class HostDevice:
         return self.free_bytes, self.free_bytes
 
     def allocate(self, size):
+        from diinn.runtime.cuda import OutOfMemory
+
+        if size + sum(block.nbytes for block in self.blocks.values()) > self.most_bytes:
+            raise OutOfMemory("out of device memory")
         block = np.full(max(size, 1) + 256, 0xFF, np.uint8)  # NaN, in fp32 and in fp16
         address = -(-block.ctypes.data // 256) * 256  # as a device gives it
         self.blocks[address] = block
         return address
 
     def free(self, address):
+        self.wait()  # as the driver does
         del self.blocks[address]
 
     def pinned(self, shape, dtype):
-        return np.empty(shape, dtype)
+        values = np.empty(shape, dtype)
+        self._pinned[values.ctypes.data] = values
+        return values
+
+    def unpin(self, values):
+        del self._pinned[values.ctypes.data]
 
     def upload(self, address, values):
         assert values.flags.c_contiguous
-        ctypes.memmove(address, values.ctypes.data, values.nbytes)
+        if not any(np.shares_memory(values, pinned) for pinned in self._pinned.values()):
+            values = values.copy()  # the driver has taken pageable memory up when it returns
+        self.put(ctypes.memmove, address, values.ctypes.data, values.nbytes, keep=values)
 
     def download(self, values, address):
         assert values.flags.c_contiguous
-        ctypes.memmove(values.ctypes.data, address, values.nbytes)
+        self.put(ctypes.memmove, values.ctypes.data, address, values.nbytes, keep=values)
+
+    def put(self, work, *arguments, keep=None):
+        """Add to the stream."""
+        self._queue.append((work, arguments, keep))
 
     def wait(self):
-        pass
+        queue, self._queue = self._queue, []
+        for work, arguments, _ in queue:
+            work(*arguments)
+
+    def capture(self, work):
+        from diinn.runtime.errors import DiinnError
+
+        if not self.captures:
+            raise DiinnError("the double captures nothing")
+        before, self._queue = self._queue, []
+        try:
+            work()
+            recorded = self._queue
+        finally:
+            self._queue = before
+
+        def replay():
+            self.replayed += 1
+            self._queue.extend(recorded)
+
+        return replay
 
     def kernels(self, source, names):
         library = compile_kernels(source, self.folder)
@@ -95,11 +144,13 @@ class HostDevice:
             function = getattr(library, f"launch_{name}")
 
             def launch(threads, *arguments):
-                function(ctypes.c_longlong(threads), *(TYPES[a.dtype.name](int(a)) for a in arguments))
+                self.put(function, ctypes.c_longlong(threads), *(TYPES[a.dtype.name](int(a)) for a in arguments))
 
             return launch
 
         return {name: launcher(name) for name in names}
 
     def close(self):
+        self.wait()
         self.blocks.clear()
+        self._pinned.clear()

@@ -42,6 +42,7 @@ TacticSource = _enum(
 )
 MemoryPoolType = enum.IntEnum("MemoryPoolType", ["WORKSPACE"], start=0)
 LayerType = enum.IntEnum("LayerType", ["COMPUTE", "CONSTANT", "SHAPE", "QUANTIZE", "DEQUANTIZE"], start=0)
+TensorIOMode = enum.Enum("TensorIOMode", ["NONE", "INPUT", "OUTPUT"])
 DataType = enum.Enum("DataType", {"FLOAT": onnx.TensorProto.FLOAT, "HALF": onnx.TensorProto.FLOAT16})
 
 
@@ -237,6 +238,21 @@ class Engine:
             for v in [*self.session.get_inputs(), *self.session.get_outputs()]
         }
 
+    @property
+    def num_io_tensors(self):
+        return len(self.types)
+
+    def get_tensor_name(self, index):
+        return [*self.types][index]
+
+    def get_tensor_mode(self, name):
+        given = {v.name for v in self.session.get_inputs()}
+        return TensorIOMode.INPUT if name in given else TensorIOMode.OUTPUT
+
+    def get_tensor_profile_shape(self, name, profile_index):
+        assert profile_index == 0
+        return self.header["shapes"][name]
+
     def get_tensor_dtype(self, name):
         return self.types[name]
 
@@ -266,17 +282,22 @@ class Context:
     def execute_async_v3(self, stream):
         if failing() == "run":
             return False
+        from host_device import STREAMS
+
+        STREAMS[stream].put(self._run, dict(self.shapes), dict(self.addresses))
+        return True
+
+    def _run(self, shapes, addresses):
         session = self.engine.session
-        feed = {v.name: self._host(v.name, self.shapes[v.name]).copy() for v in session.get_inputs()}
+        feed = {v.name: self._host(v.name, shapes[v.name], addresses).copy() for v in session.get_inputs()}
         outputs = [v.name for v in session.get_outputs()]
         for name, values in zip(outputs, session.run(outputs, feed), strict=True):
             if name == "rgb" and failing() in ("nan", "wrong"):
                 values = values + np.float32(np.nan if failing() == "nan" else 0.1)
-            self._host(name, values.shape)[...] = values
-        return True
+            self._host(name, values.shape, addresses)[...] = values
 
-    def _host(self, name, shape):
+    def _host(self, name, shape, addresses):
         dtype = np.dtype(nptype(self.engine.types[name]))
         size = int(np.prod(shape)) * dtype.itemsize
-        memory = (ctypes.c_char * size).from_address(self.addresses[name])
+        memory = (ctypes.c_char * size).from_address(addresses[name])
         return np.frombuffer(memory, dtype).reshape(shape)

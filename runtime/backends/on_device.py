@@ -1,0 +1,154 @@
+"""What backends on a GPU share: memory that is used again, work that is replayed, what stays there."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from diinn.runtime.cuda import Device, OutOfMemory
+from diinn.runtime.errors import DiinnError
+from diinn.runtime.grid import Queries, RegularQueries
+
+log = logging.getLogger(__name__)
+FLOAT, INT = 4, 4  # bytes
+MOST_IDLE, IDLE_BYTES = 32, 2**29  # of memory kept for another use
+MOST_REPLAYS = 16
+
+
+class Buffers:
+    """Device memory that is used again: ``take`` gives (size, address) of at least so many bytes, ``give`` keeps it."""
+
+    def __init__(self, device: Device) -> None:
+        self._device, self._closed = device, False
+        self._idle: list[tuple[int, int]] = []  # (size, address), longest idle first
+
+    def take(self, size: int) -> tuple[int, int]:
+        """Raises OutOfMemory, after giving back all that is idle."""
+        fitting = [block for block in self._idle if size <= block[0] <= 2 * size]
+        if fitting:
+            self._idle.remove(min(fitting))
+            return min(fitting)
+        try:
+            return size, self._device.allocate(size)
+        except OutOfMemory:
+            self._keep(0, 0)
+            return size, self._device.allocate(size)
+
+    def give(self, blocks: Sequence[tuple[int, int]]) -> None:
+        if not self._closed:  # else the device has freed them already
+            self._idle.extend(blocks)
+            self._keep(MOST_IDLE, IDLE_BYTES)
+
+    def _keep(self, most: int, size: int) -> None:
+        while self._idle and (len(self._idle) > most or sum(block[0] for block in self._idle) > size):
+            self._device.free(self._idle.pop(0)[1])
+
+    def close(self) -> None:
+        """The device is about to free everything itself."""
+        self._closed = True
+
+
+class Pinned:
+    """Pinned host memory that grows to the largest array asked for."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._bytes: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
+
+    def array(self, shape: Sequence[int], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """An array on the same memory as the last one."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if size > self._bytes.nbytes:
+            if self._bytes.nbytes:
+                self._device.unpin(self._bytes)
+            self._bytes = self._device.pinned((size,), np.uint8)
+        return self._bytes[:size].view(dtype).reshape(tuple(shape))
+
+
+class DeviceMaps:
+    """The maps of one batch on the device, [B·H·W, C] each; their memory is used again when nobody holds them."""
+
+    def __init__(self, buffers: Buffers, sizes: Sequence[int]) -> None:
+        blocks: list[tuple[int, int]] = []
+        self._return = weakref.finalize(self, buffers.give, blocks)
+        for size in sizes:
+            blocks.append(buffers.take(size))
+        self.addresses = [address for _, address in blocks]
+
+
+class AxisTables:
+    """A regular grid's axis tables on the device: ``addresses`` of row index, row position, column index, column
+    position (one table of each per shift of the layout, one after another) and the constants."""
+
+    def __init__(self, device: Device, buffers: Buffers, queries: RegularQueries) -> None:
+        tables = [
+            np.concatenate([axis.index for axis in queries.rows]),
+            np.concatenate([axis.local for axis in queries.rows]),
+            np.concatenate([axis.index for axis in queries.cols]),
+            np.concatenate([axis.local for axis in queries.cols]),
+            queries.constants,
+        ]
+        blocks: list[tuple[int, int]] = []
+        self._return = weakref.finalize(self, buffers.give, blocks)
+        for table in tables:
+            blocks.append(buffers.take(max(table.nbytes, 1)))
+            device.upload(blocks[-1][1], np.ascontiguousarray(table))
+        device.wait()  # the tables are gone when this returns
+        self.addresses = [address for _, address in blocks]
+
+
+class Tables:
+    """``AxisTables`` of the grids in use, each uploaded once."""
+
+    def __init__(self, device: Device, buffers: Buffers) -> None:
+        self._device, self._buffers = device, buffers
+        self._known: weakref.WeakKeyDictionary[Queries, AxisTables] = weakref.WeakKeyDictionary()
+
+    def __getitem__(self, queries: RegularQueries) -> AxisTables:
+        if queries not in self._known:
+            self._known[queries] = AxisTables(self._device, self._buffers, queries)
+        return self._known[queries]
+
+
+class Replays:
+    """Work that comes again: done as it is the first time, captured as a CUDA graph the second, replayed from then on.
+
+    A key must name all that the work depends on but what lies in memory: shapes, addresses, counts.
+    """
+
+    def __init__(self, device: Device, *, wanted: bool) -> None:
+        self._device, self._wanted = device, wanted
+        self._known: OrderedDict[Hashable, Callable[[], None] | None] = OrderedDict()
+
+    def run(self, key: Hashable, work: Callable[[], None]) -> None:
+        if not self._wanted:
+            work()
+            return
+        if key not in self._known:  # libraries set themselves up in the first run of a shape
+            work()
+            self._known[key] = None
+        else:
+            replay = self._known[key] or self._captured(work)
+            replay()
+            self._known[key] = replay
+        self._known.move_to_end(key)
+        while len(self._known) > MOST_REPLAYS:
+            self._known.popitem(last=False)
+
+    def _captured(self, work: Callable[[], None]) -> Callable[[], None]:
+        try:
+            return self._device.capture(work)
+        except DiinnError as error:
+            log.warning("no CUDA graphs from here on: %s", error)
+            self._wanted = False
+            self._known.clear()
+            return work
+
+    def forget(self) -> None:
+        """What was captured does not hold any more."""
+        self._known.clear()
