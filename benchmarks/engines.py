@@ -33,12 +33,13 @@ CASES: tuple[tuple[Size, Size], ...] = (*speed.CASES, ((320, 240), (1280, 960)))
 
 @dataclass(frozen=True)
 class Result:
-    """One model in one precision: its side-cars, and (encode, decode, total) medians in ms by case; or what failed."""
+    """One model in one precision: its side-cars; (encode, decode, total) medians in ms by case, and the total with CUDA
+    graphs; or what failed."""
 
     model: str
     precision: str
     cars: Sequence[SideCar] = ()
-    times: Sequence[tuple[float, float, float]] = ()
+    times: Sequence[tuple[float, float, float, float]] = ()
     failed: str = ""
 
 
@@ -47,13 +48,16 @@ def measure(model: str, bundle: bundles.Bundle, precision: str, options: build.B
     try:
         jobs = {"encoder": profiles.encoder(SIZES), "decoder": profiles.decoder(bundle)}
         to_trt.build_engines(bundle, precision, jobs, options)
-        with SuperResolver.open(bundle.path, backend="tensorrt", precision=precision) as resolver:
-            assert isinstance(resolver.backend, TensorRtBackend)
-            cars = resolver.backend.side_cars
-            times = [
-                speed.alternate({precision: speed.in_runtime(resolver, *case)}, 10, seconds)[precision]
-                for case in CASES
-            ]
+        with (
+            SuperResolver.open(bundle.path, backend="tensorrt", precision=precision) as plain,
+            SuperResolver.open(bundle.path, backend="tensorrt", precision=precision, cuda_graphs=True) as replayed,
+        ):
+            assert isinstance(plain.backend, TensorRtBackend)
+            cars, times = plain.backend.side_cars, []
+            for case in CASES:
+                both = {"plain": plain, "replayed": replayed}
+                found = speed.alternate({n: speed.in_runtime(r, *case) for n, r in both.items()}, 10, seconds)
+                times.append((*found["plain"], found["replayed"][2]))
     except DiinnError as error:
         return Result(model, precision, failed=str(error))
     return Result(model, precision, cars, times)
@@ -71,17 +75,17 @@ def opened(model: str) -> Iterator[bundles.Bundle]:
 
 def table(results: Sequence[Result]) -> Table:
     """A row per model, precision and case."""
-    heads = ("model", "precision", "LR → output", "encode ms", "decode ms", "all ms", "frames/s")
+    heads = ("model", "precision", "LR → output", "encode ms", "decode ms", "all ms", "with CUDA graphs", "frames/s")
     out = Table(*heads, "build s", "engines MB", "compared with the CPU", box=box.MARKDOWN)
     for result in results:
         if result.failed:
-            out.add_row(result.model, result.precision, *[""] * 7, result.failed)
+            out.add_row(result.model, result.precision, *[""] * 8, result.failed)
             continue
         seconds, size = sum(car.seconds for car in result.cars), sum(car.size for car in result.cars)
         facts = (f"{seconds:.0f}", f"{size / 1e6:.1f}", str(result.cars[0].verify["summary"]))
-        for (lr, dsize), (encode, decode, total) in zip(CASES, result.times, strict=True):
+        for (lr, dsize), (encode, decode, total, replayed) in zip(CASES, result.times, strict=True):
             case = f"{lr[0]}x{lr[1]} → {dsize[0]}x{dsize[1]}"
-            figures = (f"{encode:.2f}", f"{decode:.2f}", f"{total:.2f}", f"{1e3 / total:.1f}")
+            figures = (f"{encode:.2f}", f"{decode:.2f}", f"{total:.2f}", f"{replayed:.2f}", f"{1e3 / total:.1f}")
             out.add_row(result.model, result.precision, case, *figures, *facts)
             facts = ("", "", "")
     return out
@@ -120,11 +124,11 @@ def run(args: argparse.Namespace) -> int:
     device = next((car.key.identity.device for r in results for car in r.cars), "no device")
     head = f"TensorRT {library.__version__}, {device}, {time.strftime('%Y-%m-%d', time.gmtime(began))}.\n"
     print(head)
-    Console(width=200).print(table(results))
+    Console(width=300).print(table(results))
     if args.out is not None:
         with args.out.open("w", encoding="utf-8") as file:
             file.write(head + "\n")
-            Console(file=file, width=200).print(table(results))
+            Console(file=file, width=300).print(table(results))
             file.write("\n```\n" + "\n".join(said.lines) + "\n```\n")
     return int(any(result.failed for result in results))
 

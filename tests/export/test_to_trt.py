@@ -56,7 +56,8 @@ def test_a_dry_run_prints_trtexec(trt: Patch, capsys: Output, tmp_path: Path) ->
     assert run("small", "--dry-run") == 0
     _, decoder = (shlex.split(line) for line in capsys.readouterr().out.splitlines())
     assert {"--fp16", "--precisionConstraints=obey", "--noTF32"} <= {*decoder}
-    assert any("/decoder/Sin_1:fp32" in option for option in decoder if option.startswith("--layerPrecisions="))
+    for name in ("--layerPrecisions=", "--layerOutputTypes="):
+        assert any("/decoder/Sin_1:fp32" in option for option in decoder if option.startswith(name))
     assert not Cache().path.exists()
 
 
@@ -97,6 +98,39 @@ def test_engines_that_are_wrong_are_a_failure(trt: Patch, bundle_path: Path, cap
     trt.setenv("DIINN_DOUBLE_FAIL", "")
     assert run(bundle_path) == 1  # the verdict stands until it is built again
     assert run(bundle_path, "--force") == 0
+
+
+def test_an_engine_that_the_user_trusts_is_taken_and_compared(
+    trt: Patch, bundle_path: Path, capsys: Output, tmp_path: Path
+) -> None:
+    assert run(bundle_path, "--frame-sizes", "64x48") == 0
+    built = {path.name.split("-")[0]: path for path, _ in Cache().entries()}
+    foreign = [Path(shutil.copy(path, tmp_path / f"{role}.engine")) for role, path in built.items()]
+    words = [word for path in foreign for word in ("--trust-engine", path)]
+    Cache().remove()
+    capsys.readouterr()
+    assert run(bundle_path, *words) == 0
+    said = capsys.readouterr().out
+    assert "built in" not in said
+    assert said.count("on your word") == 2
+    assert "tiny: passed" in said
+    cars = {car.key.identity.role: car for _, car in Cache().entries() if not isinstance(car, str)}
+    assert cars["encoder"].key.profile.most["frame"] == (1, 3, 48, 64)
+    assert cars["encoder"].verify["passed"]
+    assert run(bundle_path, *words, *words) == 2
+    assert "a second" in capsys.readouterr().err
+    foreign[0].write_bytes(b"no engine")
+    assert run(bundle_path, "--trust-engine", foreign[0]) == 2
+    assert f"--trust-engine '{foreign[0]}': TensorRT 10.13.0.35 does not run" in capsys.readouterr().err
+    assert run(bundle_path, "--trust-engine", tmp_path / "none") == 2
+    assert "cannot read engine" in capsys.readouterr().err
+
+
+def test_an_engine_of_another_model_is_not_taken_even_so(trt: Patch, bundle_path: Path, capsys: Output) -> None:
+    assert run("nano", "--frame-sizes", "64x48") == 0
+    decoder = next(path for path, _ in Cache().entries() if path.name.startswith("decoder"))
+    assert run(bundle_path, "--trust-engine", decoder) == 2
+    assert "are neither those of an encoder nor of a decoder of tiny" in capsys.readouterr().err
 
 
 def test_tensorrt_that_is_too_old_is_as_none(trt: Patch, bundle_path: Path, capsys: Output) -> None:

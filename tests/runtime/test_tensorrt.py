@@ -79,6 +79,69 @@ def test_memory_is_used_again(trt: Trt, bundle_path: Path) -> None:
         assert len(blocks) < before + 70
 
 
+def test_work_that_comes_again_is_replayed(trt: Trt, bundle: Path, caplog: Log) -> None:
+    frames = [np.random.default_rng(n).uniform(0, 1, (21, 33, 3)).astype(np.float32) for n in range(6)]
+    with SuperResolver.open(bundle, backend="tensorrt", precision="fp32", chunk=1000) as plain:
+        wanted = [plain.resize(frame, (70, 51), dtype=np.float32) for frame in frames]
+        other = plain.resize(frames[0][:20], (70, 51), dtype=np.float32)
+        assert plain.backend.device.replayed == 0  # type: ignore[attr-defined]
+    with SuperResolver.open(bundle, backend="tensorrt", precision="fp32", chunk=1000, cuda_graphs=True) as gpu:
+        device = gpu.backend.device  # type: ignore[attr-defined]
+        for frame, right in zip(frames, wanted, strict=True):
+            np.testing.assert_array_equal(gpu.resize(frame, (70, 51), dtype=np.float32), right)
+        before = device.replayed
+        assert before > 12  # encoder and decoder
+        np.testing.assert_array_equal(gpu.resize(frames[0][:20], (70, 51), dtype=np.float32), other)
+        np.testing.assert_array_equal(gpu.resize(frames[1], (70, 51), dtype=np.float32), wanted[1])
+        trt.setattr(type(device), "captures", False)
+    with SuperResolver.open(bundle, backend="tensorrt", precision="fp32", cuda_graphs=True) as gpu:
+        for frame, right in zip(frames, wanted, strict=True):
+            np.testing.assert_array_equal(gpu.resize(frame, (70, 51), dtype=np.float32), right)
+    assert sum("no CUDA graphs from here on" in r.message for r in caplog.records) == 2  # encoder and decoder
+
+
+def test_idle_memory_is_given_back_before_memory_is_out(trt: Trt, bundle_path: Path) -> None:
+    with SuperResolver.open(bundle_path, backend="tensorrt") as gpu:
+        device = gpu.backend.device  # type: ignore[attr-defined]
+        before = gpu.resize(ramp(60, 80), (90, 90))
+        idle = sum(block.nbytes for block in device.blocks.values())
+        trt.setattr(device, "most_bytes", idle + 1000)
+        gpu.resize(ramp(16, 30), (90, 90))  # its own sizes are not idle: others have to go
+        np.testing.assert_array_equal(gpu.resize(ramp(60, 80), (90, 90)), before)
+        with pytest.raises(DiinnError, match="out of device memory"):
+            gpu.resize(ramp(200, 200), (90, 90))
+        np.testing.assert_array_equal(gpu.resize(ramp(60, 80), (90, 90)), before)  # and it goes on
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("names", "the encoder engine has frame, map_a, .* wants frame, map0"),
+        ("frame", "the encoder engine's frame is float16, not float32"),
+        ("maps", "leaves the encoder engine as float16 and enters the decoder's as float32: build both again"),
+    ],
+)
+def test_engines_that_do_not_fit_the_bundle_are_refused(trt: Trt, bundle_path: Path, change: str, message: str) -> None:
+    import tensorrt as double
+
+    original = double.Engine.__init__
+
+    def other(self: object, *args: object) -> None:
+        original(self, *args)
+        types = self.types  # type: ignore[attr-defined]
+        if change == "names" and "frame" in types:
+            types["map_a"] = types.pop("map0")
+            self.types = {name: types[name] for name in ("frame", "map_a", *sorted(types.keys() - {"frame", "map_a"}))}  # type: ignore[attr-defined]
+        if change == "frame" and "frame" in types:
+            types["frame"] = double.DataType.HALF
+        if change == "maps" and "query" in types:
+            types["map0"] = double.DataType.FLOAT
+
+    trt.setattr(double.Engine, "__init__", other)
+    with pytest.raises(DiinnError, match=message):
+        SuperResolver.open(bundle_path, backend="tensorrt")
+
+
 def test_frames_beyond_the_profile_open_another_engine(trt: Trt, bundle_path: Path, caplog: Log) -> None:
     with SuperResolver.open(bundle_path, backend="tensorrt") as gpu:
         out = gpu.resize(np.zeros((490, 20, 3), np.uint8), (20, 490))
