@@ -8,11 +8,13 @@ import logging
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
 from diinn.runtime.bundle import MapSpec
 from diinn.runtime.errors import DiinnError
+from diinn.train.decoders import DiinnDecoder
 from diinn.train.model import SuperResolutionModel
 from onnx import TensorProto, helper
 from torch import Tensor, nn
@@ -62,6 +64,27 @@ def decoder(model: SuperResolutionModel, path: Path) -> onnx.ModelProto:
     axes = {**{name: {0: "S"} for name in names}, "rgb": {0: "Q"}}
     _export(_Decoder(model), inputs, path, names, ["rgb"], axes)
     return _checked(path, FORBIDDEN)
+
+
+def layers(model: SuperResolutionModel) -> dict[str, Any] | None:
+    """The decoder's weights as ``Bundle.layers`` describes them; None for one that the fused kernel is not for."""
+    decoder, config = model.decoder, model.config
+    if not isinstance(decoder, DiinnDecoder) or decoder.kind != "sz" or not decoder.folded:
+        return None
+    (_, first), *later = decoder.layers
+    width = decoder.width
+    pairs: list[Tensor] = [
+        torch.stack([modulation.weight[:, :width], synthesis.weight]) for modulation, synthesis in later
+    ]
+    biases: list[Tensor] = [synthesis.bias for _, synthesis in later]
+    found = {
+        "first": torch.cat([first.weight, first.bias[:, None]], 1),
+        "hidden": torch.stack(pairs) if pairs else torch.empty(0, 2, width, width),
+        "bias": torch.stack(biases) if biases else torch.empty(0, width),
+        "last": decoder.last.weight * config.std,
+        "last_bias": decoder.last.bias * config.std + config.mean,
+    }
+    return {name: values.detach().float().numpy() for name, values in found.items()}
 
 
 def gather_decoder(plain: onnx.ModelProto, maps: Iterable[MapSpec], path: Path) -> onnx.ModelProto:

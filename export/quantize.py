@@ -20,8 +20,8 @@ from diinn.export import half
 from diinn.export.reference import Reference, fast
 from diinn.runtime import grid
 from diinn.runtime.errors import DiinnError
+from diinn.runtime.frames import planar_rgb
 from diinn.runtime.images import read_bgr
-from diinn.runtime.resolver import planar_rgb
 from diinn.train import protocol
 from diinn.train.photographs import find_images
 from onnx import ModelProto

@@ -259,7 +259,7 @@ def _verify(bundle: Bundle, precision: str, *, again: bool) -> int:
         assert isinstance(backend, TensorRtBackend)
         if again:
             backend.verify(again=True)
-        verdict = backend.encoder.car.verify
+        verdict = backend.side_cars[0].verify
         if verdict:
             Console().print(verify.table(verdict))
         print(

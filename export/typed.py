@@ -13,7 +13,7 @@ from diinn.export import half
 from diinn.export.reference import Reference, fast
 from diinn.runtime import demo, golden, grid
 from diinn.runtime.errors import DiinnError
-from diinn.runtime.resolver import planar_rgb
+from diinn.runtime.frames import planar_rgb
 from onnx import ModelProto, TensorProto, helper
 
 LARGEST_LOSS = 1e-3  # rms in units of [0, 1]: a quarter of an 8-bit step, 0.01 dB at 35 dB

@@ -95,6 +95,9 @@ def _write(
         onnx.save(half.encoder, folder / files["fp16"]["encoder"])
         onnx.save(half.decoder, folder / files["fp16"]["decoder"])
         measured["fp16"] = half.card
+    layers = graphs.layers(model)
+    if layers is not None:
+        np.savez_compressed(folder / bundles.LAYERS, **layers)
     np.savez_compressed(folder / "golden.npz", **_golden_sample(model, loaded.scales))
     architecture = plain(model.config)
     description = {

@@ -22,7 +22,8 @@ from diinn.runtime.errors import BundleError, InputError, unknown
 FORMAT, VERSION = "diinn-bundle", 2
 SUFFIX = ".diinn"
 MODELS = Path(__file__).parent / "models"
-GOLDEN_BYTES = 16 * 2**20
+LAYERS = "layers.npz"  # in the bundles of decoders that the fused kernel takes
+ARRAY_BYTES = 64 * 2**20
 # Graphs of each precision; fp32 is in every bundle. ``gather_decoder`` is the decoder with the gather inside, for CPUs.
 ROLES = {
     "fp32": ("encoder", "decoder", "gather_decoder"),
@@ -86,18 +87,43 @@ class Bundle:
 
     def golden(self) -> dict[str, np.ndarray]:
         """The golden sample: frame, three views, reference outputs, tolerance (see ``golden.py``)."""
-        path = self.path / "golden.npz"
-        try:
-            with zipfile.ZipFile(path) as archive:
-                unpacked = sum(item.file_size for item in archive.infolist())
-            if unpacked > GOLDEN_BYTES:
-                raise BundleError(
-                    f"{path} unpacks to {unpacked} bytes, more than a golden sample holds: export it again"
-                )
-            with np.load(path, allow_pickle=False) as sample:
-                return dict(sample)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise BundleError(f"{path} cannot be read ({error}): export it again") from None
+        return _arrays(self.path / "golden.npz")
+
+    def layers(self) -> dict[str, np.ndarray]:
+        """The decoder's own weights, float32, for kernels that take them: ``first`` [K, 4] (what multiplies local y,
+        local x and the ratio, then the bias), ``hidden`` [N - 1, 2, K, K] (modulation's and synthesis' matrix, output
+        by input), ``bias`` [N - 1, K] of the synthesis, ``last`` [3, K] and ``last_bias`` [3] (RGB in [0, 1]).
+
+        Raises InputError for a decoder that is not DIINN's folded one, whose bundle has none.
+        """
+        if LAYERS not in self.files:
+            raise InputError(f"{self.name} holds no {LAYERS}: only bundles of DIINN's own decoder do, export it again")
+        found = _arrays(self.path / LAYERS)
+        depth, width = len(self.maps), self.maps[0].channels
+        shapes = {
+            "first": (width, 4),
+            "hidden": (depth - 1, 2, width, width),
+            "bias": (depth - 1, width),
+            "last": (3, width),
+            "last_bias": (3,),
+        }
+        for name, shape in shapes.items():
+            if name not in found or found[name].shape != shape or found[name].dtype != np.float32:
+                raise BundleError(f"{self.path / LAYERS}: {name} is not float32 {list(shape)}: export it again")
+        return found
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """What a small .npz holds."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(item.file_size for item in archive.infolist())
+        if unpacked > ARRAY_BYTES:
+            raise BundleError(f"{path} unpacks to {unpacked} bytes, more than it may hold: export it again")
+        with np.load(path, allow_pickle=False) as sample:
+            return dict(sample)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise BundleError(f"{path} cannot be read ({error}): export it again") from None
 
 
 def sha256(path: Path) -> str:
@@ -154,7 +180,8 @@ def load(model: str | Path) -> Bundle:
         )
     reader = _Reader(path, values)
     bundle = reader.bundle()
-    reader.check_files({"golden.npz"}.union(*(roles.values() for roles in bundle.graphs.values())))
+    extra = {"golden.npz", LAYERS} if LAYERS in bundle.files else {"golden.npz"}
+    reader.check_files(extra.union(*(roles.values() for roles in bundle.graphs.values())))
     return bundle
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from diinn.runtime.errors import DiinnError, InputError
+from diinn.runtime.kernels import compiler
 
+log = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: the stream does not wait for the default one
 THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may go on meanwhile
@@ -28,7 +31,11 @@ class OutOfMemory(DiinnError):
 
 
 class Device:
-    """One CUDA device: its primary context, one non-default stream, and what was allocated on it."""
+    """One CUDA device: its primary context, one non-default stream, and what was allocated on it.
+
+    name; capability: compute capability, like "8.7"; multiprocessors: how many; shared_bytes: of shared memory that a
+    block may have; stream: its handle
+    """
 
     def __init__(self, ordinal: int = 0) -> None:
         """Raises InputError where pycuda, the driver or the device is missing."""
@@ -46,6 +53,9 @@ class Device:
         self._cuda, self._context = driver, _contexts[ordinal]
         self.name: str = device.name()
         self.capability: str = "{}.{}".format(*device.compute_capability())
+        kinds = driver.device_attribute
+        self.multiprocessors: int = device.get_attribute(kinds.MULTIPROCESSOR_COUNT)
+        self.shared_bytes: int = device.get_attribute(kinds.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
         self._blocks: dict[int, Any] = {}  # device memory by address
         self._kept: list[Any] = []  # pinned memory and modules
         with self.active():
@@ -55,19 +65,20 @@ class Device:
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """The device's context is this thread's within; errors of the driver leave as DiinnError."""
-        self._context.push()
         try:
-            yield
-        except self._cuda.MemoryError as error:
-            free, total = self._cuda.mem_get_info()
-            raise OutOfMemory(
-                f"out of device memory ({free / 2**20:.0f} of {total / 2**20:.0f} MiB are free): "
-                "use fewer cameras or smaller frames"
-            ) from error
+            self._context.push()
+            try:
+                yield
+            except self._cuda.MemoryError as error:
+                free, total = self._cuda.mem_get_info()
+                raise OutOfMemory(
+                    f"out of device memory ({free / 2**20:.0f} of {total / 2**20:.0f} MiB are free): "
+                    "use fewer cameras or smaller frames"
+                ) from error
+            finally:
+                self._context.pop()
         except self._cuda.Error as error:
             raise DiinnError(f"CUDA failed: {' '.join(str(error).split())[:300]}") from error
-        finally:
-            self._context.pop()
 
     def memory(self) -> tuple[int, int]:
         """(free, total) bytes."""
@@ -76,8 +87,11 @@ class Device:
 
     def allocate(self, size: int) -> int:
         """Address of ``size`` bytes of device memory, freed by ``free`` or ``close``. Raises OutOfMemory."""
-        with self.active():
-            block = self._cuda.mem_alloc(max(size, 1))
+        try:
+            with self.active():
+                block = self._cuda.mem_alloc(max(size, 1))
+        except OutOfMemory as error:
+            raise OutOfMemory(f"{size / 2**20:.1f} MiB wanted, {error}") from None
         self._blocks[int(block)] = block
         return int(block)
 
@@ -115,25 +129,28 @@ class Device:
             self._stream.synchronize()
 
     def kernels(self, source: Path, names: Sequence[str]) -> dict[str, Callable[..., None]]:
-        """Compile a .cu file for this device; each kernel is called as ``kernel(threads, *arguments)``."""
-        try:
-            from pycuda.compiler import SourceModule
-        except ImportError as error:
-            raise InputError(f"cannot compile CUDA kernels ({error}): install nvcc, the CUDA toolkit") from None
+        """Kernels of a .cu file, compiled for this device (``compiler.machine_code``).
+
+        Each is called as ``kernel(threads, *arguments, block=256, shared=0)``: arguments are NumPy scalars, addresses
+        uint64; ``threads`` is rounded up to whole blocks; shared: bytes of dynamic shared memory.
+        """
+        code = compiler.machine_code(source, self.capability, self._cuda.get_driver_version())
         with self.active():
-            try:
-                text = source.read_text(encoding="utf-8")
-                module = SourceModule(text, no_extern_c=True, include_dirs=[str(source.parent)])
-            except OSError as error:  # nvcc is not on the path
-                raise InputError(f"cannot compile {source.name} ({error}): put the toolkit's nvcc on PATH") from None
+            module = self._cuda.module_from_buffer(code)
             self._kept.append(module)
             return {name: self._launcher(module.get_function(name)) for name in names}
 
-    def _launcher(self, function: Any, block: int = 256) -> Callable[..., None]:
-        def launch(threads: int, *arguments: Any) -> None:
+    def _launcher(self, function: Any) -> Callable[..., None]:
+        most = 48 * 1024  # what a kernel may have unasked
+
+        def launch(threads: int, *arguments: Any, block: int = 256, shared: int = 0) -> None:
+            nonlocal most
             with self.active():
+                if shared > most:
+                    function.set_attribute(self._cuda.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, shared)
+                    most = shared
                 grid = (-(-threads // block), 1)
-                function(*arguments, block=(block, 1, 1), grid=grid, stream=self._stream)
+                function(*arguments, block=(block, 1, 1), grid=grid, shared=shared, stream=self._stream)
 
         return launch
 
@@ -166,12 +183,16 @@ class Device:
         return replay
 
     def close(self) -> None:
-        """Wait and free everything."""
-        with self.active():
-            self._stream.synchronize()
-            for block in [*self._blocks.values(), *self._kept]:
-                if hasattr(block, "free"):
-                    block.free()
+        """Wait and free everything; a device that is lost has nothing left to free."""
+        try:
+            with self.active():
+                self._stream.synchronize()
+                for block in [*self._blocks.values(), *self._kept]:
+                    if hasattr(block, "free"):
+                        block.free()
+        except DiinnError as error:
+            log.warning("closing %s: %s", self.name, error)
+        with contextlib.suppress(DiinnError), self.active():  # what pycuda frees itself when it is let go
             self._blocks.clear()
             self._kept.clear()
             del self._stream

@@ -114,13 +114,14 @@ class Queries(ABC):
     """The queries of one view over one LR frame.
 
     layout: what a query consists of
-    shape: the output's (height, width)
+    shape: the output's (height, width); src_width: the frame's width
     scales: smallest and largest scale among the queries and axes, before any clamping
     outside: which queries lie outside the frame and get the border value, bool [h·w]; None if none do
     """
 
     layout: Layout
     shape: tuple[int, int]
+    src_width: int
     scales: tuple[float, float]
     outside: npt.NDArray[np.bool_] | None
 

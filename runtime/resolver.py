@@ -17,6 +17,7 @@ from diinn.runtime import backends, golden, grid, memory
 from diinn.runtime import bundle as bundles
 from diinn.runtime.backends.base import Backend, BackendOptions, Maps, Segment
 from diinn.runtime.errors import BundleError, DiinnError, InputError
+from diinn.runtime.frames import Image, as_bgr, as_dtype
 from diinn.runtime.grid import Size
 from diinn.runtime.view import Rect, View
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 log = logging.getLogger(__name__)
-Image = npt.NDArray[Any]
 MIB = 2**20
 
 
@@ -174,7 +174,7 @@ class SuperResolver:
             fit = min(max(fit, 1), self.backend.most_frames((width, height)) or len(members))
             for start in range(0, len(members), fit):
                 batch = members[start : start + fit]
-                maps = self.backend.encode(np.concatenate([planar_rgb(ready[i]) for i in batch]))
+                maps = self.backend.encode([ready[i] for i in batch])
                 for place, i in enumerate(batch):
                     out[i] = Encoded(ready[i], maps, place * height * width)
         return [encoded for encoded in out if encoded is not None]
@@ -207,7 +207,7 @@ class SuperResolver:
             out = np.empty((size[1], size[0], 3), kind)
             whole = view.rect is None and view.maps is None
             if whole and size == encoded.size != view.dsize:  # both axes shrink: nothing to add to the frame
-                plans.append((view, None, _as_dtype(encoded.frame, kind)))
+                plans.append((view, None, as_dtype(encoded.frame, kind)))
                 continue
             queries = view.queries(encoded.size, self.bundle.scales, self.bundle.layout)
             self._warn_of_scale(queries)
@@ -235,7 +235,7 @@ class SuperResolver:
             parts = [part for part in parts if part.count]
             if parts:
                 # No name for the maps: those of one band are gone before the next is encoded.
-                self.backend.decode(self.backend.encode(planar_rgb(encoded.frame[low:high])), parts)
+                self.backend.decode(self.backend.encode([encoded.frame[low:high]]), parts)
 
     def _reduced(self, view: View, out: Image) -> Image:
         if view.dsize == out.shape[1::-1]:
@@ -290,36 +290,3 @@ def bands(size: Size, bundle: bundles.Bundle, budget: int) -> list[tuple[int, in
         (top, bottom, max(0, top - bundle.radius), min(height, bottom + bundle.radius))
         for top, bottom in itertools.pairwise(edges)
     ]
-
-
-def as_bgr(frame: Image) -> Image:
-    """A frame as [H, W, 3] BGR, uint8 or float32; InputError names what cannot be used."""
-    if not isinstance(frame, np.ndarray):
-        raise InputError(f"a frame is a numpy array, got {type(frame).__name__}")
-    if frame.dtype not in (np.uint8, np.float32):
-        raise InputError(f"a frame is uint8, or float32 in [0, 1], got {frame.dtype}: convert it first")
-    if frame.ndim == 3 and frame.shape[2] == 4:
-        raise InputError("a frame with alpha (BGRA) is not super-resolved: drop it with frame[..., :3]")
-    if frame.ndim == 3 and frame.shape[2] == 1:
-        frame = frame[..., 0]
-    if frame.ndim == 2:
-        frame = np.repeat(frame[..., None], 3, axis=2)
-    if frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
-        raise InputError(f"a frame is [height, width, 3] BGR or [height, width] grey, got {list(frame.shape)}")
-    return frame
-
-
-def planar_rgb(frame: Image) -> grid.Float32:
-    """[H, W, 3] BGR, uint8 or float32 in [0, 1], to float32 [1, 3, H, W] RGB in [0, 1]."""
-    planes = frame[..., ::-1].transpose(2, 0, 1)[None]
-    if frame.dtype == np.uint8:
-        return np.multiply(planes, np.float32(1 / 255), dtype=np.float32, order="C")
-    return np.ascontiguousarray(planes, dtype=np.float32)
-
-
-def _as_dtype(frame: Image, dtype: np.dtype[Any]) -> Image:
-    if frame.dtype == dtype:
-        return frame
-    if dtype == np.uint8:
-        return np.clip(np.rint(frame * np.float32(255)), 0, 255).astype(np.uint8)
-    return np.asarray(frame, np.float32) / np.float32(255)

@@ -93,11 +93,12 @@ def trt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kernel_folder: Path) ->
     monkeypatch.setenv("PYTHONPATH", str(DOUBLE))
     monkeypatch.setenv("DIINN_CACHE", str(tmp_path / "cache"))
     from diinn.runtime import cuda
-    from diinn.runtime.backends import tensorrt as backend
+    from diinn.runtime.backends import cuda as fused
+    from diinn.runtime.backends import device_backend, tensorrt
     from host_device import HostDevice
 
     monkeypatch.setattr(HostDevice, "folder", kernel_folder, raising=False)
-    for module in (cuda, backend):
+    for module in (cuda, device_backend, tensorrt, fused):
         monkeypatch.setattr(module, "Device", HostDevice)
     play("10.13.0.35", monkeypatch)
     yield monkeypatch

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from diinn.runtime.bundle import Bundle
+from diinn.runtime.frames import Image
 from diinn.runtime.grid import Float32, Ids, Int32, Queries
 
 
@@ -141,8 +142,8 @@ class Backend(ABC):
         """The backend and its device, for people."""
 
     @abstractmethod
-    def encode(self, frames: Float32) -> Maps:
-        """Frames [B, 3, H, W] RGB in [0, 1] to the maps: rows of all frames together, [B·H·W, C] each."""
+    def encode(self, frames: Sequence[Image]) -> Maps:
+        """Frames of one size to the maps: rows of all frames together, [B·H·W, C] each."""
 
     @abstractmethod
     def run_chunk(self, maps: Maps, chunk: Chunk) -> None:

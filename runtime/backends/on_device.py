@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from diinn.runtime.cuda import Device, OutOfMemory
 from diinn.runtime.errors import DiinnError
-from diinn.runtime.grid import Queries, RegularQueries
+from diinn.runtime.grid import MapQueries, Queries, RegularQueries
 
 log = logging.getLogger(__name__)
 FLOAT, INT = 4, 4  # bytes
+# ``Segment`` of kernels/geometry.h.
+SEGMENT = np.dtype(
+    [(name, np.int64) for name in ("start", "first")]
+    + [(name, np.uint64) for name in ("ids", "rows", "row_at", "cols", "col_at", "constants", "outside", "out")]
+    + [(name, np.int32) for name in ("height", "width", "source_width", "offset")]
+    + [("border", np.float32), ("bytes", np.int32)]
+)
 MOST_IDLE, IDLE_BYTES = 32, 2**29  # of memory kept for another use
 MOST_REPLAYS = 16
 
@@ -44,6 +52,17 @@ class Buffers:
             self._idle.extend(blocks)
             self._keep(MOST_IDLE, IDLE_BYTES)
 
+    @contextlib.contextmanager
+    def borrowed(self, *sizes: int) -> Iterator[list[int]]:
+        """Addresses of so many bytes each, within."""
+        blocks: list[tuple[int, int]] = []
+        try:
+            for size in sizes:
+                blocks.append(self.take(size))
+            yield [address for _, address in blocks]
+        finally:
+            self.give(blocks)
+
     def _keep(self, most: int, size: int) -> None:
         while self._idle and (len(self._idle) > most or sum(block[0] for block in self._idle) > size):
             self._device.free(self._idle.pop(0)[1])
@@ -71,47 +90,57 @@ class Pinned:
 
 
 class DeviceMaps:
-    """The maps of one batch on the device, [B·H·W, C] each; their memory is used again when nobody holds them."""
+    """The maps of one batch on the device, [B·H·W, C] each; their memory is used again when nobody holds them.
+
+    addresses: of each map; table: of memory for these addresses, which kernels read
+    """
 
     def __init__(self, buffers: Buffers, sizes: Sequence[int]) -> None:
         blocks: list[tuple[int, int]] = []
         self._return = weakref.finalize(self, buffers.give, blocks)
-        for size in sizes:
+        for size in (*sizes, 8 * len(sizes)):
             blocks.append(buffers.take(size))
-        self.addresses = [address for _, address in blocks]
+        *self.addresses, self.table = [address for _, address in blocks]
 
 
-class AxisTables:
-    """A regular grid's axis tables on the device: ``addresses`` of row index, row position, column index, column
-    position (one table of each per shift of the layout, one after another) and the constants."""
+class ViewTables:
+    """What the kernels look up of one view's queries, on the device: fields of ``SEGMENT`` by name."""
 
-    def __init__(self, device: Device, buffers: Buffers, queries: RegularQueries) -> None:
-        tables = [
-            np.concatenate([axis.index for axis in queries.rows]),
-            np.concatenate([axis.local for axis in queries.rows]),
-            np.concatenate([axis.index for axis in queries.cols]),
-            np.concatenate([axis.local for axis in queries.cols]),
-            queries.constants,
-        ]
+    def __init__(self, device: Device, buffers: Buffers, queries: Queries) -> None:
+        if isinstance(queries, RegularQueries):
+            tables = {
+                "rows": np.concatenate([axis.index for axis in queries.rows]),
+                "row_at": np.concatenate([axis.local for axis in queries.rows]),
+                "cols": np.concatenate([axis.index for axis in queries.cols]),
+                "col_at": np.concatenate([axis.local for axis in queries.cols]),
+                "constants": queries.constants,
+            }
+        else:
+            assert isinstance(queries, MapQueries)
+            tables = {"rows": queries.index, "row_at": queries.local, "constants": queries.ratio}
+        if queries.outside is not None:
+            tables["outside"] = queries.outside.view(np.uint8)
         blocks: list[tuple[int, int]] = []
         self._return = weakref.finalize(self, buffers.give, blocks)
-        for table in tables:
+        self.fields: dict[str, int] = {"height": queries.shape[0], "width": queries.shape[1]}
+        self.fields["source_width"] = queries.src_width
+        for name, table in tables.items():
             blocks.append(buffers.take(max(table.nbytes, 1)))
+            self.fields[name] = blocks[-1][1]
             device.upload(blocks[-1][1], np.ascontiguousarray(table))
         device.wait()  # the tables are gone when this returns
-        self.addresses = [address for _, address in blocks]
 
 
 class Tables:
-    """``AxisTables`` of the grids in use, each uploaded once."""
+    """``ViewTables`` of the views in use, each uploaded once."""
 
     def __init__(self, device: Device, buffers: Buffers) -> None:
         self._device, self._buffers = device, buffers
-        self._known: weakref.WeakKeyDictionary[Queries, AxisTables] = weakref.WeakKeyDictionary()
+        self._known: weakref.WeakKeyDictionary[Queries, ViewTables] = weakref.WeakKeyDictionary()
 
-    def __getitem__(self, queries: RegularQueries) -> AxisTables:
+    def __getitem__(self, queries: Queries) -> ViewTables:
         if queries not in self._known:
-            self._known[queries] = AxisTables(self._device, self._buffers, queries)
+            self._known[queries] = ViewTables(self._device, self._buffers, queries)
         return self._known[queries]
 
 
@@ -148,6 +177,10 @@ class Replays:
             self._wanted = False
             self._known.clear()
             return work
+
+    def refuse(self) -> None:
+        """Replay nothing."""
+        self._wanted = False
 
     def forget(self) -> None:
         """What was captured does not hold any more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import onnxruntime as ort
 from diinn.runtime.backends.base import Backend, Chunk, write
 from diinn.runtime.errors import BundleError, DiinnError, InputError, unknown
+from diinn.runtime.frames import Image, planar_rgb
 from diinn.runtime.grid import Float32
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(int32)": np.int32}
@@ -102,8 +104,9 @@ class OnnxRuntimeBackend(Backend):
         threads = f", {self.workers} threads" if self.workers > 1 else ""
         return f"onnxruntime {ort.__version__} ({self.provider.removesuffix(_SUFFIX)}{threads})"
 
-    def encode(self, frames: Float32) -> list[Float32]:
-        maps = self._call(self._encoder, [m.name for m in self.bundle.maps], {"frame": frames})
+    def encode(self, frames: Sequence[Image]) -> list[Float32]:
+        batch = np.concatenate([planar_rgb(frame) for frame in frames])
+        maps = self._call(self._encoder, [m.name for m in self.bundle.maps], {"frame": batch})
         return [m.reshape(-1, m.shape[-1]) for m in maps]
 
     def run_chunk(self, maps: list[Float32], chunk: Chunk) -> None:

@@ -14,7 +14,7 @@ from diinn.runtime.engines.profiles import Profile, Shape
 from diinn.runtime.errors import DiinnError, InputError
 
 if TYPE_CHECKING:
-    from diinn.runtime.backends.tensorrt import TensorRtBackend
+    from diinn.runtime.backends.device_backend import DeviceBackend
     from diinn.runtime.grid import Size
     from rich.table import Table
 
@@ -58,21 +58,21 @@ class Verdict:
         return asdict(self) | {"passed": self.passed, "summary": self.summary}
 
 
-def compare(backend: TensorRtBackend) -> Verdict:
-    """The engines of an open backend at the size they are tuned to and at random ones, batches too; no rows where
-    ONNX Runtime is not installed."""
+def compare(backend: DeviceBackend, precision: str, profile: Profile) -> Verdict:
+    """An open backend, whose encoder takes ``profile``, at the size that is tuned to and at random ones, batches too;
+    no rows where ONNX Runtime is not installed."""
     from diinn.runtime import backends
     from diinn.runtime.resolver import SuperResolver
 
     bundle = backend.bundle
-    tolerance = TOLERANCES[backend.precision]
+    tolerance = TOLERANCES[precision]
     ours = SuperResolver(bundle, backend, 2**40)
     try:
         backends.load("onnxruntime")
     except InputError as error:
         return Verdict((), tolerance, str(error), time.time())
     with SuperResolver.open(bundle.path, backend="onnxruntime", provider="cpu") as theirs:
-        rows = tuple(_rows(ours, theirs, backend.encoder.profile))
+        rows = tuple(_rows(ours, theirs, profile))
     return Verdict(rows, tolerance, theirs.backend.describe(), time.time())
 
 
@@ -101,7 +101,7 @@ def on_golden(bundle: Bundle, precision: str) -> float:
     """Largest difference of a precision's graphs on the CPU to the golden sample, in [0, 1]; inf if not finite."""
     import onnxruntime as ort
     from diinn.runtime import golden
-    from diinn.runtime.resolver import planar_rgb
+    from diinn.runtime.frames import planar_rgb
 
     sample, gaps = bundle.golden(), []
     encoder, decoder = (

@@ -13,44 +13,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-SHIM = """
-#include <math.h>
-#include <stdint.h>
-#define __global__
-#define __device__
-static struct { int x; } blockIdx, threadIdx, blockDim = {1};
-#include "SOURCE"
-template <typename... Wanted, typename... Given>
-static void run(void (*kernel)(Wanted...), long long threads, Given... given) {
-    for (blockIdx.x = 0; blockIdx.x < threads; ++blockIdx.x) kernel(given...);
-}
-extern "C" void launch_regular_queries(
-    long long threads, long long first, int count, int height, int width, int source_width, int offset, int shifts,
-    int columns, int weighted, const int *rows, const float *row_at, const int *cols, const float *col_at,
-    const float *constants, int *index, float *query) {
-    run(regular_queries, threads, first, count, height, width, source_width, offset, shifts, columns, weighted, rows,
-        row_at, cols, col_at, constants, index, query);
-}
-extern "C" void launch_gather_rows_4(long long n, long long v, int c, const uint32_t *m, const int *i, uint32_t *r) {
-    run(gather_rows_4, n, v, c, m, i, r);
-}
-extern "C" void launch_gather_rows_2(long long n, long long v, int c, const uint16_t *m, const int *i, uint16_t *r) {
-    run(gather_rows_2, n, v, c, m, i, r);
-}
-"""
-TYPES = {"int64": ctypes.c_longlong, "int32": ctypes.c_int, "uint64": ctypes.c_void_p}
+EMULATOR = Path(__file__).with_name("emulator.h")
 STREAMS = {}  # devices by stream
 
 
-def compile_kernels(source: Path, folder: Path):
+def compile_kernels(source: Path, folder: Path, names):
     """The kernels of a .cu file as host functions; skips where there is no g++."""
     if shutil.which("g++") is None:
         pytest.skip("no g++ to compile the kernels for the host")
-    shim, library = folder / "shim.cpp", folder / "kernels.so"
+    shim, library = folder / f"{source.stem}.cpp", folder / f"{source.stem}-{'-'.join(names)}.so"
     if not library.exists():
-        shim.write_text(SHIM.replace("SOURCE", str(source)))
-        subprocess.run(["g++", "-O2", "-shared", "-fPIC", "-ffp-contract=off", shim, "-o", library], check=True)
+        lines = [f'#include "{EMULATOR}"', f'#include "{source}"', *(f"LAUNCH({name})" for name in names)]
+        shim.write_text("\n".join(lines))
+        flags = ["-std=c++17", "-O2", "-shared", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing"]
+        draft = library.with_suffix(".part")
+        subprocess.run(["g++", *flags, shim, "-o", draft], check=True)
+        draft.rename(library)
     return ctypes.CDLL(str(library))
+
+
+def launch(function, threads, arguments, block, shared):
+    """As the driver does it; ``arguments`` are NumPy scalars."""
+    values = [np.array(argument) for argument in arguments]
+    pointers = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
+    function(-(-threads // block), block, shared, pointers)
 
 
 class HostDevice:
@@ -64,6 +50,7 @@ class HostDevice:
     free_bytes = 4 * 2**30
     most_bytes = 2**40
     captures = True
+    multiprocessors, shared_bytes = 2, 163 * 1024
     folder: Path
 
     def __init__(self, ordinal=0):
@@ -138,15 +125,15 @@ class HostDevice:
         return replay
 
     def kernels(self, source, names):
-        library = compile_kernels(source, self.folder)
+        library = compile_kernels(source, self.folder, names)
 
         def launcher(name):
             function = getattr(library, f"launch_{name}")
 
-            def launch(threads, *arguments):
-                self.put(function, ctypes.c_longlong(threads), *(TYPES[a.dtype.name](int(a)) for a in arguments))
+            def put(threads, *arguments, block=256, shared=0):
+                self.put(launch, function, threads, arguments, block, shared)
 
-            return launch
+            return put
 
         return {name: launcher(name) for name in names}
 

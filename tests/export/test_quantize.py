@@ -11,7 +11,7 @@ from diinn.export import quantize, to_trt, writer
 from diinn.export.reference import Reference, fast
 from diinn.runtime import DiinnError, InputError, demo
 from diinn.runtime import bundle as bundles
-from diinn.runtime.resolver import planar_rgb
+from diinn.runtime.frames import planar_rgb
 from onnx import numpy_helper
 
 Pair = tuple[onnx.ModelProto, onnx.ModelProto]

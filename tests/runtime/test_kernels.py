@@ -2,18 +2,24 @@
 ``grid``."""
 
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import DOUBLE, ROOT
-from diinn.runtime import grid
+from diinn.runtime import DiinnError, InputError, grid
+from diinn.runtime.backends.base import Segment
+from diinn.runtime.backends.on_device import SEGMENT, Buffers, ViewTables
+from diinn.runtime.frames import planar_rgb
+from diinn.runtime.kernels import compiler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-KERNELS = sorted((ROOT / "runtime" / "kernels").glob("*.cu"))
+KERNEL_FOLDER = ROOT / "runtime" / "kernels"
+KERNELS = sorted(KERNEL_FOLDER.glob("*.cu"))
+
+
+ARCHITECTURES = (75, 80, 86, 87, 89, 90, 110, 120)
 
 
 @pytest.fixture(scope="module")
@@ -24,62 +30,169 @@ def device(kernel_folder: Path):  # type: ignore[no-untyped-def]
     from host_device import HostDevice
 
     patch.setattr(HostDevice, "folder", kernel_folder, raising=False)
-    found = HostDevice()
-    names = ("regular_queries", "gather_rows_4", "gather_rows_2")
-    yield found, found.kernels(ROOT / "runtime" / "kernels" / "coordinates_gather.cu", names)
+    yield HostDevice()
     patch.undo()
 
 
-@pytest.mark.parametrize("arch", [75, 80, 87, 90, 110])
 @pytest.mark.parametrize("source", KERNELS, ids=lambda p: p.stem)
-def test_compiles_and_spills_nothing(source: Path, arch: int, tmp_path: Path) -> None:
-    if shutil.which("nvcc") is None:
+def test_compiles_for_every_architecture_and_spills_nothing(source: Path) -> None:
+    nvcc = compiler.find_nvcc()
+    if nvcc is None:
         pytest.skip("no nvcc: install the CUDA toolkit")
-    command = ["nvcc", "-cubin", f"-arch=sm_{arch}", "-Werror", "all-warnings", "-Xptxas", "-v", str(source)]
-    done = subprocess.run([*command, "-o", tmp_path / "k.cubin"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
-    assert spills
-    assert set(spills) == {("0", "0")}
+    for arch in ARCHITECTURES:
+        flags = ["-cubin", f"-arch=sm_{arch}", "-Werror", "all-warnings", "-Xptxas", "-v"]
+        code, said = compiler.compiled(nvcc, source, flags)
+        assert code[:4] == b"\x7fELF"
+        spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
+        assert spills
+        assert set(spills) == {("0", "0")}, f"sm_{arch}: {said}"
+
+
+def test_a_source_that_does_not_compile_is_one_line(tmp_path: Path) -> None:
+    nvcc = compiler.find_nvcc()
+    if nvcc is None:
+        pytest.skip("no nvcc: install the CUDA toolkit")
+    (tmp_path / "bad.cu").write_text("nonsense;")
+    with pytest.raises(DiinnError, match=r"cannot compile bad\.cu: .*error") as caught:
+        compiler.compiled(nvcc, tmp_path / "bad.cu", ["-cubin"])
+    assert "\n" not in str(caught.value)
+
+
+def test_machine_code_is_compiled_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if compiler.find_nvcc() is None:
+        pytest.skip("no nvcc: install the CUDA toolkit")
+    monkeypatch.setenv("DIINN_CACHE", str(tmp_path / "diinn" / "engines"))
+    source = KERNEL_FOLDER / "frames.cu"
+    first = compiler.machine_code(source, "8.7", 13000)
+    (kept,) = (tmp_path / "diinn" / "kernels").iterdir()
+    monkeypatch.setattr(compiler, "compiled", lambda *_: pytest.fail("compiled again"))
+    assert compiler.machine_code(source, "8.7", 13000) == first
+    kept.chmod(0o666)  # anybody may have written it
+    with pytest.raises(pytest.fail.Exception, match="compiled again"):
+        compiler.machine_code(source, "8.7", 13000)
+
+
+def test_a_binary_made_beforehand_is_taken_where_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvcc = compiler.find_nvcc()
+    if nvcc is None:
+        pytest.skip("no nvcc: install the CUDA toolkit")
+    monkeypatch.setattr(compiler, "PREBUILT", tmp_path)
+    assert {path.name for path in compiler.prebuild(nvcc, ["8.7", "9.0"])} == {f"{k.stem}.fatbin" for k in KERNELS}
+    monkeypatch.setattr(compiler, "find_nvcc", lambda: None)
+    source = KERNEL_FOLDER / "frames.cu"
+    assert compiler.machine_code(source, "8.7", 99000) == (tmp_path / "frames.fatbin").read_bytes()
+    for capability, driver in (("7.5", 99000), ("8.7", 11040)):
+        with pytest.raises(InputError, match=r"no nvcc on PATH.*'make kernels'"):
+            compiler.machine_code(source, capability, driver)
+    (tmp_path / "frames.fatbin").write_bytes(b"changed")
+    with pytest.raises(InputError, match="no nvcc"):
+        compiler.machine_code(source, "8.7", 99000)
+
+
+def launch(device, source: str, name: str, threads: int, *arguments: object) -> None:  # type: ignore[no-untyped-def]
+    names = re.findall(r"__global__ void (\w+)\(", (KERNEL_FOLDER / f"{source}.cu").read_text())
+    device.kernels(KERNEL_FOLDER / f"{source}.cu", names)[name](threads, *arguments)
+    device.wait()
+
+
+def address(values: np.ndarray) -> np.uint64:
+    return np.uint64(values.ctypes.data)
+
+
+def segments(device, parts) -> tuple[np.ndarray, list[object]]:  # type: ignore[no-untyped-def]
+    """``SEGMENT``s of (queries, ids, offset, out), one after another; and what has to live as long."""
+    table, alive, start = np.zeros(len(parts), SEGMENT), [], 0
+    for row, (queries, ids, offset, out) in zip(table, parts, strict=True):
+        tables = ViewTables(device, Buffers(device), queries)
+        for name, value in tables.fields.items():
+            row[name] = value
+        row["start"], row["offset"], row["border"] = start, offset, 0.25
+        row["out"], row["bytes"] = out.ctypes.data, out.dtype == np.uint8
+        if isinstance(ids, slice):
+            row["first"] = ids.start
+            start += ids.stop - ids.start
+        else:
+            listed = ids.astype(np.int32)
+            row["ids"] = listed.ctypes.data
+            start += len(ids)
+            alive.append(listed)
+        alive.append(tables)
+    return table, alive
 
 
 @settings(max_examples=40)
 @given(
     layout=st.sampled_from([grid.NEAREST, grid.ENSEMBLE, grid.CORNER]),
     source=st.tuples(st.integers(1, 40), st.integers(1, 40)),
-    dsize=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    dsizes=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=3),
     cut=st.tuples(st.floats(0, 0.4), st.floats(0, 0.4)),
     offset=st.integers(-1000, 1000),
     part=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    listed=st.booleans(),
 )
-def test_queries_are_those_of_grid(device, layout, source, dsize, cut, offset, part) -> None:  # type: ignore[no-untyped-def]
-    _, kernels = device
+def test_queries_are_those_of_grid(device, layout, source, dsizes, cut, offset, part, listed) -> None:  # type: ignore[no-untyped-def]
     rect = (cut[0] * source[0], cut[1] * source[1], source[0] * 0.6, source[1] * 0.6)
-    queries = grid.roi(source, rect, dsize, layout)
-    first, last = sorted(int(p * queries.count) for p in part)
-    index, query = queries.arrays(slice(first, last))
-    count, columns = last - first, len(layout.columns)
-    tables = [
-        np.concatenate([getattr(axis, name) for axis in axes])
-        for axes in (queries.rows, queries.cols)
-        for name in ("index", "local")
-    ]
+    views = [grid.roi(source, rect, dsize, layout) for dsize in dsizes]
+    if layout is grid.NEAREST:
+        x, y = np.meshgrid(np.linspace(-2, source[0], 9), np.linspace(-2, source[1], 7))
+        views.append(grid.remap(source, x.astype(np.float32), y.astype(np.float32)))
+    parts, wanted = [], []
+    for k, queries in enumerate(views):
+        first, last = sorted(int(p * queries.count) for p in part)
+        ids = np.arange(first, last)[::-1] if listed and k % 2 else slice(first, last)
+        index, query = queries.arrays(ids)
+        parts.append((queries, ids, offset + k, np.empty(0, np.uint8)))
+        wanted.append((index + offset + k, query))
+    parts = [p for p, (index, _) in zip(parts, wanted, strict=True) if len(index)]
+    index, query = (np.concatenate(values) for values in zip(*wanted, strict=True))
+    if not parts:
+        return
+    table, _alive = segments(device, parts)
     found_index, found_query = np.zeros_like(index), np.zeros_like(query)
-    sizes = (count, *queries.shape, queries.src_width, offset, len(layout.shifts), columns, layout.weighted)
-    pointers = [np.uint64(a.ctypes.data) for a in (*tables, queries.constants, found_index, found_query)]
-    kernels["regular_queries"](count, np.int64(first), *(np.int32(n) for n in sizes), *pointers)
-    np.testing.assert_array_equal(found_index, index + offset)
+    count = len(index) // layout.samples
+    sizes = [np.int32(n) for n in (len(layout.shifts), len(layout.columns), layout.weighted)]
+    facts = (np.int32(count), np.int32(len(parts)), address(table))
+    launch(
+        device, "coordinates_gather", "make_queries", count, *facts, *sizes, address(found_index), address(found_query)
+    )
+    np.testing.assert_array_equal(found_index, index)
     np.testing.assert_array_equal(found_query[:, :2], query[:, :2])
     np.testing.assert_array_max_ulp(found_query[:, 2:], query[:, 2:], 1 if not layout.weighted else 4)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_rows_are_those_of_take(device, dtype: type) -> None:  # type: ignore[no-untyped-def]
-    _, kernels = device
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(37, 5)).astype(dtype)
     index = rng.integers(37, size=101).astype(np.int32)
     found = np.empty((101, 5), dtype)
-    pointers = [np.uint64(a.ctypes.data) for a in (rows, index, found)]
-    kernels[f"gather_rows_{found.itemsize}"](found.size, np.int64(found.size), np.int32(5), *pointers)
+    pointers = [address(a) for a in (rows, index, found)]
+    name = f"gather_rows_{found.itemsize}"
+    launch(device, "coordinates_gather", name, found.size, np.int64(found.size), np.int32(5), *pointers)
     np.testing.assert_array_equal(found, rows[index])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_pixels_are_those_of_the_cpu(device, dtype: type) -> None:  # type: ignore[no-untyped-def]
+    x, y = np.meshgrid(np.linspace(-2, 9, 21, dtype=np.float32), np.linspace(0, 6, 5, dtype=np.float32))
+    views = [grid.resize((9, 7), (12, 10)), grid.remap((9, 7), x, y)]
+    outs = [np.empty((queries.count, 3), dtype) for queries in views]
+    rgb = np.random.default_rng(0).uniform(-0.2, 1.2, (sum(map(len, outs)), 3)).astype(np.float32)
+    rgb[:4] = [[0.5 / 255, 1.5 / 255, 2.5 / 255], [-1, 2, 0], [1, 1, 1], [254.5 / 255] * 3]
+    table, _alive = segments(device, [(q, slice(0, q.count), 0, out) for q, out in zip(views, outs, strict=True)])
+    facts = (np.int32(len(rgb)), np.int32(2), address(table), address(rgb))
+    launch(device, "coordinates_gather", "store_pixels", len(rgb), *facts)
+    for queries, out, part in zip(views, outs, np.split(rgb, [len(outs[0])]), strict=True):
+        wanted = np.empty_like(out)
+        Segment(queries, slice(0, queries.count), 0, wanted, 0.25).write(part)
+        np.testing.assert_array_equal(out, wanted)
+    assert views[1].outside is not None  # and so the border was seen
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_frames_are_those_of_the_cpu(device, dtype: type) -> None:  # type: ignore[no-untyped-def]
+    frames = (np.random.default_rng(0).uniform(0, 1, (2, 5, 7, 3)) * (255 if dtype is np.uint8 else 1)).astype(dtype)
+    found = np.empty((2, 3, 5, 7), np.float32)
+    facts = (np.int64(70), np.int32(35), np.int32(dtype is np.uint8), address(frames), address(found))
+    launch(device, "frames", "planar_rgb", 70, *facts)
+    np.testing.assert_array_equal(found, np.concatenate([planar_rgb(frame) for frame in frames]))

@@ -152,12 +152,12 @@ def test_frames_beyond_the_profile_open_another_engine(trt: Trt, bundle_path: Pa
 
 def test_engines_are_compared_once_and_the_verdict_is_kept(trt: Trt, bundle_path: Path) -> None:
     with SuperResolver.open(bundle_path, backend="tensorrt") as gpu:
-        verdict = gpu.backend.encoder.car.verify  # type: ignore[attr-defined]
+        verdict = gpu.backend.side_cars[0].verify  # type: ignore[attr-defined]
     assert verdict["passed"]
     assert len(verdict["rows"]) == verify.SIZES + 1
     assert tuple(verdict["rows"][0]["frame"]) == (160, 120)  # what it is tuned to
     assert {row["batch"] for row in verdict["rows"]} == {1}
-    trt.setattr(verify, "compare", lambda _: pytest.fail("compared again"))
+    trt.setattr(verify, "compare", lambda *_: pytest.fail("compared again"))
     SuperResolver.open(bundle_path, backend="tensorrt").close()
 
 
@@ -190,6 +190,7 @@ def test_auto_takes_engines_that_are_there_and_says_what_it_passes_over(
     trt: Trt, bundle_path: Path, caplog: Log
 ) -> None:
     caplog.set_level("INFO")
+    trt.delitem(backends.BACKENDS, "cuda")
     with SuperResolver.open(bundle_path) as resolver:
         assert resolver.backend.name == "onnxruntime"
     assert any("not tensorrt: no fp16 engines of tiny for this machine yet" in r.message for r in caplog.records)
@@ -215,6 +216,7 @@ def test_without_onnxruntime_nothing_is_said_to_be_compared(trt: Trt, bundle_pat
 
 
 def test_auto_builds_nothing(trt: Trt, bundle_path: Path) -> None:
+    trt.delitem(backends.BACKENDS, "cuda")
     SuperResolver.open(bundle_path, backend="tensorrt").close()
     with SuperResolver.open(bundle_path) as resolver:
         assert resolver.backend.name == "tensorrt"

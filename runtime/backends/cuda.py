@@ -1,0 +1,232 @@
+"""CUDA: the whole DIINN decoder in one kernel; the encoder by a TensorRT engine or by ONNX Runtime's CUDA provider."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from diinn.runtime.backends.base import BackendOptions
+from diinn.runtime.backends.device_backend import KERNELS, DeviceBackend
+from diinn.runtime.backends.on_device import DeviceMaps
+from diinn.runtime.bundle import Bundle
+from diinn.runtime.cuda import Device
+from diinn.runtime.engines import build, verify
+from diinn.runtime.engines.cache import Cache
+from diinn.runtime.engines.opened import EngineEncoder, Engines
+from diinn.runtime.errors import BundleError, DiinnError, InputError
+from diinn.runtime.grid import Size
+
+log = logging.getLogger(__name__)
+WIDTHS = (16, 32, 64, 128, 256)  # K of the kernels
+WARPS = (8, 4, 2, 1)  # of a block
+ROWS = 32  # queries a warp decodes at once
+LAUNCH = 2**20  # queries of one launch: 3 or 12 MiB of pixels
+HALF = 2  # bytes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How ``fused_decoder.cu`` runs on a device.
+
+    kernel: its name; warps: of a block; shared: bytes of shared memory a block takes
+    blocks: of each multiprocessor at the same time
+    """
+
+    kernel: str
+    warps: int
+    shared: int
+    blocks: int
+
+
+def plan(width: int, depth: int, shared_bytes: int) -> Plan:
+    """For K = ``width`` and N = ``depth`` where a block may have so much shared memory. Raises InputError for a decoder
+    that has no kernel."""
+    if width not in WIDTHS:
+        raise InputError(f"no fused kernel for a decoder {width} wide, only for {', '.join(map(str, WIDTHS))}")
+    piece = width * 64  # bytes of one group's weights, and of a warp's activations
+    pieces = (depth - 1) * width // 16
+    at_once = 2 if width <= 64 else 1
+    for warps in WARPS:
+        for name, kept in (("resident", pieces), ("streamed", 2)):
+            shared = (kept + warps) * piece
+            if shared <= shared_bytes and not (name == "resident" and width == 256):
+                return Plan(f"fused_{width}_{name}", warps, shared, at_once)
+    raise InputError(f"a decoder {width} wide needs {3 * piece} bytes of shared memory, the device has {shared_bytes}")
+
+
+class OrtEncoder:
+    """The encoder graph on ONNX Runtime's CUDA provider, bound to our memory."""
+
+    provider, where = "CUDA", "cuda"
+
+    def __init__(self, bundle: Bundle, device: Device, precision: str) -> None:
+        import onnxruntime as ort
+
+        self._bundle, self._device = bundle, device
+        wanted = f"{self.provider}ExecutionProvider"
+        if wanted not in ort.get_available_providers():
+            raise InputError(
+                f"onnxruntime {ort.__version__} has no {self.provider} provider: pip install onnxruntime-gpu"
+            )
+        path = str(bundle.graph("encoder", precision))
+        try:
+            self._session: Any = ort.InferenceSession(path, providers=[wanted])
+        except Exception as error:  # ONNX Runtime raises a dozen unrelated types
+            raise BundleError(f"ONNX Runtime cannot open {path}: {str(error).splitlines()[0]}") from error
+        if self._session.get_providers()[0] != wanted:
+            raise InputError(f"ONNX Runtime's {self.provider} provider does not load here: its libraries are missing")
+        self._dtype = np.float16 if precision == "fp16" else np.float32
+        self.map_bytes = np.dtype(self._dtype).itemsize
+        self.says = f"onnxruntime {ort.__version__} {self.provider}"
+
+    def encode(self, frames: int, batch: int, size: Size, maps: Sequence[int]) -> bool:
+        """float32 [batch, 3, H, W] RGB to the maps; done when this returns."""
+        width, height = size
+        binding = self._session.io_binding()
+        binding.bind_input("frame", self.where, 0, np.float32, (batch, 3, height, width), frames)
+        for spec, address in zip(self._bundle.maps, maps, strict=True):
+            shape = (batch, height, width, spec.channels)
+            binding.bind_output(spec.name, self.where, 0, self._dtype, shape, address)
+        self._device.wait()  # ONNX Runtime has a stream of its own
+        try:
+            self._session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+        except Exception as error:
+            raise DiinnError(f"ONNX Runtime failed while running: {str(error).splitlines()[0]}") from error
+        return False
+
+
+class CudaBackend(DeviceBackend):
+    """Maps in fp16, decoded by one kernel."""
+
+    name = "cuda"
+
+    @classmethod
+    def not_ready(cls, bundle: Bundle, options: BackendOptions) -> str:
+        try:
+            layers = _layers(bundle, options)
+            device = Device()
+        except InputError as error:
+            return str(error)
+        try:
+            plan(layers["first"].shape[0], len(layers["bias"]) + 1, device.shared_bytes)
+            if _engine_there(bundle, options, device):
+                return ""
+            OrtEncoder(bundle, device, "fp32")
+        except InputError as error:
+            return f"{error}; and no encoder engine: python export/to_trt.py {bundle.path}"
+        finally:
+            device.close()
+        return ""
+
+    def load(self) -> None:
+        layers = _layers(self.bundle, self.options)
+        self.tolerance = verify.TOLERANCES["fp16"]
+        self.chunk = min(self.options.chunk or LAUNCH, LAUNCH)
+        width, self._depth = layers["first"].shape[0], len(layers["bias"]) + 1
+        self.plan = plan(width, self._depth, self.device.shared_bytes)
+        names = (self.plan.kernel, "pack_hidden", "pack_last")
+        self._kernels = self.device.kernels(KERNELS / "fused_decoder.cu", names)
+        self._weights = self._upload(layers, width)
+        self._open_encoder()
+
+    def _open_encoder(self) -> None:
+        """A TensorRT engine where one is or may be built, else ONNX Runtime."""
+        self._engines: Engines | None = None
+        why = ""
+        if self.options.may_build or _engine_there(self.bundle, self.options, self.device):
+            try:
+                self._engines = Engines(self.bundle, self.device, self.options)
+                self._encoder: EngineEncoder | OrtEncoder = EngineEncoder(self._engines)
+                return
+            except InputError as error:
+                self._engines, why = None, f"{error}; and "
+        try:
+            self._encoder = OrtEncoder(self.bundle, self.device, self.bundle.engine_precision(self.options.precision))
+        except (InputError, ImportError) as error:
+            raise InputError(f"no encoder for the GPU: {why}{error}") from None
+        self._encoding.refuse()  # its launches are not on our stream
+
+    def _upload(self, layers: dict[str, Any], width: int) -> list[np.uint64]:
+        """hidden, first, bias, last, last_bias in device memory, as the kernel takes them."""
+        words, last_words = layers["hidden"].size // 2, width // 16 * 64
+        packed = self.device.allocate(max(words, 1) * 4), self.device.allocate(last_words * 4)
+        given = []
+        for name in ("hidden", "first", "bias", "last", "last_bias"):
+            values = np.ascontiguousarray(layers[name], np.float32)
+            given.append(self.device.allocate(values.nbytes))
+            self.device.upload(given[-1], values)
+        hidden, first, bias, last, last_bias = map(np.uint64, given)
+        kinds = (("pack_hidden", words, hidden, packed[0]), ("pack_last", last_words, last, packed[1]))
+        for name, count, source, target in kinds:
+            if count:
+                self._kernels[name](count, np.int64(count), np.int32(width), source, np.uint64(target))
+        self.device.wait()
+        for address in (hidden, last):
+            self.device.free(int(address))
+        return [np.uint64(packed[0]), first, bias, np.uint64(packed[1]), last_bias]
+
+    def describe(self) -> str:
+        encoder = f"TensorRT {self._engines.version}" if self._engines else getattr(self._encoder, "says", "")
+        return f"cuda ({self.device.name}, {self.plan.kernel}, encoder by {encoder})"
+
+    def map_bytes(self) -> int:
+        if self._encoder.map_bytes != HALF:
+            raise DiinnError("the encoder engine's maps are not fp16: build it again, export/to_trt.py --force")
+        return HALF
+
+    def fit(self, size: Size) -> None:
+        if isinstance(self._encoder, EngineEncoder) and self._encoder.fit(size):
+            self._encoding.forget()
+            self.verify()
+
+    def encode_planar(self, frames: int, batch: int, size: Size, maps: Sequence[int]) -> None:
+        if self._encoder.encode(frames, batch, size, maps):
+            self._encoding.forget()
+
+    def most_frames(self, size: Size) -> int | None:
+        self.fit(size)
+        return self._encoder.most_frames if isinstance(self._encoder, EngineEncoder) else None
+
+    def takes(self, size: Size) -> bool:
+        return not isinstance(self._encoder, EngineEncoder) or self._encoder.takes(size)
+
+    def decode_segments(self, maps: DeviceMaps, count: int, segments: int, at: int) -> None:
+        rows = self.plan.warps * ROWS
+        grid = min(-(-count // rows), self.device.multiprocessors * self.plan.blocks)
+        block = self.plan.warps * 32
+        facts = (np.int64(count), np.int32(segments), np.uint64(at), np.int32(self._depth))
+        self._kernels[self.plan.kernel](
+            grid * block, *facts, *self._weights, np.uint64(maps.table), block=block, shared=self.plan.shared
+        )
+
+    def verify(self, *, again: bool = False) -> None:
+        if self._engines is not None and isinstance(self._encoder, EngineEncoder):
+            self._engines.verify(self, [self._encoder.opened], again=again)
+
+    def close(self) -> None:
+        if not self.closed:
+            del self._encoder, self._engines
+        super().close()
+
+
+def _layers(bundle: Bundle, options: BackendOptions) -> dict[str, Any]:
+    """The decoder's weights (``Bundle.layers``). Raises InputError for a bundle or options that have no kernel."""
+    if options.provider is not None:
+        raise InputError(f"--provider {options.provider} is of ONNX Runtime: leave it out with CUDA")
+    if options.precision not in (None, "fp16"):
+        raise InputError(f"the cuda backend decodes in fp16, not {options.precision}: use --backend tensorrt")
+    if "fp16" not in bundle.graphs:
+        bundle.graph("decoder", "fp16")  # raises, saying why not
+    return bundle.layers()
+
+
+def _engine_there(bundle: Bundle, options: BackendOptions, device: Device) -> bool:
+    try:
+        wanted = build.identity(bundle, "encoder", bundle.engine_precision(options.precision), device)
+        return bool(Cache().find(wanted))
+    except InputError:  # no TensorRT
+        return False

@@ -1,0 +1,130 @@
+"""The engines of one bundle in use: from the cache or built, opened, compared with the CPU; and one as encoder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from diinn.runtime.bundle import Bundle
+from diinn.runtime.cuda import Device
+from diinn.runtime.engines import build, profiles, verify
+from diinn.runtime.engines.cache import Cache, Key, Rejected, SideCar
+from diinn.runtime.engines.engine import Engine, Opener
+from diinn.runtime.engines.profiles import Profile
+from diinn.runtime.errors import DiinnError, InputError
+from diinn.runtime.grid import Size
+
+if TYPE_CHECKING:
+    from diinn.runtime.backends.base import BackendOptions
+    from diinn.runtime.backends.device_backend import DeviceBackend
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Opened:
+    """An engine of the cache, open, and its side-car."""
+
+    engine: Engine
+    car: SideCar
+
+    @property
+    def profile(self) -> Profile:
+        return self.car.key.profile
+
+
+class Engines:
+    """Opens engines of one bundle in one precision on one device."""
+
+    def __init__(self, bundle: Bundle, device: Device, options: BackendOptions) -> None:
+        """Raises InputError where TensorRT is missing."""
+        self.bundle, self.device, self._options = bundle, device, options
+        self.precision = bundle.engine_precision(options.precision)
+        self._cache, self._opener = Cache(), Opener(build.tensorrt(), device, bundle)
+        self.version = self._opener.version
+
+    def open(self, role: str, size: Size | None = None) -> Opened:
+        """The newest engine in the cache that holds here, for frames of ``size`` if given; or a new one, where building
+        is allowed. Raises Rejected where it is not."""
+        identity = build.identity(self.bundle, role, self.precision, self.device)
+        known = [car.key for car in self._cache.find(identity) if size is None or holds(car.key.profile, size)]
+        sizes = profiles.DEFAULT_SIZES if size is None else (size,)
+        new = profiles.encoder(sizes) if role == "encoder" else profiles.decoder(self.bundle)
+        key = known[0] if known else Key(identity, new)
+        if not self._options.may_build:
+            return self._deserialise(*self._cache.read(key))
+        found = build.build(self.bundle, key, self.device, build.BuildOptions(), self._cache)
+        try:
+            return self._deserialise(*found)
+        except DiinnError as error:
+            log.warning("%s: building it again", error)
+        found = build.build(self.bundle, key, self.device, build.BuildOptions(force=True), self._cache)
+        return self._deserialise(*found)
+
+    def _deserialise(self, data: bytes, car: SideCar) -> Opened:
+        return Opened(self._opener.open(data, car.key.identity.role), car)
+
+    def verify(self, backend: DeviceBackend, opened: Sequence[Opened], *, again: bool) -> None:
+        """Compare ``backend``, which uses ``opened``, with the CPU where one of them has no verdict yet, or ``again``.
+        DiinnError where one of them has a bad one."""
+        fresh = [one for one in opened if again or not one.car.verify]
+        verdict = verify.compare(backend, self.precision, opened[0].profile) if fresh else None
+        if verdict is not None and not verdict.rows:
+            log.warning("the engines were not compared with the CPU: %s", verdict.compared)
+            return
+        if verdict is not None:
+            for one in fresh:
+                one.car = self._cache.write_verdict(one.car, verdict.plain())
+            log.info("engines compared with the CPU: %s", verdict.summary)
+        for one in opened:
+            verify.require_passed(one.car)
+
+
+class EngineEncoder:
+    """An encoder engine for frames of any size: another is opened where one is not for them."""
+
+    def __init__(self, engines: Engines) -> None:
+        self._engines = engines
+        self.opened = engines.open("encoder")
+
+    @property
+    def map_bytes(self) -> int:
+        """A value of the maps."""
+        return max(self.opened.engine.dtypes[spec.name].itemsize for spec in self._engines.bundle.maps)
+
+    @property
+    def most_frames(self) -> int:
+        return self.opened.profile.most["frame"][0]
+
+    def takes(self, size: Size) -> bool:
+        return holds(self.opened.profile, size)
+
+    def fit(self, size: Size) -> bool:
+        """Have an engine for frames of ``size``: another one of the cache's, or a new one; whether it is another."""
+        if self.takes(size):
+            return False
+        wanted, bundle = f"{size[0]}x{size[1]}", self._engines.bundle
+        log.warning("the encoder engine is not for %s frames: opening one that is", wanted)
+        try:
+            self.opened = self._engines.open("encoder", size)
+        except Rejected:
+            raise InputError(
+                f"no encoder engine for {wanted} frames: python export/to_trt.py {bundle.path} "
+                f"--frame-sizes {wanted}, or --backend onnxruntime"
+            ) from None
+        return True
+
+    def encode(self, frames: int, batch: int, size: Size, maps: Sequence[int]) -> bool:
+        """Put float32 [batch, 3, H, W] RGB to the maps on the stream; whether the shape is another than before."""
+        names = [spec.name for spec in self._engines.bundle.maps]
+        addresses = {"frame": frames, **dict(zip(names, maps, strict=True))}
+        changed = self.opened.engine.bind({"frame": (batch, 3, size[1], size[0])}, addresses)
+        self.opened.engine.enqueue()
+        return changed
+
+
+def holds(profile: Profile, size: Size) -> bool:
+    """Whether an encoder's profile takes frames of ``size`` (width, height)."""
+    return profile.holds("frame", (1, 3, size[1], size[0]))

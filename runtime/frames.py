@@ -1,0 +1,45 @@
+"""Frames as people give them and as networks take them: arrays alone, no files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from diinn.runtime.errors import InputError
+
+Image = npt.NDArray[Any]  # [H, W, 3] BGR, uint8 or float32 in units of [0, 1]
+
+
+def as_bgr(frame: Image) -> Image:
+    """A frame as [H, W, 3] BGR, uint8 or float32; InputError names what cannot be used."""
+    if not isinstance(frame, np.ndarray):
+        raise InputError(f"a frame is a numpy array, got {type(frame).__name__}")
+    if frame.dtype not in (np.uint8, np.float32):
+        raise InputError(f"a frame is uint8, or float32 in [0, 1], got {frame.dtype}: convert it first")
+    if frame.ndim == 3 and frame.shape[2] == 4:
+        raise InputError("a frame with alpha (BGRA) is not super-resolved: drop it with frame[..., :3]")
+    if frame.ndim == 3 and frame.shape[2] == 1:
+        frame = frame[..., 0]
+    if frame.ndim == 2:
+        frame = np.repeat(frame[..., None], 3, axis=2)
+    if frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
+        raise InputError(f"a frame is [height, width, 3] BGR or [height, width] grey, got {list(frame.shape)}")
+    return frame
+
+
+def planar_rgb(frame: Image) -> npt.NDArray[np.float32]:
+    """[H, W, 3] BGR, uint8 or float32 in [0, 1], to float32 [1, 3, H, W] RGB in [0, 1]."""
+    planes = frame[..., ::-1].transpose(2, 0, 1)[None]
+    if frame.dtype == np.uint8:
+        return np.multiply(planes, np.float32(1 / 255), dtype=np.float32, order="C")
+    return np.ascontiguousarray(planes, dtype=np.float32)
+
+
+def as_dtype(frame: Image, dtype: np.dtype[Any]) -> Image:
+    """A frame as uint8, rounded and clamped, or as float32 in units of [0, 1]."""
+    if frame.dtype == dtype:
+        return frame
+    if dtype == np.uint8:
+        return np.clip(np.rint(frame * np.float32(255)), 0, 255).astype(np.uint8)
+    return np.asarray(frame, np.float32) / np.float32(255)

@@ -1,0 +1,62 @@
+// What the kernels ask of the machine, each thing under one name: on a GPU here, for tests on a CPU in an emulator
+// that is included before this file and defines DIINN_EMULATED.
+//
+// mma_m16n8k16  one warp: D[16, 8] += A[16, 16] B[16, 8], operands fp16, accumulated in fp32; fragments as PTX lays them out
+// copy_async    16 bytes from device to shared memory, done when copies_done returns (and for other threads at a barrier)
+
+#pragma once
+
+#include <stdint.h>
+
+#ifndef DIINN_EMULATED
+
+#include <cuda_fp16.h>
+
+#define BOTH __host__ __device__ __forceinline__
+#define BOTH_DEVICE __device__ __forceinline__
+
+__device__ __forceinline__ uint32_t pack_halves(float low, float high) {
+    const __half2 both = __floats2half2_rn(low, high);
+    return *reinterpret_cast<const uint32_t *>(&both);
+}
+
+__device__ __forceinline__ float2 unpack_halves(uint32_t both) {
+    return __half22float2(*reinterpret_cast<const __half2 *>(&both));
+}
+
+__device__ __forceinline__ float sine_of_reduced(float x) { return __sinf(x); }
+
+__device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint4 &a, uint32_t b_low, uint32_t b_high) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b_low), "r"(b_high));
+#else  // sm_75 has half of it
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.x), "r"(a.y), "r"(b_low));
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.z), "r"(a.w), "r"(b_high));
+#endif
+}
+
+__device__ __forceinline__ void copy_async(uint4 *shared, const uint4 *global) {
+#if __CUDA_ARCH__ >= 800
+    const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global));
+#else
+    *shared = *global;
+#endif
+}
+
+__device__ __forceinline__ void copies_done() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
+#endif

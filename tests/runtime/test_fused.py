@@ -1,0 +1,176 @@
+"""The fused decoder without a GPU: the kernel's own source in an emulator that runs every thread (``tests/double``),
+the encoder by ONNX Runtime's CPU provider or by the double of TensorRT."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ramp
+from diinn.export import writer
+from diinn.runtime import DiinnError, InputError, SuperResolver
+from diinn.runtime import bundle as bundles
+from diinn.runtime.backends import cuda
+from diinn.runtime.backends.cuda import OrtEncoder, plan
+from diinn.runtime.view import View
+from diinn.train import checkpoint
+from diinn.train.config import parse
+from diinn.train.model import ModelConfig, SuperResolutionModel
+
+Trt, Log = pytest.MonkeyPatch, pytest.LogCaptureFixture
+
+
+def make(folder: Path, width: int, depth: int, **decoder: object) -> Path:
+    """A bundle with random weights."""
+    torch.manual_seed(width + depth)
+    values = {
+        "encoder": {"name": "compact", "channels": 8, "blocks": 1},
+        "decoder": {"name": "diinn", "depth": depth, "width": width, **decoder},
+    }
+    path = folder / f"k{width}n{depth}.pth"
+    model = SuperResolutionModel(parse(ModelConfig, values, "test"))
+    with torch.no_grad():
+        for layer in model.decoder.get_submodule("synthesis"):
+            layer.weight *= 2  # arguments beyond one period
+    checkpoint.save(path, checkpoint.Checkpoint(model, (1.0, 4.0)))
+    return writer.export(path).path
+
+
+@pytest.fixture
+def gpu(trt: Trt) -> Trt:
+    """A machine with a GPU, nvcc and ONNX Runtime for it, and without TensorRT."""
+    trt.setattr(OrtEncoder, "provider", "CPU")
+    trt.setattr(OrtEncoder, "where", "cpu")
+    trt.setitem(__import__("sys").modules, "tensorrt", None)
+    return trt
+
+
+@pytest.mark.parametrize(("width", "depth"), [(16, 1), (16, 3), (32, 4), (64, 2), (128, 2), (256, 2)])
+def test_every_width_is_what_it_is_on_the_cpu(gpu: Trt, tmp_path: Path, width: int, depth: int) -> None:
+    bundle = make(tmp_path, width, depth)
+    frames = [ramp(13, 9), ramp(13, 9)[::-1].copy()]
+    x, y = np.meshgrid(np.linspace(-2, 10, 11, dtype=np.float32), np.linspace(0, 12, 7, dtype=np.float32))
+    views = [View.roi((1.5, 2.25, 5, 7.5), (13, 11)), View.remap(x, y, border_value=0.5)]
+    with SuperResolver.open(bundle, backend="onnxruntime") as cpu:
+        wanted = [cpu.decode(e, views, dtype=np.float32) for e in cpu.encode(frames)]
+    with SuperResolver.open(bundle, backend="cuda", check=width < 64) as fused:
+        found = [fused.decode(e, views, dtype=np.float32) for e in fused.encode(frames)]
+        small = [fused.decode(e, views) for e in fused.encode(frames)]
+        assert "(Test double, fused_" in fused.backend.describe()
+    for one, two, three in zip(wanted, found, small, strict=True):
+        for right, ours, pixels in zip(one, two, three, strict=True):
+            np.testing.assert_allclose(ours, right, atol=5e-3)
+            assert np.sqrt(np.mean((ours - right) ** 2)) < 1e-3
+            np.testing.assert_array_equal(pixels, np.clip(np.rint(ours * np.float32(255)), 0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize(("width", "shared"), [(32, 20 * 1024), (64, 16 * 1024), (256, 64 * 1024)])
+def test_weights_are_streamed_where_they_do_not_fit(gpu: Trt, tmp_path: Path, width: int, shared: int) -> None:
+    from host_device import HostDevice
+
+    bundle, depth = make(tmp_path, width, 3), 3
+    gpu.setattr(HostDevice, "shared_bytes", shared)
+    chosen = plan(width, depth, shared)
+    assert chosen.kernel.endswith("streamed")
+    assert chosen.shared <= shared
+    frame = ramp(12, 11)
+    opened = SuperResolver.open(bundle, backend="cuda", check=width < 64)  # the emulator is slow
+    with SuperResolver.open(bundle, backend="onnxruntime") as cpu, opened as fused:
+        right = cpu.resize(frame, (13, 12), dtype=np.float32)
+        np.testing.assert_allclose(fused.resize(frame, (13, 12), dtype=np.float32), right, atol=5e-3)
+
+
+def test_plans() -> None:
+    small, paper = plan(32, 4, 163 * 1024), plan(256, 4, 163 * 1024)
+    assert (small.kernel, small.warps, small.shared) == ("fused_32_resident", 8, (6 + 8) * 2048)
+    assert (paper.kernel, paper.warps, paper.shared) == ("fused_256_streamed", 8, 10 * 16384)
+    assert plan(256, 4, 99 * 1024).warps == 4
+    assert plan(256, 4, 64 * 1024).warps == 2
+    with pytest.raises(InputError, match="no fused kernel for a decoder 48 wide, only for 16, 32, 64, 128, 256"):
+        plan(48, 4, 163 * 1024)
+    with pytest.raises(InputError, match="needs 49152 bytes of shared memory, the device has 40000"):
+        plan(256, 4, 40000)
+
+
+def test_bands_and_several_launches(gpu: Trt, tmp_path: Path) -> None:
+    bundle, frame = make(tmp_path, 16, 3), ramp(40, 21)
+    with SuperResolver.open(bundle, backend="onnxruntime") as cpu:
+        budget = cpu.bundle.workspace * 21 * (4 * cpu.bundle.radius + 1)
+        x, y = np.meshgrid(np.linspace(-3, 22, 50, dtype=np.float32), np.linspace(0, 39, 40, dtype=np.float32))
+        wanted = cpu.resize(frame, (50, 97), dtype=np.float32), cpu.remap(frame, x, y, dtype=np.float32)
+    with SuperResolver.open(bundle, backend="cuda", memory_budget=budget, chunk=700) as fused:
+        assert fused.encode([frame])[0].maps is None
+        found = fused.resize(frame, (50, 97), dtype=np.float32), fused.remap(frame, x, y, dtype=np.float32)
+    for ours, right in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(ours, right, atol=5e-3)
+
+
+def test_decoding_is_replayed(gpu: Trt, bundle_path: Path) -> None:
+    with SuperResolver.open(bundle_path, backend="cuda") as plain:
+        wanted = [plain.resize(ramp(12, 9 + n % 2), (20, 20)) for n in range(6)]
+    with SuperResolver.open(bundle_path, backend="cuda", cuda_graphs=True) as fused:
+        for n, right in enumerate(wanted):
+            np.testing.assert_array_equal(fused.resize(ramp(12, 9 + n % 2), (20, 20)), right)
+        assert fused.backend.device.replayed >= 2  # type: ignore[attr-defined]
+
+
+def test_the_encoder_is_an_engine_where_tensorrt_is(trt: Trt, bundle_path: Path) -> None:
+    with SuperResolver.open(bundle_path, backend="cuda") as fused:
+        assert "encoder by TensorRT 10.13.0.35" in fused.backend.describe()
+        with SuperResolver.open(bundle_path, backend="onnxruntime") as cpu:
+            right = cpu.resize(ramp(20, 30), (50, 40), dtype=np.float32)
+        np.testing.assert_allclose(fused.resize(ramp(20, 30), (50, 40), dtype=np.float32), right, atol=5e-3)
+    with SuperResolver.open(bundle_path) as resolver:  # its encoder engine is in the cache
+        assert resolver.backend.name == "cuda"
+
+
+def test_auto_passes_over_what_does_not_fit_and_says_so(gpu: Trt, tmp_path: Path, caplog: Log) -> None:
+    caplog.set_level("INFO")
+    gpu.setattr(OrtEncoder, "provider", "CUDA")
+    with SuperResolver.open(make(tmp_path, 16, 2)) as resolver:
+        assert resolver.backend.name == "onnxruntime"
+    assert any("not cuda: onnxruntime" in r.message and "no CUDA provider" in r.message for r in caplog.records)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "options", "message"),
+    [
+        ({"width": 16, "depth": 2, "modulation": "mz"}, {}, "holds no layers.npz"),
+        ({"width": 24, "depth": 2}, {}, "no fused kernel for a decoder 24 wide"),
+        ({"width": 16, "depth": 2}, {"precision": "fp32"}, "decodes in fp16, not fp32: use --backend tensorrt"),
+        ({"width": 16, "depth": 2}, {"provider": "cpu"}, "--provider cpu is of ONNX Runtime"),
+    ],
+)
+def test_what_has_no_kernel_is_said(
+    gpu: Trt, tmp_path: Path, decoder: dict[str, object], options: dict[str, str], message: str
+) -> None:
+    bundle = make(tmp_path, **decoder)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=message):
+        SuperResolver.open(bundle, backend="cuda", **options)  # type: ignore[arg-type]
+
+
+def test_out_of_memory_is_tried_once_in_smaller_pieces(gpu: Trt, bundle_path: Path, caplog: Log) -> None:
+    with SuperResolver.open(bundle_path, backend="cuda") as fused:
+        frame = ramp(20, 30)
+        right = fused.resize(frame, (200, 200))
+        device = fused.backend.device  # type: ignore[attr-defined]
+        encoded = fused.encode([frame])[0]
+        held = sum(block.nbytes for block in device.blocks.values())
+        idle = sum(size for size, _ in fused.backend._buffers._idle)  # type: ignore[attr-defined]
+        device.most_bytes = held - idle + 60_000
+        (pixels,) = fused.decode(encoded, [View.resize((210, 210))])
+        assert pixels.shape == (210, 210, 3)
+        assert any("smaller pieces" in r.message for r in caplog.records)
+        device.most_bytes = 10_000
+        with pytest.raises(DiinnError, match="out of device memory"):
+            fused.resize(ramp(21, 31), (400, 400))
+        device.most_bytes = 2**40
+        np.testing.assert_array_equal(fused.resize(frame, (200, 200)), right)
+
+
+def test_shipped_bundles_hold_their_layers() -> None:
+    for name in bundles.shipped():
+        bundle = bundles.load(name)
+        layers = bundle.layers()
+        assert layers["hidden"].shape == (len(bundle.maps) - 1, 2, *[bundle.maps[0].channels] * 2)
+        cuda.plan(bundle.maps[0].channels, len(bundle.maps), 48 * 1024)
