@@ -9,7 +9,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,27 +109,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build, compare, time, print."""
+    """Build, compare, time, print; what was measured is kept, however it ends."""
     check_output(args.out)
     began, said = time.time(), _Kept()
     logging.getLogger("diinn").setLevel(logging.INFO)
     logging.getLogger("diinn").addHandler(said)
     library, results = build.tensorrt(), []
-    tactics = to_trt.tactics(args.tacticSources)
-    for model in args.model:
-        with opened(model) as bundle:
-            for precision in args.precision:
-                options = build.BuildOptions(tactics=tactics, force=True)
-                results.append(measure(Path(model).stem, bundle, precision, options, args.seconds))
-    device = next((car.key.identity.device for r in results for car in r.cars), "no device")
-    head = f"TensorRT {library.__version__}, {device}, {time.strftime('%Y-%m-%d', time.gmtime(began))}.\n"
-    print(head)
-    Console(width=300).print(table(results))
-    if args.out is not None:
-        with args.out.open("w", encoding="utf-8") as file:
-            file.write(head + "\n")
-            Console(file=file, width=300).print(table(results))
-            file.write("\n```\n" + "\n".join(said.lines) + "\n```\n")
+    options = build.BuildOptions(tactics=to_trt.tactics(args.tacticSources), force=True)
+    with ExitStack() as stack:
+        found = [(Path(model).stem, stack.enter_context(opened(model))) for model in args.model]
+        try:
+            for name, bundle in found:
+                for precision in args.precision:
+                    results.append(measure(name, bundle, precision, options, args.seconds))
+        finally:
+            device = next((car.key.identity.device for r in results for car in r.cars), "no device")
+            head = f"TensorRT {library.__version__}, {device}, {time.strftime('%Y-%m-%d', time.gmtime(began))}.\n"
+            print(head)
+            Console(width=300).print(table(results))
+            if args.out is not None:
+                with args.out.open("w", encoding="utf-8") as file:
+                    file.write(head + "\n")
+                    Console(file=file, width=300).print(table(results))
+                    file.write("\n```\n" + "\n".join(said.lines) + "\n```\n")
     return int(any(result.failed for result in results))
 
 

@@ -40,11 +40,14 @@ def convert(plain: ModelProto, *, arguments: bool, full: Iterable[str] = ()) -> 
 
 
 def kept_full(path: Path) -> list[str]:
-    """Names of the nodes with an fp32 result in a typed graph: what TensorRT 8 has to be told."""
+    """Names of the nodes of a typed graph that compute in fp32: as ``worker._hold_fp32`` tells TensorRT 8."""
     model = onnx.load(path)
     graph = onnx.shape_inference.infer_shapes(model).graph
     full = {v.name for v in [*graph.value_info, *graph.output] if v.type.tensor_type.elem_type == FULL}
-    return [node.name for node in operations(model) if full & set(node.output)]
+    scaling = ("QuantizeLinear", "DequantizeLinear")
+    int8 = {name for node in operations(model) if node.op_type == scaling[1] for name in node.output}
+    nodes = [node for node in operations(model) if node.op_type not in scaling and not int8 & set(node.input)]
+    return [node.name for node in nodes if full & set(node.output)]
 
 
 def operations(model: ModelProto) -> list[NodeProto]:

@@ -140,6 +140,8 @@ def _golden_sample(model: SuperResolutionModel, scales: tuple[float, float]) -> 
 def add_int8(bundle: bundles.Bundle, frames: Sequence[grid.Float32], target: Path) -> quantize.Quantised:
     """A copy of ``bundle`` with int8 graphs calibrated on ``frames`` (see ``quantize.make``) at ``target``, which it
     may replace."""
+    if "fp16" not in bundle.graphs:
+        bundle.graph("encoder", "fp16")  # raises, saying why: int8 graphs are fp16 elsewhere
     encoder, decoder = (onnx.load(bundle.graph(role)) for role in bundles.ROLES["int8"])
     arguments = bundle.measured.get("fp16", {}).get("sine_arguments") != "fp16"
     with _draft(target) as draft:

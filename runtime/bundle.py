@@ -77,7 +77,9 @@ class Bundle:
     def graph(self, role: str, precision: str = "fp32") -> Path:
         """Path of a graph whose hash was checked at loading; InputError for a precision that the bundle lacks."""
         if precision not in self.graphs:
-            why = self.measured.get(precision, {}).get("left_out", "export it again, or choose another precision")
+            made = "make them with export/to_trt.py --precision int8 --calib PHOTOS --out NAME.diinn"
+            other = made if precision == "int8" else "export it again, or choose another precision"
+            why = self.measured.get(precision, {}).get("left_out", other)
             raise InputError(f"{self.path} has no {precision} graphs, only {', '.join(self.graphs)}: {why}")
         return self.path / self.graphs[precision][role]
 

@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"Engines in {cache.path}")
     for line in engines(cache) or ["none"]:
         print(f"  {line}")
+    tables(cache)
     bundle = bundles.load(args.model)
     low, high = bundle.scales
     print(f"{bundle.name}: {', '.join(bundle.graphs)} graphs; trained for scales {low:g} to {high:g}")
@@ -128,6 +129,17 @@ def engines(cache: Cache) -> list[str]:
     return lines
 
 
+def tables(cache: Cache) -> None:
+    """How the engines compared with the CPU; engines that were compared together share a table."""
+    verdicts = {car.verify["at"]: car.verify for _, car in cache.entries() if not isinstance(car, str) and car.verify}
+    if verdicts:
+        from diinn.runtime.engines import verify
+        from rich.console import Console
+
+        for verdict in verdicts.values():
+            Console().print(verify.table(verdict))
+
+
 def judge(bundle: bundles.Bundle) -> Iterator[tuple[str, tuple[bool, str]]]:
     """Every backend's verdict on ``bundle``: whether it gives right pictures, and the figures or the reason."""
     from diinn.runtime.backends.base import BackendOptions
@@ -142,7 +154,7 @@ def judge(bundle: bundles.Bundle) -> Iterator[tuple[str, tuple[bool, str]]]:
             with SuperResolver.open(bundle.path, backend=name) as resolver:
                 found = resolver.check()
                 said = f"{max(found.values()):.1e} from the golden sample" if found else "golden sample not replayed"
-                yield name, (bool(found), f"{resolver.backend.describe()}, {said}")
+                yield name, (True, f"{resolver.backend.describe()}, {said}")  # opening it checked it, as "auto" does
         except DiinnError as error:
             yield name, (False, str(error))
         except Exception as error:  # a broken installation is what a doctor is for

@@ -63,6 +63,9 @@ def differences(sample: Sample, outputs: Mapping[str, npt.NDArray[Any]]) -> dict
     return found
 
 
+SATURATED = 4.0  # int8 ranges are those of photographs, and the golden frame is none: only what is not finite is wrong
+
+
 def verdict(sample: Sample, found: Mapping[str, float], where: str, tolerance: float | None = None) -> None:
     """BundleError if any difference exceeds ``tolerance``, or the sample's own."""
     worst = max(found, key=lambda name: found[name])

@@ -179,9 +179,13 @@ class CudaBackend(DeviceBackend):
         return HALF
 
     def fit(self, size: Size) -> None:
-        if isinstance(self._encoder, EngineEncoder) and self._encoder.fit(size):
-            self._encoding.forget()
-            self.verify()
+        if isinstance(self._encoder, EngineEncoder):
+            self._encoder.fit(size, self._accept)
+
+    def _accept(self) -> None:
+        """Check another encoder engine."""
+        self._encoding.forget()
+        self.verify()
 
     def encode_planar(self, frames: int, batch: int, size: Size, maps: Sequence[int]) -> None:
         if self._encoder.encode(frames, batch, size, maps):

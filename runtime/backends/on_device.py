@@ -37,6 +37,7 @@ class Buffers:
 
     def take(self, size: int) -> tuple[int, int]:
         """Raises OutOfMemory, after giving back all that is idle."""
+        self._keep(MOST_IDLE, IDLE_BYTES)
         fitting = [block for block in self._idle if size <= block[0] <= 2 * size]
         if fitting:
             self._idle.remove(min(fitting))
@@ -48,9 +49,9 @@ class Buffers:
             return size, self._device.allocate(size)
 
     def give(self, blocks: Sequence[tuple[int, int]]) -> None:
+        """Frees nothing, since the garbage collector may call it at any time: while a graph is captured, too."""
         if not self._closed:  # else the device has freed them already
             self._idle.extend(blocks)
-            self._keep(MOST_IDLE, IDLE_BYTES)
 
     @contextlib.contextmanager
     def borrowed(self, *sizes: int) -> Iterator[list[int]]:
@@ -83,8 +84,9 @@ class Pinned:
         """An array on the same memory as the last one."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         if size > self._bytes.nbytes:
-            if self._bytes.nbytes:
-                self._device.unpin(self._bytes)
+            old, self._bytes = self._bytes, np.empty(0, np.uint8)
+            if old.nbytes:
+                self._device.unpin(old)
             self._bytes = self._device.pinned((size,), np.uint8)
         return self._bytes[:size].view(dtype).reshape(tuple(shape))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from diinn.runtime import golden
 from diinn.runtime.backends.base import BackendOptions
 from diinn.runtime.backends.device_backend import KERNELS, DeviceBackend
 from diinn.runtime.backends.on_device import FLOAT, INT, DeviceMaps
@@ -49,7 +50,7 @@ class TensorRtBackend(DeviceBackend):
             raise InputError(f"--provider {self.options.provider} is of ONNX Runtime: leave it out with TensorRT")
         self._engines = Engines(self.bundle, self.device, self.options)
         self.precision = self._engines.precision
-        self.tolerance = verify.TOLERANCES[self.precision]
+        self.tolerance = golden.SATURATED if self.precision == "int8" else verify.TOLERANCES[self.precision]
         self.encoder = EngineEncoder(self._engines)
         self.decoder = self._engines.open("decoder")
         self._prepare()
@@ -86,14 +87,17 @@ class TensorRtBackend(DeviceBackend):
     def describe(self) -> str:
         return f"tensorrt {self._engines.version} ({self.device.name}, {self.precision})"
 
+    def _accept(self) -> None:
+        """Check another encoder engine."""
+        self._encoding.forget()
+        self._check_maps()
+        self.verify()
+
     def map_bytes(self) -> int:
         return self.encoder.map_bytes
 
     def fit(self, size: Size) -> None:
-        if self.encoder.fit(size):
-            self._encoding.forget()
-            self._check_maps()
-            self.verify()
+        self.encoder.fit(size, self._accept)
 
     def encode_planar(self, frames: int, batch: int, size: Size, maps: Sequence[int]) -> None:
         if self.encoder.encode(frames, batch, size, maps):

@@ -154,7 +154,8 @@ def _in_process(bundle: Bundle, key: Key, options: BuildOptions, workspace: int,
     code, said = _wait(command, role, options.interval)
     report = _report(out)
     for said_by_tensorrt in [*report["errors"], *report["warnings"]]:
-        log.debug("TensorRT: %s", said_by_tensorrt)
+        ours = said_by_tensorrt.startswith("timing cache")
+        log.log(logging.WARNING if ours else logging.DEBUG, "TensorRT: %s", said_by_tensorrt)
     if code or not out.exists():
         raise DiinnError(_failure(role, code, report, said))
     kept = out.with_suffix(".timing")

@@ -147,10 +147,15 @@ class Cache:
         return car
 
     def write_verdict(self, car: SideCar, verify: Mapping[str, Any]) -> SideCar:
-        """Record what ``verify.py`` found."""
+        """Record what ``verify.py`` found, unless another engine stands there by now or the cache cannot be written."""
         told = SideCar(car.key, car.sha256, car.size, car.built, car.seconds, verify)
-        with writing(self.path):
-            replace(self.side_car(car.key), told.text().encode())
+        try:
+            with self.lock(car.key):
+                if _read_side_car(self.side_car(car.key)).sha256 == car.sha256:
+                    with writing(self.path):
+                        replace(self.side_car(car.key), told.text().encode())
+        except (InputError, Rejected) as error:
+            log.warning("the verdict is not kept: %s", error)
         return told
 
     @contextlib.contextmanager
@@ -169,12 +174,14 @@ class Cache:
             except BlockingIOError:
                 log.info("%s: another process is building it: waiting", key.identity.role)
                 fcntl.flock(handle, fcntl.LOCK_EX)
-            with writing(self.path):
-                shutil.rmtree(draft, ignore_errors=True)  # of a build that was killed
-                draft.mkdir(mode=0o700)
-            yield draft
+            try:
+                with writing(self.path):
+                    shutil.rmtree(draft, ignore_errors=True)  # of a build that was killed
+                    draft.mkdir(mode=0o700)
+                yield draft
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
         finally:
-            shutil.rmtree(draft, ignore_errors=True)
             os.close(handle)
 
     def timing(self) -> Path:
@@ -264,7 +271,7 @@ def _read_side_car(path: Path) -> SideCar:
             raise Rejected(f"{path.name} is of version {said['version']!r}, this runtime reads {VERSION}")
         key = Key(Identity(**said["key"]["identity"]), profiles.from_plain(said["key"]["profile"]))
         verify = said["verify"]
-        if not isinstance(verify, dict) or not isinstance(said["sha256"], str) or verify.keys() not in (set(), VERDICT):
+        if not isinstance(verify, dict) or not isinstance(said["sha256"], str) or not _is_verdict(verify):
             raise TypeError("a field is of another type")
         size, built, seconds = (float(said[name]) for name in ("size", "built", "seconds"))
         time.localtime(built)  # raises for a time that is none
@@ -273,6 +280,34 @@ def _read_side_car(path: Path) -> SideCar:
         return SideCar(key, said["sha256"], int(size), built, seconds, verify)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError, InputError) as error:
         raise Rejected(f"{path.name} is damaged: {error}") from None
+
+
+def _is_verdict(value: dict[str, Any]) -> bool:
+    """Whether it is empty, or what ``verify.Verdict.plain`` makes."""
+    if not value:
+        return True
+    numbers = (value.get("tolerance"), value.get("at"))
+    texts = (value.get("compared"), value.get("summary"))
+    rows = value.get("rows")
+    return (
+        value.keys() == VERDICT
+        and isinstance(value["passed"], bool)
+        and all(isinstance(n, float | int) for n in numbers)
+        and all(isinstance(text, str) for text in texts)
+        and isinstance(rows, list | tuple)
+        and all(_is_row(row) for row in rows)
+    )
+
+
+def _is_row(value: Any) -> bool:
+    sizes = ("frame", "out")
+    return (
+        isinstance(value, dict)
+        and value.keys() == {*sizes, "batch", "largest", "rms"}
+        and all(isinstance(value[n], list | tuple) and len(value[n]) == 2 for n in sizes)
+        and all(isinstance(n, int) for name in sizes for n in value[name])
+        and all(isinstance(value[n], float | int) for n in ("batch", "largest", "rms"))
+    )
 
 
 def replace(path: Path, data: bytes) -> None:

@@ -29,6 +29,10 @@ def tensors(bundle: Bundle, role: str) -> dict[str, bool]:
     return {**dict.fromkeys(maps, True), "query": True, "rgb": False}
 
 
+class NotRunnable(DiinnError):
+    """TensorRT does not take what it built."""
+
+
 class Engine:
     """An engine ready to run on its device's stream.
 
@@ -45,7 +49,7 @@ class Engine:
             ready = self._context is not None and self._context.set_optimization_profile_async(0, device.stream)
         device.wait()
         if not ready:
-            raise DiinnError(f"TensorRT {trt.__version__} does not run {what}")
+            raise NotRunnable(f"TensorRT {trt.__version__} does not run {what}")
         # Not trt.nptype: 8.5's fails with the NumPy of today.
         kinds: dict[Any, np.dtype[Any]] = {
             trt.DataType.FLOAT: np.dtype(np.float32),

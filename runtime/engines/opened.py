@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,9 +11,9 @@ from diinn.runtime.bundle import Bundle
 from diinn.runtime.cuda import Device
 from diinn.runtime.engines import build, profiles, verify
 from diinn.runtime.engines.cache import Cache, Key, Rejected, SideCar
-from diinn.runtime.engines.engine import Engine, Opener
+from diinn.runtime.engines.engine import Engine, NotRunnable, Opener
 from diinn.runtime.engines.profiles import Profile
-from diinn.runtime.errors import DiinnError, InputError
+from diinn.runtime.errors import InputError
 from diinn.runtime.grid import Size
 
 if TYPE_CHECKING:
@@ -45,12 +45,16 @@ class Engines:
         self._cache, self._opener = Cache(), Opener(build.tensorrt(), device, bundle)
         self.version = self._opener.version
 
-    def open(self, role: str, size: Size | None = None) -> Opened:
-        """The newest engine in the cache that holds here, for frames of ``size`` if given; or a new one, where building
-        is allowed. Raises Rejected where it is not."""
+    def open(self, role: str, size: Size | None = None, present: Profile | None = None) -> Opened:
+        """The newest engine in the cache that holds here and was not found wrong, for frames of ``size`` if given; or a
+        new one, for what ``present`` takes too, where building is allowed. Raises Rejected where it is not."""
         identity = build.identity(self.bundle, role, self.precision, self.device)
-        known = [car.key for car in self._cache.find(identity) if size is None or holds(car.key.profile, size)]
+        right = [car.key for car in self._cache.find(identity) if car.verify.get("passed", True)]
+        known = [key for key in right if size is None or holds(key.profile, size)]
         sizes = profiles.DEFAULT_SIZES if size is None else (size,)
+        if size is not None and present is not None:  # not an engine for each size that comes
+            height, width = present.most["frame"][2:]
+            sizes = (size, (width, height))
         new = profiles.encoder(sizes) if role == "encoder" else profiles.decoder(self.bundle)
         key = known[0] if known else Key(identity, new)
         if not self._options.may_build:
@@ -58,7 +62,7 @@ class Engines:
         found = build.build(self.bundle, key, self.device, build.BuildOptions(), self._cache)
         try:
             return self._deserialise(*found)
-        except DiinnError as error:
+        except NotRunnable as error:
             log.warning("%s: building it again", error)
         found = build.build(self.bundle, key, self.device, build.BuildOptions(force=True), self._cache)
         return self._deserialise(*found)
@@ -101,20 +105,25 @@ class EngineEncoder:
     def takes(self, size: Size) -> bool:
         return holds(self.opened.profile, size)
 
-    def fit(self, size: Size) -> bool:
-        """Have an engine for frames of ``size``: another one of the cache's, or a new one; whether it is another."""
+    def fit(self, size: Size, check: Callable[[], None]) -> None:
+        """Have an engine for frames of ``size``: another one of the cache's, or a new one, if it passes ``check``."""
         if self.takes(size):
-            return False
+            return
         wanted, bundle = f"{size[0]}x{size[1]}", self._engines.bundle
         log.warning("the encoder engine is not for %s frames: opening one that is", wanted)
+        before = self.opened
         try:
-            self.opened = self._engines.open("encoder", size)
+            self.opened = self._engines.open("encoder", size, before.profile)
         except Rejected:
             raise InputError(
                 f"no encoder engine for {wanted} frames: python export/to_trt.py {bundle.path} "
                 f"--frame-sizes {wanted}, or --backend onnxruntime"
             ) from None
-        return True
+        try:
+            check()
+        except BaseException:
+            self.opened = before
+            raise
 
     def encode(self, frames: int, batch: int, size: Size, maps: Sequence[int]) -> bool:
         """Put float32 [batch, 3, H, W] RGB to the maps on the stream; whether the shape is another than before."""

@@ -63,7 +63,7 @@ def build(job: Job, log: Log) -> bytes:
     if rules.constrained and job.precision != "fp32":
         _hold_fp32(network)
     _add_profile(builder, config, job.profile)
-    _take_timings(config, Path(job.timing))
+    _take_timings(config, Path(job.timing), log)
     plan: trt.IHostMemory = builder.build_serialized_network(network, config)
     if plan is None:
         raise DiinnError("TensorRT could not build the engine")
@@ -85,12 +85,18 @@ def _parse(parser: trt.OnnxParser, graph: str) -> None:
 
 
 def _hold_fp32(network: trt.INetworkDefinition) -> None:
-    """Where types are wishes (8.x), tell every layer with an fp32 result to compute it in fp32, sines first of all."""
+    """Where types are wishes (8.x), tell every layer with an fp32 result to compute it in fp32, sines first of all; but
+    those whose inputs are dequantised: they are to be int8."""
     fixed = {trt.LayerType.CONSTANT, trt.LayerType.SHAPE, trt.LayerType.QUANTIZE, trt.LayerType.DEQUANTIZE}
-    for i in range(network.num_layers):
+    dequantised: set[str] = set()
+    for i in range(network.num_layers):  # in the graph's order: inputs come first
         layer: trt.ILayer = network.get_layer(i)
         output: trt.ITensor = layer.get_output(0)
-        if layer.type in fixed or output.dtype != trt.DataType.FLOAT:
+        if layer.type == trt.LayerType.DEQUANTIZE:
+            dequantised.add(output.name)
+        inputs: list[trt.ITensor] = [layer.get_input(k) for k in range(layer.num_inputs)]
+        int8 = any(tensor is not None and tensor.name in dequantised for tensor in inputs)
+        if layer.type in fixed or int8 or output.dtype != trt.DataType.FLOAT:
             continue
         layer.precision = trt.DataType.FLOAT
         for k in range(layer.num_outputs):
@@ -108,17 +114,17 @@ def _add_profile(builder: trt.Builder, config: trt.IBuilderConfig, profile: Prof
         raise DiinnError(f"TensorRT refuses the profile {' '.join(profile.trtexec())}")
 
 
-def _take_timings(config: trt.IBuilderConfig, path: Path) -> None:
+def _take_timings(config: trt.IBuilderConfig, path: Path, log: Log) -> None:
     """Timings of earlier builds; a file TensorRT does not take is left out."""
     known = b""
     if path.exists():
         try:
             known = read_own(path)
         except Rejected as error:
-            print(f"timing cache: {error}: measured anew", file=sys.stderr)
+            log.warnings.append(f"timing cache: {error}: measured anew")
     cache: trt.ITimingCache = config.create_timing_cache(known)
     if cache is None or not config.set_timing_cache(cache, False):
-        print(f"timing cache {path} is not of this TensorRT and GPU: measured anew", file=sys.stderr)
+        log.warnings.append(f"timing cache {path} is not of this TensorRT and GPU: measured anew")
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, False)
 

@@ -54,7 +54,7 @@ class HostDevice:
     folder: Path
 
     def __init__(self, ordinal=0):
-        self.blocks, self._pinned, self._queue, self.replayed = {}, {}, [], 0
+        self.blocks, self._pinned, self._freed, self._queue, self.replayed = {}, {}, [], [], 0
         self.stream = len(STREAMS) + 1
         STREAMS[self.stream] = self
 
@@ -85,7 +85,8 @@ class HostDevice:
         return values
 
     def unpin(self, values):
-        del self._pinned[values.ctypes.data]
+        values[...] = 0xFF  # whoever still reads it sees it
+        self._freed.append(self._pinned.pop(values.ctypes.data))
 
     def upload(self, address, values):
         assert values.flags.c_contiguous

@@ -71,9 +71,19 @@ class IHostMemory(bytes):
 
 class ILayer:
     def __init__(self, node, dtype):
-        self.name, self.num_outputs, self.type = node.name, len(node.output), LayerType.COMPUTE
+        kinds = {"QuantizeLinear": LayerType.QUANTIZE, "DequantizeLinear": LayerType.DEQUANTIZE}
+        self.name, self.num_outputs = node.name, len(node.output)
+        self.type = kinds.get(node.op_type, LayerType.CONSTANT if node.op_type == "Constant" else LayerType.COMPUTE)
         self._output = SimpleNamespace(dtype=dtype, name=node.output[0])
+        self._inputs = [SimpleNamespace(name=name) for name in node.input]
         self.output_types = {}
+
+    @property
+    def num_inputs(self):
+        return len(self._inputs)
+
+    def get_input(self, index):
+        return self._inputs[index]
 
     def get_output(self, index):
         return self._output

@@ -1,16 +1,20 @@
 """INT8: what is quantised and how, what it costs, and how it gets into a bundle."""
 
+import json
 import shutil
+import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import onnx
 import pytest
-from diinn.export import quantize, to_trt, writer
+from conftest import play
+from diinn.export import half, quantize, to_trt, writer
 from diinn.export.reference import Reference, fast
-from diinn.runtime import DiinnError, InputError, demo
+from diinn.runtime import DiinnError, InputError, SuperResolver, demo
 from diinn.runtime import bundle as bundles
+from diinn.runtime.engines.cache import Cache
 from diinn.runtime.frames import planar_rgb
 from onnx import numpy_helper
 
@@ -94,6 +98,34 @@ def test_to_trt_adds_int8_to_a_bundle(bundle_path: Path, photo_folder: Path, tmp
     assert [*bundle.graphs] == ["fp32", "fp16", "int8"]
     assert bundle.measured["int8"]["int8_layers"]
     assert (bundle_path / "bundle.json").read_text() != (copy / "bundle.json").read_text()
+
+
+def test_int8_engines_are_compared_with_int8_on_the_cpu(
+    trt: Patch, bundle_path: Path, photo_folder: Path, tmp_path: Path, capsys: Output
+) -> None:
+    play("8.6.1", trt)
+    copy = Path(shutil.copytree(bundle_path, tmp_path / "mine.diinn"))
+    assert to_trt.main([str(copy), "--precision", "int8", "--calib", str(photo_folder)]) == 0
+    said = capsys.readouterr().out
+    assert "mine: passed, largest difference" in said
+    engines = [path for path, _ in Cache().entries()]
+    held = [{*json.loads(path.read_bytes().split(b"\n")[1])["held"]} for path in engines]
+    layers = {*bundles.load(copy).measured["int8"]["int8_layers"]}
+    assert not any(layers & names for names in held)
+    for path, names in zip(engines, held, strict=True):
+        assert names == {*half.kept_full(bundles.load(copy).graph(path.name.split("-")[0], "int8"))}
+    with SuperResolver.open(copy, backend="onnxruntime", precision="int8") as cpu:
+        assert cpu.resize(np.zeros((20, 30, 3), np.uint8), (50, 40)).shape == (40, 50, 3)
+
+
+def test_the_command_for_the_target_names_the_bundle_that_was_made(
+    photo_folder: Path, tmp_path: Path, capsys: Output, monkeypatch: Patch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    args = ["nano", "--precision", "int8", "--calib", str(photo_folder), "--out", str(tmp_path / "mine.diinn")]
+    assert to_trt.main([*args, "--workspace", "99", "--tacticSources", "CUBLAS"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith("to_trt.py mine.diinn --precision int8 --workspace 99 --tacticSources CUBLAS")
 
 
 def test_bad_images_and_places(bundle_path: Path, tmp_path: Path, capsys: Output) -> None:

@@ -22,6 +22,7 @@ def test_a_laptop_with_nothing(bundle_path: Path, tmp_path: Path, monkeypatch: P
     assert "CPU" in said
     assert f"Engines in {tmp_path / 'none'}\n  none" in said
     assert "tensorrt      no: TensorRT is not installed" in said
+    assert "cuda          no: no CUDA here" in said
     assert "onnxruntime   works: onnxruntime" in said
     assert "Verdict: onnxruntime will be used" in said
     assert not (tmp_path / "none").exists()
@@ -36,7 +37,8 @@ def test_engines_are_listed_judged_and_cleaned(
     assert said.count("TensorRT 10.13.0.35, Test double") == 2
     assert said.count("passed, largest difference") == 2
     assert "CUDA device   Test double, compute capability 0.0, 4096 of 4096 MiB free" in said
-    assert "Verdict: tensorrt will be used" in said
+    assert said.count("largest and rms difference to onnxruntime") == 1  # both engines were compared at once
+    assert "Verdict: cuda will be used" in said
     engine = next(Cache().path.glob("encoder*.engine"))
     engine.write_bytes(b"foreign")
     Cache().side_car(next(car.key for _, car in Cache().entries() if not isinstance(car, str))).write_text("{")

@@ -3,17 +3,23 @@
 import contextlib
 import json
 import os
+import signal
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 from diinn.runtime import InputError
 from diinn.runtime import bundle as bundles
 from diinn.runtime.engines import profiles
-from diinn.runtime.engines.cache import VERDICT, Cache, Identity, Key, Rejected, read_own
+from diinn.runtime.engines.cache import Cache, Identity, Key, Rejected, read_own
+from diinn.runtime.engines.verify import Row, Verdict
 from hypothesis import given
 from hypothesis import strategies as st
 
+VERDICT_OF = Verdict((Row((160, 120), (320, 240), 1, 0.01, 0.001),), 0.03, "the CPU", 1.0).plain()
 KEY = Key(Identity("encoder", "a" * 64, "10.3.0", "Orin", "8.7", "fp16"), profiles.encoder())
 
 
@@ -78,8 +84,12 @@ def test_what_is_written_is_read(cache: Cache) -> None:
     data, car = cache.read(KEY)
     assert (data, car.key, car.size, car.seconds) == (b"engine", KEY, 6, 1.5)
     assert [c.key for c in cache.find(KEY.identity)] == [KEY]
-    told = cache.write_verdict(car, dict.fromkeys(VERDICT, True))
+    told = cache.write_verdict(car, json.loads(json.dumps(VERDICT_OF)))
     assert cache.read(KEY)[1] == told
+    assert told.verify["passed"]
+    cache.write(KEY, b"another", 1.5)
+    cache.write_verdict(car, VERDICT_OF)  # that was of the one before
+    assert cache.read(KEY)[1].verify == {}
     assert cache.path.stat().st_mode & 0o777 == 0o700
 
 
@@ -133,6 +143,35 @@ def test_a_damaged_side_car_is_rejected_never_a_crash(edits: list[tuple[float, i
         with contextlib.suppress(Rejected):
             assert cache.read(KEY)[0] == b"engine"  # nothing that matters was hit
         cache.entries()
+
+
+@pytest.mark.parametrize("change", [{"passed": "no"}, {"rows": True}, {"rows": [{}]}, {"rows": [1]}, {"tolerance": ""}])
+def test_a_damaged_verdict_is_rejected(cache: Cache, change: dict[str, object]) -> None:
+    cache.write(KEY, b"engine", 1)
+    said = json.loads(cache.side_car(KEY).read_text())
+    cache.side_car(KEY).write_text(json.dumps(said | {"verify": VERDICT_OF | change}))
+    with pytest.raises(Rejected, match="damaged"):
+        cache.read(KEY)
+
+
+def test_whoever_waits_for_a_lock_in_vain_leaves_the_other_ones_build(cache: Cache) -> None:
+    code = (
+        "import sys; from pathlib import Path; from diinn.runtime.engines import profiles\n"
+        "from diinn.runtime.engines.cache import Cache, Identity, Key\n"
+        "key = Key(Identity('encoder', 'a' * 64, '10.3.0', 'Orin', '8.7', 'fp16'), profiles.encoder())\n"
+        "print('ready', flush=True)\n"
+        "with Cache(Path(sys.argv[1])).lock(key): pass"
+    )
+    with cache.lock(KEY) as draft:
+        (draft / "engine").write_bytes(b"half")
+        command = [sys.executable, "-c", code, str(cache.path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) != 0
+        assert (draft / "engine").exists()
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import torch
 from conftest import ramp
 from diinn.export import writer
 from diinn.runtime import DiinnError, InputError, SuperResolver, backends
+from diinn.runtime.engines import cache as cache_module
 from diinn.runtime.engines import verify
 from diinn.runtime.engines.cache import Cache
 from diinn.runtime.view import View
@@ -148,6 +149,31 @@ def test_frames_beyond_the_profile_open_another_engine(trt: Trt, bundle_path: Pa
         assert out.shape == (490, 20, 3)
     assert any("is not for 20x490 frames" in r.message for r in caplog.records)
     assert len([*Cache().path.glob("encoder-*.engine")]) == 2
+
+
+def test_an_encoder_that_was_refused_is_not_used_at_the_next_call(trt: Trt, bundle_path: Path) -> None:
+    with SuperResolver.open(bundle_path, backend="tensorrt") as gpu:
+        trt.setenv("DIINN_DOUBLE_FAIL", "wrong")
+        for _ in range(2):
+            with pytest.raises(DiinnError, match="encoder engine differs from the CPU"):
+                gpu.resize(np.zeros((490, 20, 3), np.uint8), (20, 490))
+        trt.setenv("DIINN_DOUBLE_FAIL", "")
+        gpu.resize(np.zeros((48, 20, 3), np.uint8), (20, 49))
+
+
+def test_larger_frames_do_not_cost_an_engine_each(trt: Trt, bundle_path: Path) -> None:
+    with SuperResolver.open(bundle_path, backend="tensorrt") as gpu:
+        for size in ((490, 20), (20, 650), (480, 640), (490, 640)):
+            gpu.resize(np.zeros((*size, 3), np.uint8), (30, 700))
+    assert len([*Cache().path.glob("encoder-*.engine")]) == 3  # the first, one higher, one wider and higher
+
+
+def test_a_cache_that_can_only_be_read_is_as_good(trt: Trt, bundle_path: Path, caplog: Log) -> None:
+    SuperResolver.open(bundle_path, backend="tensorrt", check=False).close()
+    trt.setattr(cache_module, "replace", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
+    with SuperResolver.open(bundle_path, backend="tensorrt") as gpu:
+        assert gpu.resize(np.zeros((20, 30, 3), np.uint8), (50, 40)).shape == (40, 50, 3)
+    assert any("verdict is not kept" in r.message for r in caplog.records)
 
 
 def test_engines_are_compared_once_and_the_verdict_is_kept(trt: Trt, bundle_path: Path) -> None:

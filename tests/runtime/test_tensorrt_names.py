@@ -15,7 +15,12 @@ import pytest
 from conftest import ROOT, SHARED
 from diinn.runtime.engines import versions
 
-SOURCES = [ROOT / "runtime" / name for name in ("engines/worker.py", "engines/build.py", "engines/engine.py")]
+SOURCES = [
+    path
+    for room in ("runtime", "export", "benchmarks")
+    for path in sorted((ROOT / room).rglob("*.py"))
+    if re.search(r"\btrt\.|import tensorrt as", path.read_text(encoding="utf-8"))
+]
 TABLE: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("tensorrt_names.json").read_text())
 VERSIONS = ("8.5.2.2", "8.6.1", "10.3.0", "10.13.0.35", "10.16.1.11", "11.4.0.106")
 GUARDED = {"_hold_fp32"}  # functions called behind rules.constrained alone; a test holds them to it
