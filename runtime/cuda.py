@@ -123,6 +123,26 @@ class Device:
         with self.active():
             self._cuda.memcpy_dtoh_async(values, address, self._stream)
 
+    def fill(self, address: int, size: int, byte: int) -> None:
+        """Set every byte of so many at ``address``, in the stream's order."""
+        with self.active():
+            self._cuda.memset_d8_async(address, byte, size, self._stream)
+
+    def milliseconds(self, works: Sequence[Callable[[], None]], repeats: int) -> list[float]:
+        """How long the device takes for each of ``repeats`` runs, in which ``works`` take turns."""
+        events = []
+        for i in range(repeats):
+            with self.active():
+                pair = self._cuda.Event(), self._cuda.Event()
+                pair[0].record(self._stream)
+            works[i % len(works)]()
+            with self.active():
+                pair[1].record(self._stream)
+            events.append(pair)
+        with self.active():
+            self._stream.synchronize()
+            return [float(begin.time_till(end)) for begin, end in events]
+
     def wait(self) -> None:
         """Until everything on the stream is done."""
         with self.active():

@@ -71,7 +71,10 @@ def parser() -> argparse.ArgumentParser:
         "--model", default="small", metavar="NAME|PATH", help="shipped model or a .diinn folder (default: small)"
     )
     model.add_argument("--list-models", action="store_true", help="list the shipped models and exit")
-    model.add_argument("--backend", default="auto", help="tensorrt, onnxruntime or auto (default)")
+    model.add_argument("--backend", default="auto", help="cuda, tensorrt, onnxruntime or auto (default)")
+    model.add_argument(
+        "--decoder", choices=("fused", "engine"), help="on a GPU: one kernel (--backend cuda) or TensorRT's engine"
+    )
     model.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="of TensorRT engines (default: fp16)")
     model.add_argument(
         "--cuda-graphs", action="store_true", help="replay the work on a GPU as CUDA graphs: fewer launches"
@@ -181,6 +184,9 @@ def run(args: argparse.Namespace) -> int:
 
     if not (args.camera or args.input):
         raise InputError("no input: give --camera 0, --camera demo or --input FILE")
+    backend = {"fused": "cuda", "engine": "tensorrt", None: args.backend}[args.decoder]
+    if args.backend not in ("auto", backend):
+        raise InputError(f"--decoder {args.decoder} is --backend {backend}, not {args.backend}: leave out one of them")
     if args.stats is not None and not args.stats.parent.is_dir():
         raise InputError(f"cannot write --stats {str(args.stats)!r}: no such folder")
     goal = Wanted(args.out_size, args.scale or (None if args.out_size else DEFAULT_SCALE), args.roi)
@@ -188,7 +194,7 @@ def run(args: argparse.Namespace) -> int:
     with stopping() as stop:
         with SuperResolver.open(
             args.model,
-            backend=args.backend,
+            backend=backend,
             precision=args.precision,
             cuda_graphs=args.cuda_graphs,
             provider=args.provider,

@@ -71,7 +71,7 @@ class SuperResolver:
     ) -> SuperResolver:
         """Load a shipped bundle by name, or any by path.
 
-        backend: "tensorrt", "onnxruntime" or "auto"; provider: its device ("cpu", "cuda", …), default the CPU
+        backend: "cuda", "tensorrt", "onnxruntime" or "auto"; provider: its device ("cpu", "cuda", …), default the CPU
         threads: CPU threads, default all this process may use
         memory_budget: bytes the encoder may need for one frame; larger frames go in bands
         chunk: queries decoded at once, default by the model's width

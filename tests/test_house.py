@@ -114,7 +114,9 @@ def test_the_wheel_holds_every_file(wheel: Path) -> None:
     wanted = set()
     for room in ROOMS:
         for path in (ROOT / room).rglob("*"):
-            data = path.suffix in (".yaml", ".cu") or path.parent.parent.name == "models" or path.name == "paper.csv"
+            data = (
+                path.suffix in (".yaml", ".cu", ".h") or path.parent.parent.name == "models" or path.name == "paper.csv"
+            )
             if path.is_file() and (path.suffix == ".py" or data):
                 wanted.add(f"diinn/{path.relative_to(ROOT).as_posix()}")
     assert packed == wanted

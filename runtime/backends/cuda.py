@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,46 +57,104 @@ def plan(width: int, depth: int, shared_bytes: int) -> Plan:
     raise InputError(f"a decoder {width} wide needs {3 * piece} bytes of shared memory, the device has {shared_bytes}")
 
 
+class FusedDecoder:
+    """A decoder's weights on the device, and the kernel that takes them.
+
+    layers: as ``Bundle.layers`` gives them. Raises InputError for a decoder that has no kernel.
+    """
+
+    def __init__(self, device: Device, layers: Mapping[str, Any]) -> None:
+        self._device, self.width, self.depth = device, layers["first"].shape[0], len(layers["bias"]) + 1
+        self.plan = plan(self.width, self.depth, device.shared_bytes)
+        names = (self.plan.kernel, "pack_hidden", "pack_last")
+        self._kernels = device.kernels(KERNELS / "fused_decoder.cu", names)
+        self._weights = self._upload(layers)
+
+    def _upload(self, layers: Mapping[str, Any]) -> list[np.uint64]:
+        """hidden, first, bias, last, last_bias in device memory, as the kernel takes them."""
+        device, width = self._device, self.width
+        words, last_words = layers["hidden"].size // 2, width // 16 * 64
+        packed = device.allocate(max(words, 1) * 4), device.allocate(last_words * 4)
+        given = []
+        for name in ("hidden", "first", "bias", "last", "last_bias"):
+            values = np.ascontiguousarray(layers[name], np.float32)
+            given.append(device.allocate(values.nbytes))
+            device.upload(given[-1], values)
+        hidden, first, bias, last, last_bias = map(np.uint64, given)
+        kinds = (("pack_hidden", words, hidden, packed[0]), ("pack_last", last_words, last, packed[1]))
+        for name, count, source, target in kinds:
+            if count:
+                self._kernels[name](count, np.int64(count), np.int32(width), source, np.uint64(target))
+        device.wait()
+        for address in (hidden, last):
+            device.free(int(address))
+        return [np.uint64(packed[0]), first, bias, np.uint64(packed[1]), last_bias]
+
+    def decode(self, maps: int, count: int, segments: int, at: int) -> None:
+        """Put on the stream: ``count`` queries of so many ``SEGMENT``s at an address; maps: of the maps' addresses."""
+        rows = self.plan.warps * ROWS
+        grid = min(-(-count // rows), self._device.multiprocessors * self.plan.blocks)
+        block = self.plan.warps * 32
+        facts = (np.int64(count), np.int32(segments), np.uint64(at), np.int32(self.depth))
+        self._kernels[self.plan.kernel](
+            grid * block, *facts, *self._weights, np.uint64(maps), block=block, shared=self.plan.shared
+        )
+
+
 class OrtEncoder:
-    """The encoder graph on ONNX Runtime's CUDA provider, bound to our memory."""
+    """The encoder graph on ONNX Runtime's CUDA provider, bound to our memory; or on the CPU, with a copy each way."""
 
-    provider, where = "CUDA", "cuda"
+    map_bytes = HALF
 
-    def __init__(self, bundle: Bundle, device: Device, precision: str) -> None:
+    def __init__(self, bundle: Bundle, device: Device, provider: str) -> None:
+        """provider: "CUDA" or "CPU"; raises InputError where it is missing."""
         import onnxruntime as ort
 
-        self._bundle, self._device = bundle, device
-        wanted = f"{self.provider}ExecutionProvider"
+        self._bundle, self._device, self._provider = bundle, device, provider
+        wanted = f"{provider}ExecutionProvider"
         if wanted not in ort.get_available_providers():
-            raise InputError(
-                f"onnxruntime {ort.__version__} has no {self.provider} provider: pip install onnxruntime-gpu"
-            )
-        path = str(bundle.graph("encoder", precision))
+            raise InputError(f"onnxruntime {ort.__version__} has no {provider} provider: pip install onnxruntime-gpu")
+        path = str(bundle.graph("encoder", "fp16"))
         try:
             self._session: Any = ort.InferenceSession(path, providers=[wanted])
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types
             raise BundleError(f"ONNX Runtime cannot open {path}: {str(error).splitlines()[0]}") from error
         if self._session.get_providers()[0] != wanted:
-            raise InputError(f"ONNX Runtime's {self.provider} provider does not load here: its libraries are missing")
-        self._dtype = np.float16 if precision == "fp16" else np.float32
-        self.map_bytes = np.dtype(self._dtype).itemsize
-        self.says = f"onnxruntime {ort.__version__} {self.provider}"
+            raise InputError(f"ONNX Runtime's {provider} provider does not load here: its libraries are missing")
+        self.says = f"onnxruntime {ort.__version__} {provider}"
 
     def encode(self, frames: int, batch: int, size: Size, maps: Sequence[int]) -> bool:
         """float32 [batch, 3, H, W] RGB to the maps; done when this returns."""
-        width, height = size
-        binding = self._session.io_binding()
-        binding.bind_input("frame", self.where, 0, np.float32, (batch, 3, height, width), frames)
-        for spec, address in zip(self._bundle.maps, maps, strict=True):
-            shape = (batch, height, width, spec.channels)
-            binding.bind_output(spec.name, self.where, 0, self._dtype, shape, address)
-        self._device.wait()  # ONNX Runtime has a stream of its own
+        shape = (batch, 3, size[1], size[0])
         try:
-            self._session.run_with_iobinding(binding)
-            binding.synchronize_outputs()
+            if self._provider == "CPU":
+                self._on_cpu(frames, shape, maps)
+            else:
+                self._on_device(frames, shape, maps)
+        except DiinnError:
+            raise
         except Exception as error:
             raise DiinnError(f"ONNX Runtime failed while running: {str(error).splitlines()[0]}") from error
         return False
+
+    def _on_device(self, frames: int, shape: tuple[int, ...], maps: Sequence[int]) -> None:
+        binding = self._session.io_binding()
+        binding.bind_input("frame", "cuda", 0, np.float32, shape, frames)
+        for spec, address in zip(self._bundle.maps, maps, strict=True):
+            out = (shape[0], *shape[2:], spec.channels)
+            binding.bind_output(spec.name, "cuda", 0, np.float16, out, address)
+        self._device.wait()  # ONNX Runtime has a stream of its own
+        self._session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+
+    def _on_cpu(self, frames: int, shape: tuple[int, ...], maps: Sequence[int]) -> None:
+        host = np.empty(shape, np.float32)
+        self._device.download(host, frames)
+        self._device.wait()
+        made = self._session.run([spec.name for spec in self._bundle.maps], {"frame": host})
+        for values, address in zip(made, maps, strict=True):
+            self._device.upload(address, np.ascontiguousarray(values))
+        self._device.wait()  # what was made is gone when this returns
 
 
 class CudaBackend(DeviceBackend):
@@ -115,7 +173,7 @@ class CudaBackend(DeviceBackend):
             plan(layers["first"].shape[0], len(layers["bias"]) + 1, device.shared_bytes)
             if _engine_there(bundle, options, device):
                 return ""
-            OrtEncoder(bundle, device, "fp32")
+            OrtEncoder(bundle, device, "CUDA")
         except InputError as error:
             return f"{error}; and no encoder engine: python export/to_trt.py {bundle.path}"
         finally:
@@ -126,52 +184,36 @@ class CudaBackend(DeviceBackend):
         layers = _layers(self.bundle, self.options)
         self.tolerance = verify.TOLERANCES["fp16"]
         self.chunk = min(self.options.chunk or LAUNCH, LAUNCH)
-        width, self._depth = layers["first"].shape[0], len(layers["bias"]) + 1
-        self.plan = plan(width, self._depth, self.device.shared_bytes)
-        names = (self.plan.kernel, "pack_hidden", "pack_last")
-        self._kernels = self.device.kernels(KERNELS / "fused_decoder.cu", names)
-        self._weights = self._upload(layers, width)
+        self._decoder = FusedDecoder(self.device, layers)
         self._open_encoder()
 
     def _open_encoder(self) -> None:
-        """A TensorRT engine where one is or may be built, else ONNX Runtime."""
+        """A TensorRT engine where one is or may be built, else ONNX Runtime on the GPU, else on the CPU."""
         self._engines: Engines | None = None
-        why = ""
+        why = []
         if self.options.may_build or _engine_there(self.bundle, self.options, self.device):
             try:
                 self._engines = Engines(self.bundle, self.device, self.options)
                 self._encoder: EngineEncoder | OrtEncoder = EngineEncoder(self._engines)
                 return
             except InputError as error:
-                self._engines, why = None, f"{error}; and "
-        try:
-            self._encoder = OrtEncoder(self.bundle, self.device, self.bundle.engine_precision(self.options.precision))
-        except (InputError, ImportError) as error:
-            raise InputError(f"no encoder for the GPU: {why}{error}") from None
-        self._encoding.refuse()  # its launches are not on our stream
-
-    def _upload(self, layers: dict[str, Any], width: int) -> list[np.uint64]:
-        """hidden, first, bias, last, last_bias in device memory, as the kernel takes them."""
-        words, last_words = layers["hidden"].size // 2, width // 16 * 64
-        packed = self.device.allocate(max(words, 1) * 4), self.device.allocate(last_words * 4)
-        given = []
-        for name in ("hidden", "first", "bias", "last", "last_bias"):
-            values = np.ascontiguousarray(layers[name], np.float32)
-            given.append(self.device.allocate(values.nbytes))
-            self.device.upload(given[-1], values)
-        hidden, first, bias, last, last_bias = map(np.uint64, given)
-        kinds = (("pack_hidden", words, hidden, packed[0]), ("pack_last", last_words, last, packed[1]))
-        for name, count, source, target in kinds:
-            if count:
-                self._kernels[name](count, np.int64(count), np.int32(width), source, np.uint64(target))
-        self.device.wait()
-        for address in (hidden, last):
-            self.device.free(int(address))
-        return [np.uint64(packed[0]), first, bias, np.uint64(packed[1]), last_bias]
+                self._engines = None
+                why.append(str(error))
+        self._encoding.refuse()  # what ONNX Runtime launches is not on our stream
+        for provider in ("CUDA", "CPU"):
+            try:
+                self._encoder = OrtEncoder(self.bundle, self.device, provider)
+                break
+            except (InputError, ImportError) as error:
+                why.append(str(error))
+        else:
+            raise InputError(f"no encoder: {'; '.join(why)}")
+        if provider == "CPU":
+            log.warning("the encoder runs on the CPU, slowly: %s", "; ".join(why))
 
     def describe(self) -> str:
         encoder = f"TensorRT {self._engines.version}" if self._engines else getattr(self._encoder, "says", "")
-        return f"cuda ({self.device.name}, {self.plan.kernel}, encoder by {encoder})"
+        return f"cuda ({self.device.name}, {self._decoder.plan.kernel}, encoder by {encoder})"
 
     def map_bytes(self) -> int:
         if self._encoder.map_bytes != HALF:
@@ -199,13 +241,7 @@ class CudaBackend(DeviceBackend):
         return not isinstance(self._encoder, EngineEncoder) or self._encoder.takes(size)
 
     def decode_segments(self, maps: DeviceMaps, count: int, segments: int, at: int) -> None:
-        rows = self.plan.warps * ROWS
-        grid = min(-(-count // rows), self.device.multiprocessors * self.plan.blocks)
-        block = self.plan.warps * 32
-        facts = (np.int64(count), np.int32(segments), np.uint64(at), np.int32(self._depth))
-        self._kernels[self.plan.kernel](
-            grid * block, *facts, *self._weights, np.uint64(maps.table), block=block, shared=self.plan.shared
-        )
+        self._decoder.decode(maps.table, count, segments, at)
 
     def verify(self, *, again: bool = False) -> None:
         if self._engines is not None and isinstance(self._encoder, EngineEncoder):
@@ -213,7 +249,7 @@ class CudaBackend(DeviceBackend):
 
     def close(self) -> None:
         if not self.closed:
-            del self._encoder, self._engines
+            del self._encoder, self._engines, self._decoder
         super().close()
 
 

@@ -130,6 +130,11 @@ class DeviceBackend(Backend):
                 used += len(segment.ids)
         return table, numbers
 
+    def poison(self) -> None:
+        """Fill idle memory with NaN: what is read before it was written will be seen. For checks."""
+        for size, address in self._buffers.idle:
+            self.device.fill(address, size, 0xFF)
+
     def close(self) -> None:
         if self.closed:
             return

@@ -29,18 +29,21 @@ MOST_REPLAYS = 16
 
 
 class Buffers:
-    """Device memory that is used again: ``take`` gives (size, address) of at least so many bytes, ``give`` keeps it."""
+    """Device memory that is used again: ``take`` gives (size, address) of at least so many bytes, ``give`` keeps it.
+
+    idle: (size, address) of what nobody holds, longest idle first
+    """
 
     def __init__(self, device: Device) -> None:
         self._device, self._closed = device, False
-        self._idle: list[tuple[int, int]] = []  # (size, address), longest idle first
+        self.idle: list[tuple[int, int]] = []
 
     def take(self, size: int) -> tuple[int, int]:
         """Raises OutOfMemory, after giving back all that is idle."""
         self._keep(MOST_IDLE, IDLE_BYTES)
-        fitting = [block for block in self._idle if size <= block[0] <= 2 * size]
+        fitting = [block for block in self.idle if size <= block[0] <= 2 * size]
         if fitting:
-            self._idle.remove(min(fitting))
+            self.idle.remove(min(fitting))
             return min(fitting)
         try:
             return size, self._device.allocate(size)
@@ -51,7 +54,7 @@ class Buffers:
     def give(self, blocks: Sequence[tuple[int, int]]) -> None:
         """Frees nothing, since the garbage collector may call it at any time: while a graph is captured, too."""
         if not self._closed:  # else the device has freed them already
-            self._idle.extend(blocks)
+            self.idle.extend(blocks)
 
     @contextlib.contextmanager
     def borrowed(self, *sizes: int) -> Iterator[list[int]]:
@@ -65,8 +68,8 @@ class Buffers:
             self.give(blocks)
 
     def _keep(self, most: int, size: int) -> None:
-        while self._idle and (len(self._idle) > most or sum(block[0] for block in self._idle) > size):
-            self._device.free(self._idle.pop(0)[1])
+        while self.idle and (len(self.idle) > most or sum(block[0] for block in self.idle) > size):
+            self._device.free(self.idle.pop(0)[1])
 
     def close(self) -> None:
         """The device is about to free everything itself."""

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ FOLDER = Path(__file__).parent
 PREBUILT = FOLDER / "prebuilt"  # filled by ``make kernels``
 NVCC = Path("/usr/local/cuda/bin/nvcc")
 FLAGS = ("-std=c++17", "-O3")
+CAPABILITIES = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "11.0", "12.0")  # what the tests compile for
 
 
 def machine_code(source: Path, capability: str, driver: int) -> bytes:
@@ -137,3 +139,18 @@ def prebuild(nvcc: Path, capabilities: Sequence[str]) -> list[Path]:
         path.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
         made.append(path)
     return made
+
+
+def main() -> int:
+    """``make kernels``; exit code 2 where there is no compiler."""
+    nvcc = find_nvcc()
+    if nvcc is None:
+        print("no nvcc on PATH or in CUDA_HOME: install the CUDA toolkit", file=sys.stderr)
+        return 2
+    for path in prebuild(nvcc, CAPABILITIES):
+        print(f"{path}: {path.stat().st_size / 1e3:.0f} kB, for drivers of CUDA {version(nvcc)} and later")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

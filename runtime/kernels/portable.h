@@ -6,7 +6,14 @@
 
 #pragma once
 
+#ifdef __CUDACC_RTC__  // it has no C library's headers
+typedef unsigned char uint8_t;
+typedef unsigned short uint16_t;
+typedef unsigned int uint32_t;
+typedef unsigned long long uint64_t;
+#else
 #include <stdint.h>
+#endif
 
 #ifndef DIINN_EMULATED
 

@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,19 @@ class HostDevice:
     def download(self, values, address):
         assert values.flags.c_contiguous
         self.put(ctypes.memmove, values.ctypes.data, address, values.nbytes, keep=values)
+
+    def fill(self, address, size, byte):
+        self.put(ctypes.memset, address, byte, size)
+
+    def milliseconds(self, works, repeats):
+        times = []
+        for i in range(repeats):
+            self.wait()
+            began = time.perf_counter()
+            works[i % len(works)]()
+            self.wait()
+            times.append((time.perf_counter() - began) * 1e3)
+        return times
 
     def put(self, work, *arguments, keep=None):
         """Add to the stream."""

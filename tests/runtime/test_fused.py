@@ -1,6 +1,7 @@
 """The fused decoder without a GPU: the kernel's own source in an emulator that runs every thread (``tests/double``),
 the encoder by ONNX Runtime's CPU provider or by the double of TensorRT."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from diinn.export import writer
 from diinn.runtime import DiinnError, InputError, SuperResolver
 from diinn.runtime import bundle as bundles
 from diinn.runtime.backends import cuda
-from diinn.runtime.backends.cuda import OrtEncoder, plan
+from diinn.runtime.backends.cuda import plan
 from diinn.runtime.view import View
 from diinn.train import checkpoint
 from diinn.train.config import parse
@@ -38,10 +39,8 @@ def make(folder: Path, width: int, depth: int, **decoder: object) -> Path:
 
 @pytest.fixture
 def gpu(trt: Trt) -> Trt:
-    """A machine with a GPU, nvcc and ONNX Runtime for it, and without TensorRT."""
-    trt.setattr(OrtEncoder, "provider", "CPU")
-    trt.setattr(OrtEncoder, "where", "cpu")
-    trt.setitem(__import__("sys").modules, "tensorrt", None)
+    """A machine with a GPU and nvcc, and without TensorRT: the encoder runs on the CPU."""
+    trt.setitem(sys.modules, "tensorrt", None)
     return trt
 
 
@@ -124,9 +123,15 @@ def test_the_encoder_is_an_engine_where_tensorrt_is(trt: Trt, bundle_path: Path)
         assert resolver.backend.name == "cuda"
 
 
+def test_an_encoder_on_the_cpu_is_said(gpu: Trt, bundle_path: Path, caplog: Log) -> None:
+    SuperResolver.open(bundle_path, backend="cuda").close()
+    (said,) = [r.message for r in caplog.records if "runs on the CPU" in r.message]
+    assert "TensorRT is not installed" in said
+    assert "has no CUDA provider: pip install onnxruntime-gpu" in said
+
+
 def test_auto_passes_over_what_does_not_fit_and_says_so(gpu: Trt, tmp_path: Path, caplog: Log) -> None:
     caplog.set_level("INFO")
-    gpu.setattr(OrtEncoder, "provider", "CUDA")
     with SuperResolver.open(make(tmp_path, 16, 2)) as resolver:
         assert resolver.backend.name == "onnxruntime"
     assert any("not cuda: onnxruntime" in r.message and "no CUDA provider" in r.message for r in caplog.records)
@@ -156,7 +161,7 @@ def test_out_of_memory_is_tried_once_in_smaller_pieces(gpu: Trt, bundle_path: Pa
         device = fused.backend.device  # type: ignore[attr-defined]
         encoded = fused.encode([frame])[0]
         held = sum(block.nbytes for block in device.blocks.values())
-        idle = sum(size for size, _ in fused.backend._buffers._idle)  # type: ignore[attr-defined]
+        idle = sum(size for size, _ in fused.backend._buffers.idle)  # type: ignore[attr-defined]
         device.most_bytes = held - idle + 60_000
         (pixels,) = fused.decode(encoded, [View.resize((210, 210))])
         assert pixels.shape == (210, 210, 3)

@@ -1,6 +1,7 @@
 """CUDA sources without a GPU: they compile for every architecture, spill nothing, and compiled for the host agree with
 ``grid``."""
 
+import ctypes
 import re
 from pathlib import Path
 
@@ -17,9 +18,6 @@ from hypothesis import strategies as st
 
 KERNEL_FOLDER = ROOT / "runtime" / "kernels"
 KERNELS = sorted(KERNEL_FOLDER.glob("*.cu"))
-
-
-ARCHITECTURES = (75, 80, 86, 87, 89, 90, 110, 120)
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +37,34 @@ def test_compiles_for_every_architecture_and_spills_nothing(source: Path) -> Non
     nvcc = compiler.find_nvcc()
     if nvcc is None:
         pytest.skip("no nvcc: install the CUDA toolkit")
-    for arch in ARCHITECTURES:
+    assert {"7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "11.0", "12.0"} <= {*compiler.CAPABILITIES}
+    for arch in (capability.replace(".", "") for capability in compiler.CAPABILITIES):
         flags = ["-cubin", f"-arch=sm_{arch}", "-Werror", "all-warnings", "-Xptxas", "-v"]
         code, said = compiler.compiled(nvcc, source, flags)
         assert code[:4] == b"\x7fELF"
         spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
         assert spills
         assert set(spills) == {("0", "0")}, f"sm_{arch}: {said}"
+
+
+@pytest.mark.parametrize("source", KERNELS, ids=lambda p: p.stem)
+def test_compiles_with_an_older_toolkit(source: Path) -> None:
+    """NVRTC of CUDA 12.6, JetPack 6's: what the robot's own compiler takes."""
+    nvrtc = pytest.importorskip("nvidia.cuda_nvrtc", reason="no NVRTC of CUDA 12: pip install nvidia-cuda-nvrtc-cu12")
+    runtime = pytest.importorskip("nvidia.cuda_runtime", reason="no headers: pip install nvidia-cuda-runtime-cu12")
+    library = ctypes.CDLL(str(next(Path(nvrtc.__path__[0], "lib").glob("libnvrtc.so.*"))))
+    includes = [f"--include-path={path}" for path in (Path(runtime.__path__[0]) / "include", KERNEL_FOLDER)]
+    for arch in (75, 80, 87, 90):
+        program = ctypes.c_void_p()
+        code, options = source.read_bytes(), [f"--gpu-architecture=sm_{arch}", "-std=c++17", *includes]
+        assert library.nvrtcCreateProgram(ctypes.byref(program), code, b"kernel.cu", 0, None, None) == 0
+        given = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+        result = library.nvrtcCompileProgram(program, len(options), given)
+        size = ctypes.c_size_t()
+        library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+        said = ctypes.create_string_buffer(size.value)
+        library.nvrtcGetProgramLog(program, said)
+        assert result == 0, said.value.decode()
 
 
 def test_a_source_that_does_not_compile_is_one_line(tmp_path: Path) -> None:

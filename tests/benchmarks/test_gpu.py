@@ -1,0 +1,36 @@
+"""The script for a machine with a GPU, tried with the double of one: what it prints; it sees a wrong kernel."""
+
+from pathlib import Path
+
+import pytest
+from diinn.benchmarks import gpu
+from diinn.runtime.backends.cuda import FusedDecoder
+
+Patch, Output = pytest.MonkeyPatch, pytest.CaptureFixture[str]
+
+
+def test_checks_and_times(trt: Patch, tmp_path: Path, capsys: Output) -> None:
+    trt.setattr(gpu, "CELLS", (((9, 7), (20, 16), 1), ((9, 7), (12, 10), 2)))
+    out = tmp_path / "gpu.md"
+    args = ["--widths", "16", "--depth", "2", "--repeats", "1", "--no-compile", "--skip", "sanitize"]
+    assert gpu.main([*args, "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("|")] for line in said.splitlines() if line.startswith("|")]
+    assert [row[7] for row in rows if row[1] == "16"] == ["right", "right"]
+    forms = [row[3] for row in rows if row[2] == "diinn 16"]
+    assert forms == ["published, fp32, eager", "folded, fp16, compiled", "fused kernel"] * 2
+    assert {"liif 16", "metasr 16"} <= {row[2] for row in rows if len(row) > 3}
+    assert "Test double" in out.read_text()
+    assert "fused kernel" in out.read_text()
+
+
+def test_a_wrong_kernel_is_seen(trt: Patch, capsys: Output) -> None:
+    right = FusedDecoder.decode
+    trt.setattr(FusedDecoder, "decode", lambda self, maps, count, *rest: right(self, maps, count - 40, *rest))
+    assert gpu.main(["--widths", "16", "--depth", "2", "--skip", "sanitize", "time"]) == 1
+    assert "WRONG" in capsys.readouterr().out
+
+
+def test_without_a_gpu(capsys: Output) -> None:
+    assert gpu.main([]) == 2
+    assert "no CUDA" in capsys.readouterr().err
