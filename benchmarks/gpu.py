@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from diinn.benchmarks.roofline import HALF, Card, Work
 from diinn.benchmarks.speed import CASES
 from diinn.export import graphs, writer
 from diinn.runtime import cuda as devices
 from diinn.runtime import grid
-from diinn.runtime.backends.cuda import HALF, WIDTHS, FusedDecoder
+from diinn.runtime.backends.cuda import WIDTHS, FusedDecoder
 from diinn.runtime.backends.on_device import SEGMENT, Buffers, DeviceMaps, ViewTables
 from diinn.runtime.command import Parser, check_output, guarded
 from diinn.runtime.errors import DiinnError
@@ -46,9 +47,6 @@ Cell = tuple[Size, Size, int]  # LR, output, cameras
 CELLS: tuple[Cell, ...] = (*((lr, out, 1) for lr, out in CASES), *ROBOTS)
 CACHE_BYTES = 2**27  # of maps that take turns: more than any L2
 TOLERANCE = 0.03
-# A multiprocessor's results a cycle (CUDA programming guide, arithmetic instructions): special functions; fp32, of
-# which one unit of one layer takes about ten (sum, comparison, range reduction, product, conversion).
-SPECIAL, FP32, FP32_OPERATIONS = 16, 128, 10
 
 
 # Right
@@ -136,30 +134,7 @@ class Time:
     decoder: str
     form: str
     milliseconds: float
-    flop: float
-    sines: float
-    moved: float  # bytes
-
-
-@dataclass(frozen=True)
-class Card:
-    """What this card does, measured: fp16 matrix FLOP/s and bytes/s; and what it has: multiprocessors, their clock."""
-
-    matrix: float
-    bandwidth: float
-    multiprocessors: int
-    clock: float
-
-    def floors(self, row: Time) -> dict[str, float]:
-        """Least milliseconds by what bounds them."""
-        cycles = self.multiprocessors * self.clock
-        seconds = {
-            "matrix": row.flop / self.matrix,
-            "special functions": row.sines / (SPECIAL * cycles),
-            "elementwise": row.sines * FP32_OPERATIONS / (FP32 * cycles),
-            "bytes": row.moved / self.bandwidth,
-        }
-        return {name: value * 1e3 for name, value in seconds.items()}
+    work: Work
 
 
 def card(device: torch.device) -> Card:
@@ -288,11 +263,11 @@ def times(args: argparse.Namespace) -> Iterator[Time]:
             flop = 2.0 * decoder.multiply_adds * queries
             sines = float(args.depth * width * queries) if kind == "diinn" else 0.0
             moved = float(pixels * sum(decoder.map_channels) * HALF + 3 * queries)
-            label = f"{kind} {width}"
+            work, label = Work(flop, sines, moved), f"{kind} {width}"
             for form, found in in_torch(model, cell, device, args.repeats, compiled=not args.no_compile):
-                yield Time(name, label, form, found, flop, sines, moved)
+                yield Time(name, label, form, found, work)
             if kind == "diinn" and width in WIDTHS:
-                yield Time(name, label, "fused kernel", ours(width, args.depth, cell, args.repeats), flop, sines, moved)
+                yield Time(name, label, "fused kernel", ours(width, args.depth, cell, args.repeats), work)
 
 
 def time_table(found: Sequence[Time], measured: Card) -> Table:
@@ -301,8 +276,8 @@ def time_table(found: Sequence[Time], measured: Card) -> Table:
     out = Table(*heads, "of floor", box=box.MARKDOWN)
     slow = {(row.cell, row.decoder): row.milliseconds for row in found if row.form.startswith("published")}
     for row in found:
-        rate = row.flop / (row.milliseconds / 1e3)
-        floors = measured.floors(row)
+        rate = row.work.flop / (row.milliseconds / 1e3)
+        floors = measured.floors(row.work)
         bound = max(floors, key=lambda name: floors[name])
         facts = (
             (f"{rate / 1e12:.1f}", f"{rate / measured.matrix:.1%}")
