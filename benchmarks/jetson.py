@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import sys
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from diinn.benchmarks import roofline
+from diinn.benchmarks import memory, roofline
 from diinn.benchmarks.board import Board, Watched, soak
 from diinn.runtime import bundle as bundles
 from diinn.runtime import demo, doctor
@@ -89,6 +88,7 @@ def measure(
                     resolver.decode(encoded, [view])
 
             name = resolver.backend.describe()
+            memory.reset_peak()
             try:
                 once()
                 soak(once, args.soak if i == 0 else 0)
@@ -109,13 +109,13 @@ def measure(
             if before and watched.slowest and watched.slowest < THROTTLED * before[0]:
                 warnings.append(f"throttled: the GPU's clock fell from {before[0]:.0f} to {watched.slowest:.0f} MHz")
             joules = None if watched.watts is None else watched.watts / rate
-            figures = (p50, float(np.quantile(times, 0.95)), rate, memory(resolver), watched.watts, joules)
+            figures = (p50, float(np.quantile(times, 0.95)), rate, taken(resolver), watched.watts, joules)
             yield Row(bundle.name, name, lr, out, cameras, *figures, tuple(warnings))
 
 
-def memory(resolver: SuperResolver) -> float:
-    """MiB the process took at most, with what it has of a GPU of its own (a Jetson's shares the process')."""
-    took = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def taken(resolver: SuperResolver) -> float:
+    """MiB the process took at most since ``memory.reset_peak``, with what it has of a GPU of its own (a Jetson's shares the process')."""
+    took = memory.status("VmHWM") / MIB
     device = getattr(resolver.backend, "device", None)
     if device is None or doctor.TEGRA.exists():
         return took

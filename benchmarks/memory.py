@@ -42,10 +42,10 @@ def measure(model: str, lr: Size, out: Size, dtype: str) -> dict[str, int]:
     # Noise: to render the demo's scene would leave freed memory behind that the output then reuses unseen.
     frame = np.random.default_rng(0).integers(0, 256, (lr[1], lr[0], 3), dtype=np.uint8)
     with SuperResolver.open(model) as resolver:
-        loaded = _status("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM to VmRSS
+        loaded = status("VmRSS")
+        reset_peak()
         output = resolver.resize(frame, out, dtype=np.dtype(dtype))
-        peak = _status("VmHWM")
+        peak = status("VmHWM")
     return {
         "loaded": loaded,
         "peak": peak,
@@ -54,7 +54,13 @@ def measure(model: str, lr: Size, out: Size, dtype: str) -> dict[str, int]:
     }
 
 
-def _status(field: str) -> int:
+def reset_peak() -> None:
+    """VmHWM begins again at VmRSS."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def status(field: str) -> int:
+    """A field of this process' status, in bytes. Linux only."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(field):
             return int(line.split()[1]) * 1024

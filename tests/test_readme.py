@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import ROOT
-from diinn.benchmarks import comparison, evaluate, figure3, figure4, tables
+from diinn.benchmarks import comparison, evaluate, figure3, figure4, jetson, tables
 from diinn.export import to_onnx, to_trt
 from diinn.runtime import demo, doctor
 from diinn.runtime import main as run
@@ -31,6 +31,7 @@ PROGRAMS: dict[str, tuple[Callable[[list[str]], int], Callable[[], object]]] = {
     "diinn-doctor": (doctor.main, doctor.parser),
     "python -m diinn.benchmarks.figure4": (figure4.main, figure4.parser),
     "python -m diinn.benchmarks.comparison": (comparison.main, comparison.parser),
+    "python -m diinn.benchmarks.jetson": (jetson.main, jetson.parser),
 }
 
 
