@@ -114,8 +114,8 @@ def measure(
 
 
 def taken(resolver: SuperResolver) -> float:
-    """MiB the process took at most since ``memory.reset_peak``, with what is in use of a GPU that has memory of its own (a
-    Jetson's has not)."""
+    """MiB the process took at most since ``memory.reset_peak``, with what is in use of a GPU that has memory of its own
+    (a Jetson's has not)."""
     took = memory.status("VmHWM") / MIB
     device = getattr(resolver.backend, "device", None)
     if device is None or doctor.TEGRA.exists():
