@@ -48,7 +48,7 @@ def plan(width: int, depth: int, shared_bytes: int) -> Plan:
         raise InputError(f"no fused kernel for a decoder {width} wide, only for {', '.join(map(str, WIDTHS))}")
     piece = width * 64  # bytes of one group's weights, and of a warp's activations
     pieces = (depth - 1) * width // 16
-    at_once = 2 if width <= 64 else 1
+    at_once = 3 if width <= 32 else 2 if width == 64 else 1  # as its launch bounds say
     for warps in WARPS:
         for name, kept in (("resident", pieces), ("streamed", 2)):
             shared = (kept + warps) * piece
@@ -64,6 +64,8 @@ class FusedDecoder:
     """
 
     def __init__(self, device: Device, layers: Mapping[str, Any]) -> None:
+        if tuple(map(int, device.capability.split("."))) < (7, 5):
+            raise InputError(f"no fused kernel for compute capability {device.capability}, only for 7.5 and later")
         self._device, self.width, self.depth = device, layers["first"].shape[0], len(layers["bias"]) + 1
         self.plan = plan(self.width, self.depth, device.shared_bytes)
         names = (self.plan.kernel, "pack_hidden", "pack_last")

@@ -124,7 +124,15 @@ __device__ __forceinline__ void decode(long long count, int segments, const Segm
                 for (int r = 0; r < 2 * TILES; ++r) modulation_at(map, (long long)asked[r].index * K + at, modulation[r]);
                 const float4 bias = *reinterpret_cast<const float4 *>(network.bias + (layer - 1) * K + at);
 
-                float sums[TILES][2][2][4] = {};  // [tile][modulation, synthesis][block][MMA's own]
+                const float biases[4] = {bias.x, bias.y, bias.z, bias.w};
+                float sums[TILES][2][2][4];  // [tile][modulation, synthesis][block][MMA's own]
+#pragma unroll
+                for (int m = 0; m < TILES; ++m)
+#pragma unroll
+                    for (int own = 0; own < 8; ++own) {
+                        sums[m][0][own / 4][own % 4] = 0.0f;
+                        sums[m][1][own / 4][own % 4] = biases[own / 4 * 2 + own % 2];
+                    }
 #pragma unroll
                 for (int step = 0; step < STEPS; ++step) {
 #pragma unroll
@@ -137,7 +145,6 @@ __device__ __forceinline__ void decode(long long count, int segments, const Segm
                         }
                     }
                 }
-                const float biases[4] = {bias.x, bias.y, bias.z, bias.w};
 #pragma unroll
                 for (int m = 0; m < TILES; ++m) {
                     float made[2][4];
@@ -147,7 +154,7 @@ __device__ __forceinline__ void decode(long long count, int segments, const Segm
                         for (int e = 0; e < 4; ++e) {
                             const int block = e / 2, column = below * 2 + e % 2;
                             made[below][e] = unit(sums[m][0][block][column] + modulation[2 * m + below][e],
-                                                  sums[m][1][block][column] + biases[e]);
+                                                  sums[m][1][block][column]);
                         }
                     mine[(group * TILES + m) * LANES] = operand(made[0], made[1]);
                 }
@@ -188,10 +195,10 @@ __device__ __forceinline__ void decode(long long count, int segments, const Segm
         decode<K, RESIDENT>(count, segments, segment, {layers, hidden, first, bias, last, last_bias, maps}, shared);    \
     }
 
-FUSED(16, 2, resident, true)
-FUSED(16, 2, streamed, false)
-FUSED(32, 2, resident, true)
-FUSED(32, 2, streamed, false)
+FUSED(16, 3, resident, true)
+FUSED(16, 3, streamed, false)
+FUSED(32, 3, resident, true)
+FUSED(32, 3, streamed, false)
 FUSED(64, 2, resident, true)
 FUSED(64, 2, streamed, false)
 FUSED(128, 1, resident, true)

@@ -47,7 +47,7 @@ class HostDevice:
     most_bytes: what may be allocated in all before it is out of memory
     """
 
-    name, capability = "Test double", "0.0"
+    name, capability = "Test double", "8.7"
     free_bytes = 4 * 2**30
     most_bytes = 2**40
     captures = True

@@ -36,7 +36,7 @@ def test_engines_are_listed_judged_and_cleaned(
     said = capsys.readouterr().out
     assert said.count("TensorRT 10.13.0.35, Test double") == 2
     assert said.count("passed, largest difference") == 2
-    assert "CUDA device   Test double, compute capability 0.0, 4096 of 4096 MiB free" in said
+    assert "CUDA device   Test double, compute capability 8.7, 4096 of 4096 MiB free" in said
     assert said.count("largest and rms difference to onnxruntime") == 1  # both engines were compared at once
     assert "Verdict: cuda will be used" in said
     engine = next(Cache().path.glob("encoder*.engine"))

@@ -154,6 +154,14 @@ def test_what_has_no_kernel_is_said(
         SuperResolver.open(bundle, backend="cuda", **options)  # type: ignore[arg-type]
 
 
+def test_an_architecture_without_a_kernel_is_said(gpu: Trt, bundle_path: Path) -> None:
+    from host_device import HostDevice
+
+    gpu.setattr(HostDevice, "capability", "7.2")
+    with pytest.raises(InputError, match=r"no fused kernel for compute capability 7\.2, only for 7\.5 and later"):
+        SuperResolver.open(bundle_path, backend="cuda")
+
+
 def test_out_of_memory_is_tried_once_in_smaller_pieces(gpu: Trt, bundle_path: Path, caplog: Log) -> None:
     with SuperResolver.open(bundle_path, backend="cuda") as fused:
         frame = ramp(20, 30)

@@ -208,6 +208,48 @@ def test_pixels_are_those_of_the_cpu(device, dtype: type) -> None:  # type: igno
     assert views[1].outside is not None  # and so the border was seen
 
 
+PROBE = """
+#include "tile.h"
+extern "C" __global__ void sines(int count, const float *x, float *y) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < count) y[i] = sine(x[i]);
+}
+extern "C" __global__ void places(int units, int words, int *found) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= 2 * words) return;
+    const Place place = weight_at(units, i / 2, i % 2);
+    found[i] = (place.synthesis * units + place.out) * units + place.in;
+}
+"""
+
+
+@pytest.fixture
+def probe(device, tmp_path: Path):  # type: ignore[no-untyped-def]
+    """Functions of the kernels' headers, called one by one."""
+    source = tmp_path / "probe.cu"
+    source.write_text(PROBE.replace('"tile.h"', f'"{KERNEL_FOLDER / "tile.h"}"'))
+    return device.kernels(source, ("sines", "places"))
+
+
+def test_sines_are_right_to_a_few_ulp(device, probe) -> None:  # type: ignore[no-untyped-def]
+    rng = np.random.default_rng(0)
+    for reach in (1.0, 30.0, 1e4):
+        x = rng.uniform(-reach, reach, 20_000).astype(np.float32)
+        found = np.empty_like(x)
+        probe["sines"](len(x), np.int32(len(x)), address(x), address(found))
+        device.wait()
+        np.testing.assert_allclose(found, np.sin(x.astype(np.float64)), atol=2e-7 * max(1, reach / 1e3))
+
+
+@pytest.mark.parametrize("units", [16, 64, 256])
+def test_every_weight_has_one_place(device, probe, units: int) -> None:  # type: ignore[no-untyped-def]
+    words = units * units  # two values each, of two matrices
+    found = np.empty(2 * words, np.int32)
+    probe["places"](2 * words, np.int32(units), np.int32(words), address(found))
+    device.wait()
+    np.testing.assert_array_equal(np.sort(found), np.arange(2 * words))
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_frames_are_those_of_the_cpu(device, dtype: type) -> None:  # type: ignore[no-untyped-def]
     frames = (np.random.default_rng(0).uniform(0, 1, (2, 5, 7, 3)) * (255 if dtype is np.uint8 else 1)).astype(dtype)
