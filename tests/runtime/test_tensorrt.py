@@ -216,7 +216,7 @@ def test_auto_takes_engines_that_are_there_and_says_what_it_passes_over(
     trt: Trt, bundle_path: Path, caplog: Log
 ) -> None:
     caplog.set_level("INFO")
-    trt.delitem(backends.BACKENDS, "cuda")
+    trt.setattr(backends, "BACKENDS", {n: b for n, b in backends.BACKENDS.items() if n != "cuda"})
     with SuperResolver.open(bundle_path) as resolver:
         assert resolver.backend.name == "onnxruntime"
     assert any("not tensorrt: no fp16 engines of tiny for this machine yet" in r.message for r in caplog.records)
@@ -242,7 +242,7 @@ def test_without_onnxruntime_nothing_is_said_to_be_compared(trt: Trt, bundle_pat
 
 
 def test_auto_builds_nothing(trt: Trt, bundle_path: Path) -> None:
-    trt.delitem(backends.BACKENDS, "cuda")
+    trt.setattr(backends, "BACKENDS", {n: b for n, b in backends.BACKENDS.items() if n != "cuda"})
     SuperResolver.open(bundle_path, backend="tensorrt").close()
     with SuperResolver.open(bundle_path) as resolver:
         assert resolver.backend.name == "tensorrt"
