@@ -242,6 +242,11 @@ BAD = {
     "roi outside": (["--camera", "demo", "--roi", "150,0,20,20"], "not inside the 160x120 frame"),
     "roi words": (["--camera", "demo", "--roi", "1,2,3"], "is not x,y,w,h"),
     "backend": (["--camera", "demo", "--backend", "tensorflow"], "unknown backend 'tensorflow'"),
+    "decoder and backend": (
+        ["--camera", "demo", "--decoder", "fused", "--backend", "tensorrt"],
+        "--decoder fused is --backend cuda, not tensorrt: leave out one of them",
+    ),
+    "no gpu": (["--camera", "demo", "--decoder", "fused"], "no CUDA here"),
     "provider": (["--camera", "demo", "--provider", "cpuu"], "unknown provider 'cpuu': did you mean 'cpu'"),
     "threads": (["--camera", "demo", "--threads", "0"], "'0' is not a whole number"),
     "duration": (["--camera", "demo", "--duration", "-1"], "--duration"),
