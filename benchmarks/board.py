@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 INTERVAL = 0.05  # seconds between two looks at the power
-RAILS = ("VDD_IN", "VIN_SYS_5V0")  # of a module in all, where there is one
+INPUT_RAIL = "VDD_IN"  # of a module in all, where there is one
 LEFT_OUT = ("NC", "")
 SUM_CHANNEL = 7  # of an ina3221: the sum of others
 
@@ -31,8 +31,10 @@ class Board:
     root: Path = Path("/")
 
     def watts(self) -> float | None:
-        """Of the module in all: its input rail, or the sum of its rails; None where nothing measures it."""
+        """Of the module in all: what an ina238 says (Thor), else an ina3221's input rail, else the sum of its rails;
+        None where nothing measures it."""
         rails: dict[str, float] = {}
+        totals: list[float] = []
         for chip in sorted(self.root.glob("sys/bus/i2c/devices/*/hwmon/hwmon*")):
             kind = _text(chip / "name")
             if kind == "ina3221":
@@ -40,10 +42,11 @@ class Board:
             elif kind == "ina238":
                 micro = _number(chip / "power1_input")
                 if micro is not None:
-                    rails[f"ina238 {chip.name}"] = micro / 1e6
-        for name in RAILS:
-            if name in rails:
-                return rails[name]
+                    totals.append(micro / 1e6)
+        if totals:
+            return sum(totals)
+        if INPUT_RAIL in rails:
+            return rails[INPUT_RAIL]
         return sum(rails.values()) if rails else None
 
     def temperatures(self) -> dict[str, float]:
@@ -132,11 +135,13 @@ def _said(program: str, *arguments: str) -> str:
 
 @dataclass
 class Watched:
-    """What a board did between ``with`` and its end: mean watts (None if not readable), the least GPU clock in MHz."""
+    """What a board did between ``with`` and its end: mean watts (None if not readable), the least and the
+    largest GPU clock in MHz (0 if not readable)."""
 
     board: Board
     watts: float | None = None
-    slowest: float | None = None
+    slowest: float = 0.0
+    fastest: float = 0.0
     _powers: list[float] = field(default_factory=list)
     _clocks: list[float] = field(default_factory=list)
 
@@ -160,7 +165,7 @@ class Watched:
         self._stop.set()
         self._thread.join()
         self.watts = statistics.fmean(self._powers) if self._powers else None
-        self.slowest = min(self._clocks, default=None)
+        self.slowest, self.fastest = min(self._clocks, default=0.0), max(self._clocks, default=0.0)
 
 
 def soak(work: object, seconds: float) -> None:

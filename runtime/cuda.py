@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: the stream does not wait for the default one
 THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may go on meanwhile
+_lost: list[Any] = []  # what devices that were lost had
 _contexts: dict[int, Any] = {}  # primary contexts, retained as long as the process lives
 
 
@@ -101,8 +102,13 @@ class Device:
 
     def pinned(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Array:
         """A host array that copies reach without a detour; it is gone when the device is closed."""
-        with self.active():
-            values: Array = self._cuda.pagelocked_empty(tuple(shape), np.dtype(dtype))
+        kind = np.dtype(dtype)
+        try:
+            with self.active():
+                values: Array = self._cuda.pagelocked_empty(tuple(shape), kind)
+        except OutOfMemory as error:
+            size = int(np.prod(shape)) * kind.itemsize
+            raise OutOfMemory(f"{size / 2**20:.1f} MiB of pinned memory wanted, {error}") from None
         self._kept.append(values.base)
         return values
 
@@ -212,6 +218,8 @@ class Device:
                         block.free()
         except DiinnError as error:
             log.warning("closing %s: %s", self.name, error)
+            _lost.append((self._blocks, self._kept, self._stream))  # to free them would only fail again
+            return
         with contextlib.suppress(DiinnError), self.active():  # what pycuda frees itself when it is let go
             self._blocks.clear()
             self._kept.clear()

@@ -48,7 +48,7 @@ def plan(width: int, depth: int, shared_bytes: int) -> Plan:
         raise InputError(f"no fused kernel for a decoder {width} wide, only for {', '.join(map(str, WIDTHS))}")
     piece = width * 64  # bytes of one group's weights, and of a warp's activations
     pieces = (depth - 1) * width // 16
-    at_once = 3 if width <= 32 else 2 if width == 64 else 1  # as its launch bounds say
+    at_once = 3 if width == 16 else 2 if width <= 64 else 1  # as its launch bounds say
     for warps in WARPS:
         for name, kept in (("resident", pieces), ("streamed", 2)):
             shared = (kept + warps) * piece
@@ -166,20 +166,31 @@ class CudaBackend(DeviceBackend):
 
     @classmethod
     def not_ready(cls, bundle: Bundle, options: BackendOptions) -> str:
+        if options.provider is not None:
+            return f"--provider {options.provider} is of ONNX Runtime"
         try:
-            layers = _layers(bundle, options)
             device = Device()
         except InputError as error:
             return str(error)
         try:
+            layers = _layers(bundle, options)
             plan(layers["first"].shape[0], len(layers["bias"]) + 1, device.shared_bytes)
-            if _engine_there(bundle, options, device):
-                return ""
-            OrtEncoder(bundle, device, "CUDA")
         except InputError as error:
-            return f"{error}; and no encoder engine: python export/to_trt.py {bundle.path}"
+            log.warning("not the fused decoder: %s", error)
+            return str(error)
+        else:
+            return cls._no_encoder(bundle, options, device)
         finally:
             device.close()
+
+    @classmethod
+    def _no_encoder(cls, bundle: Bundle, options: BackendOptions, device: Device) -> str:
+        if _engine_there(bundle, options, device):
+            return ""
+        try:
+            OrtEncoder(bundle, device, "CUDA")
+        except (InputError, ImportError) as error:
+            return f"{error}; and no encoder engine: python export/to_trt.py {bundle.path}"
         return ""
 
     def load(self) -> None:

@@ -41,7 +41,13 @@ def machine_code(source: Path, capability: str, driver: int) -> bytes:
             f"cannot compile {source.name} for compute capability {capability}: no nvcc on PATH, in CUDA_HOME or in "
             f"{NVCC.parent}; install the CUDA toolkit, or copy {PREBUILT.name}/ from where 'make kernels' ran"
         )
-    kept = _kept(source, capability, nvcc)
+    toolkit = version(nvcc)
+    if toolkit and int(toolkit.split(".")[0]) * 1000 > driver:
+        raise InputError(
+            f"{nvcc} is of CUDA {toolkit}, the driver runs up to {driver // 1000}.{driver % 1000 // 10}: "
+            "set CUDA_HOME to an older toolkit, or update the driver"
+        )
+    kept = _kept(source, capability, toolkit)
     try:
         return cache.read_own(kept)
     except Rejected:
@@ -88,15 +94,16 @@ def digest(source: Path) -> str:
 
 def version(nvcc: Path) -> str:
     """Of the toolkit, like "13.0"; empty if it does not say."""
-    said = subprocess.run(
-        [str(nvcc), "--version"], capture_output=True, text=True, errors="replace", check=False
-    ).stdout
-    found = re.search(r"release (\d+\.\d+)", said)
+    try:
+        done = subprocess.run([str(nvcc), "--version"], capture_output=True, text=True, errors="replace", check=False)
+    except OSError:
+        return ""
+    found = re.search(r"release (\d+\.\d+)", done.stdout)
     return found[1] if found else ""
 
 
-def _kept(source: Path, capability: str, nvcc: Path) -> Path:
-    said = f"{digest(source)} {capability} {version(nvcc)}"
+def _kept(source: Path, capability: str, toolkit: str) -> Path:
+    said = f"{digest(source)} {capability} {toolkit}"
     return cache.folder().parent / "kernels" / f"{source.stem}-{hashlib.sha256(said.encode()).hexdigest()[:32]}.cubin"
 
 

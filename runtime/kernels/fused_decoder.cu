@@ -39,7 +39,7 @@ __device__ __forceinline__ uint4 operand(const float (&row)[4], const float (&be
 
 // Four values of a map's row, from ``at`` on.
 __device__ __forceinline__ void modulation_at(uint64_t map, long long at, float (&values)[4]) {
-    const uint2 four = *reinterpret_cast<const uint2 *>(map + 2 * at);
+    const uint2 four = __ldg(reinterpret_cast<const uint2 *>(map) + at / 4);
     const float2 low = unpack_halves(four.x), high = unpack_halves(four.y);
     values[0] = low.x, values[1] = low.y, values[2] = high.x, values[3] = high.y;
 }
@@ -79,6 +79,7 @@ __device__ __forceinline__ void decode(long long count, int segments, const Segm
             asked[r] = sample_at(from, id, 0, 0);
             ratio[r] = ratio_at(from, id);
         }
+        __syncwarp();  // an MMA wants its warp together
 
 #pragma unroll 1
         for (int group = 0; group < STEPS; ++group) {
@@ -113,26 +114,18 @@ __device__ __forceinline__ void decode(long long count, int segments, const Segm
 #pragma unroll 1
             for (int group = 0; group < STEPS; ++group) {
                 const int piece = (layer - 1) * STEPS + group, at = group * GROUP + unit_base;
+                float modulation[2 * TILES][4];  // on its way while others are waited for
+#pragma unroll
+                for (int r = 0; r < 2 * TILES; ++r) modulation_at(map, (long long)asked[r].index * K + at, modulation[r]);
+                const float4 bias = *reinterpret_cast<const float4 *>(network.bias + (layer - 1) * K + at);
                 if (!RESIDENT) {
                     copies_done();
                     __syncthreads();  // this piece is there, and nobody reads the one before any more
                     fetch(piece + 1 < pieces ? piece + 1 : 0, slot ^ 1);
                 }
                 const uint4 *const here = weights + (RESIDENT ? piece : slot) * PIECE + lane;
-                float modulation[2 * TILES][4];
-#pragma unroll
-                for (int r = 0; r < 2 * TILES; ++r) modulation_at(map, (long long)asked[r].index * K + at, modulation[r]);
-                const float4 bias = *reinterpret_cast<const float4 *>(network.bias + (layer - 1) * K + at);
 
-                const float biases[4] = {bias.x, bias.y, bias.z, bias.w};
-                float sums[TILES][2][2][4];  // [tile][modulation, synthesis][block][MMA's own]
-#pragma unroll
-                for (int m = 0; m < TILES; ++m)
-#pragma unroll
-                    for (int own = 0; own < 8; ++own) {
-                        sums[m][0][own / 4][own % 4] = 0.0f;
-                        sums[m][1][own / 4][own % 4] = biases[own / 4 * 2 + own % 2];
-                    }
+                float sums[TILES][2][2][4] = {};  // [tile][modulation, synthesis][block][MMA's own]
 #pragma unroll
                 for (int step = 0; step < STEPS; ++step) {
 #pragma unroll
@@ -145,6 +138,7 @@ __device__ __forceinline__ void decode(long long count, int segments, const Segm
                         }
                     }
                 }
+                const float biases[4] = {bias.x, bias.y, bias.z, bias.w};
 #pragma unroll
                 for (int m = 0; m < TILES; ++m) {
                     float made[2][4];
@@ -154,7 +148,7 @@ __device__ __forceinline__ void decode(long long count, int segments, const Segm
                         for (int e = 0; e < 4; ++e) {
                             const int block = e / 2, column = below * 2 + e % 2;
                             made[below][e] = unit(sums[m][0][block][column] + modulation[2 * m + below][e],
-                                                  sums[m][1][block][column]);
+                                                  sums[m][1][block][column] + biases[e]);
                         }
                     mine[(group * TILES + m) * LANES] = operand(made[0], made[1]);
                 }
@@ -169,6 +163,7 @@ __device__ __forceinline__ void decode(long long count, int segments, const Segm
 #pragma unroll
             for (int m = 0; m < TILES; ++m) mma_m16n8k16(rgb[m], mine[(step * TILES + m) * LANES], b.x, b.y);
         }
+        __syncwarp();
         const int holds = lane % 4 == 0 ? 2 : lane % 4 == 1 ? 1 : 0;  // channels
 #pragma unroll
         for (int r = 0; r < 2 * TILES; ++r) {
@@ -197,8 +192,8 @@ __device__ __forceinline__ void decode(long long count, int segments, const Segm
 
 FUSED(16, 3, resident, true)
 FUSED(16, 3, streamed, false)
-FUSED(32, 3, resident, true)
-FUSED(32, 3, streamed, false)
+FUSED(32, 2, resident, true)
+FUSED(32, 2, streamed, false)
 FUSED(64, 2, resident, true)
 FUSED(64, 2, streamed, false)
 FUSED(128, 1, resident, true)

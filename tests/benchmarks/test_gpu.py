@@ -16,9 +16,9 @@ def test_checks_and_times(trt: Patch, tmp_path: Path, capsys: Output) -> None:
     assert gpu.main([*args, "--out", str(out)]) == 0
     said = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split("|")] for line in said.splitlines() if line.startswith("|")]
-    assert [row[7] for row in rows if row[1] == "16"] == ["right", "right"]
+    assert [row[7:9] for row in rows if row[1] == "16"] == [["same", "right"]] * 2
     forms = [row[3] for row in rows if row[2] == "diinn 16"]
-    assert forms == ["published, fp32, eager", "folded, fp16, compiled", "fused kernel"] * 2
+    assert forms == ["published, fp32, eager", "published, TF32, eager", "folded, fp16, compiled", "fused kernel"] * 2
     assert {"liif 16", "metasr 16"} <= {row[2] for row in rows if len(row) > 3}
     assert "Test double" in out.read_text()
     assert "fused kernel" in out.read_text()
@@ -29,6 +29,21 @@ def test_a_wrong_kernel_is_seen(trt: Patch, capsys: Output) -> None:
     trt.setattr(FusedDecoder, "decode", lambda self, maps, count, *rest: right(self, maps, count - 40, *rest))
     assert gpu.main(["--widths", "16", "--depth", "2", "--skip", "sanitize", "time"]) == 1
     assert "WRONG" in capsys.readouterr().out
+
+
+def test_aims_are_said_to_be_met_or_missed() -> None:
+    def row(decoder: str, form: str, milliseconds: float) -> gpu.Time:
+        return gpu.Time("48x48 → 512x512", decoder, form, milliseconds, gpu.Work(2e11, 2.7e8, 1e7))
+
+    rivals = [row("liif 256", gpu.PUBLISHED, 20), row("diinn 256", "folded, fp16, compiled", 1)]
+    card = gpu.Card(8e14, 3e12, 132, 1.7e9)
+    said = gpu.aims([*rivals, row("diinn 256", gpu.FUSED, 0.5)], card)
+    assert [line.split(": ", 1)[1] for line in said] == [
+        "0.50 of the matrix rate (aim 0.4): met",
+        "2.00 times as fast as folded, fp16, compiled (aim 1.5): met",
+        "40.00 times as fast as LIIF's published form (aim 15): met",
+    ]
+    assert all("MISSED" in line for line in gpu.aims([*rivals, row("diinn 256", gpu.FUSED, 5)], card))
 
 
 def test_without_a_gpu(capsys: Output) -> None:

@@ -81,6 +81,18 @@ def test_a_thor_is_read(tmp_path: Path) -> None:
     assert Board(tmp_path).watts() == pytest.approx(31.5)
 
 
+def test_an_agx_orin_and_a_total_beside_rails(orin: Path) -> None:
+    chip = "sys/bus/i2c/devices/1-0040/hwmon/hwmon3"
+    names = ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0")
+    rails = {f"{chip}/in{n}_label": name for n, name in enumerate(names, 1)}
+    rails |= {f"{chip}/in{n}_input": 5000 for n in (1, 2, 3)} | {f"{chip}/curr{n}_input": 1000 for n in (1, 2, 3)}
+    write(orin, rails)
+    assert Board(orin).watts() == pytest.approx(15.0)  # the 5 V rail is one of three
+    write(orin, {"sys/bus/i2c/devices/2-0044/hwmon/hwmon5/name": "ina238"})
+    write(orin, {"sys/bus/i2c/devices/2-0044/hwmon/hwmon5/power1_input": 31_500_000})
+    assert Board(orin).watts() == pytest.approx(31.5)
+
+
 def test_nothing_is_said_to_be_missing(tmp_path: Path) -> None:
     board = Board(tmp_path)
     assert board.watts() is None
@@ -106,13 +118,15 @@ def test_broken_files_are_no_crash(orin: Path) -> None:
 
 def test_power_and_throttling_are_watched(orin: Path) -> None:
     with Watched(Board(orin)) as watched:
+        while not watched._clocks:
+            watched._stop.wait(0.02)
         write(orin, {"sys/class/devfreq/17000000.gpu/cur_freq": 500000000})
         for _ in range(100):
             if watched._clocks and watched._clocks[-1] == 500:
                 break
             watched._stop.wait(0.02)
     assert watched.watts == pytest.approx(12.0)
-    assert watched.slowest == 500
+    assert (watched.slowest, watched.fastest) == (500, 918)
 
 
 def test_tables_json_and_plot(

@@ -91,6 +91,13 @@ def test_machine_code_is_compiled_once_and_kept(tmp_path: Path, monkeypatch: pyt
         compiler.machine_code(source, "8.7", 13000)
 
 
+def test_a_compiler_newer_than_the_driver_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if compiler.find_nvcc() is None:
+        pytest.skip("no nvcc: install the CUDA toolkit")
+    with pytest.raises(InputError, match=r"is of CUDA \d+\.\d+, the driver runs up to 11\.4: set CUDA_HOME"):
+        compiler.machine_code(KERNEL_FOLDER / "frames.cu", "8.7", 11040)
+
+
 def test_a_binary_made_beforehand_is_taken_where_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nvcc = compiler.find_nvcc()
     if nvcc is None:
