@@ -85,8 +85,7 @@ def measure(
             frames, view = [demo.frame(float(n), lr) for n in range(cameras)], View.resize(out)
 
             def once(frames: list[Any] = frames, view: View = view) -> None:
-                for encoded in resolver.encode(frames):
-                    resolver.decode(encoded, [view])
+                resolver.decode_all([(encoded, [view]) for encoded in resolver.encode(frames)])
 
             name = resolver.backend.describe()
             with contextlib.suppress(OSError):  # then it is the process' peak so far

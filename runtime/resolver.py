@@ -196,36 +196,46 @@ class SuperResolver:
 
     def decode(self, encoded: Encoded, views: Sequence[View], *, dtype: npt.DTypeLike = np.uint8) -> list[Image]:
         """Decode any number of views of one encoded frame: BGR images [h, w, 3] of ``dtype``."""
+        return self.decode_all([(encoded, views)], dtype=dtype)[0]
+
+    def decode_all(
+        self, asked: Sequence[tuple[Encoded, Sequence[View]]], *, dtype: npt.DTypeLike = np.uint8
+    ) -> list[list[Image]]:
+        """``decode`` of several frames, each with views of its own; frames that were encoded together share chunks, and
+        launches on a GPU."""
         self._check_open()
         kind = np.dtype(dtype)
         if kind not in (np.uint8, np.float32):
             raise InputError(f"dtype {kind.name} is neither uint8 nor float32")
-        plans: list[tuple[View, grid.Queries | None, Image]] = []
-        for view in views:
-            size = view.decoded_size(encoded.size)
-            memory.require(size[0] * size[1] * 3 * kind.itemsize, f"a {size[0]}x{size[1]} output")
-            out = np.empty((size[1], size[0], 3), kind)
-            whole = view.rect is None and view.maps is None
-            if whole and size == encoded.size != view.dsize:  # both axes shrink: nothing to add to the frame
-                plans.append((view, None, as_dtype(encoded.frame, kind)))
+        plans = [[self._planned(encoded, view, kind) for view in views] for encoded, views in asked]
+        together: dict[int, tuple[Maps, list[Segment]]] = {}  # by their maps' identity
+        for (encoded, views), row in zip(asked, plans, strict=True):
+            flat = [(v, q, out.reshape(-1, 3)) for v, (q, out) in zip(views, row, strict=True) if q is not None]
+            if flat and encoded.maps is None:
+                self._decode_in_bands(encoded, flat)
                 continue
-            queries = view.queries(encoded.size, self.bundle.scales, self.bundle.layout)
-            self._warn_of_scale(queries)
-            plans.append((view, queries, out))
-        self._decode_queries(encoded, [(v, q, o) for v, q, o in plans if q is not None])
-        return [self._reduced(view, out) for view, _, out in plans]
+            _, segments = together.setdefault(id(encoded.maps), (encoded.maps, []))
+            segments += [Segment(q, slice(0, q.count), encoded.offset, out, v.border_value) for v, q, out in flat]
+        for maps, segments in together.values():
+            if segments:
+                self.backend.decode(maps, segments)
+        return [
+            [self._reduced(view, out) for view, (_, out) in zip(views, row, strict=True)]
+            for (_, views), row in zip(asked, plans, strict=True)
+        ]
 
-    def _decode_queries(self, encoded: Encoded, plans: Sequence[tuple[View, grid.Queries, Image]]) -> None:
-        if not plans:
-            return
-        flat = [(view, queries, out.reshape(-1, 3)) for view, queries, out in plans]
-        if encoded.maps is not None:
-            whole = [
-                Segment(queries, slice(0, queries.count), encoded.offset, out, view.border_value)
-                for view, queries, out in flat
-            ]
-            self.backend.decode(encoded.maps, whole)
-            return
+    def _planned(self, encoded: Encoded, view: View, kind: np.dtype[Any]) -> tuple[grid.Queries | None, Image]:
+        """What to ask for a view and where it goes; no queries where it is there already."""
+        size = view.decoded_size(encoded.size)
+        memory.require(size[0] * size[1] * 3 * kind.itemsize, f"a {size[0]}x{size[1]} output")
+        whole = view.rect is None and view.maps is None
+        if whole and size == encoded.size != view.dsize:  # both axes shrink: nothing to add to the frame
+            return None, as_dtype(encoded.frame, kind)
+        queries = view.queries(encoded.size, self.bundle.scales, self.bundle.layout)
+        self._warn_of_scale(queries)
+        return queries, np.empty((size[1], size[0], 3), kind)
+
+    def _decode_in_bands(self, encoded: Encoded, flat: Sequence[tuple[View, grid.Queries, Image]]) -> None:
         width = encoded.size[0]
         for top, bottom, low, high in bands(encoded.size, self.bundle, self.memory_budget):
             parts = [

@@ -82,20 +82,23 @@ class View:
         scales: what a remap's area ratio is clamped to (1 / scale² at both ends)
         layout: the decoder's; InputError for a remap in another layout than DIINN's
         """
-        if self.maps is None:
-            rect = self.rect or (0, 0, *src_size)
-            return grid.roi(src_size, rect, self.decoded_size(src_size), layout)
-        if layout is not grid.NEAREST:
+        if self.maps is not None and layout is not grid.NEAREST:
             raise InputError(
                 f"remap needs a DIINN model, this one's queries are {', '.join(layout.columns)}: "
                 "open a DIINN bundle, or cv2.remap what resize returns"
             )
-        key = (src_size, scales)
+        key = (src_size, scales, layout)
         if key not in self._cache:
             self._cache.clear()
-            limits = 1 / scales[1] ** 2, 1 / scales[0] ** 2
-            self._cache[key] = grid.remap(src_size, *self.maps, replicate=self.replicate, ratio_range=limits)
+            self._cache[key] = self._queries(src_size, scales, layout)
         return self._cache[key]
+
+    def _queries(self, src_size: Size, scales: tuple[float, float], layout: grid.Layout) -> grid.Queries:
+        if self.maps is None:
+            rect = self.rect or (0, 0, *src_size)
+            return grid.roi(src_size, rect, self.decoded_size(src_size), layout)
+        limits = 1 / scales[1] ** 2, 1 / scales[0] ** 2
+        return grid.remap(src_size, *self.maps, replicate=self.replicate, ratio_range=limits)
 
 
 def check_size(size: Size) -> Size:

@@ -55,7 +55,7 @@ class HostDevice:
     folder: Path
 
     def __init__(self, ordinal=0):
-        self.blocks, self._pinned, self._freed, self._queue, self.replayed = {}, {}, [], [], 0
+        self.blocks, self._pinned, self._freed, self._queue, self.replayed, self.launches = {}, {}, [], [], 0, 0
         self.stream = len(STREAMS) + 1
         STREAMS[self.stream] = self
 
@@ -146,6 +146,7 @@ class HostDevice:
             function = getattr(library, f"launch_{name}")
 
             def put(threads, *arguments, block=256, shared=0):
+                self.launches += 1
                 self.put(launch, function, threads, arguments, block, shared)
 
             return put

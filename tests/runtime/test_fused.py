@@ -53,7 +53,9 @@ def test_every_width_is_what_it_is_on_the_cpu(gpu: Trt, tmp_path: Path, width: i
     with SuperResolver.open(bundle, backend="onnxruntime") as cpu:
         wanted = [cpu.decode(e, views, dtype=np.float32) for e in cpu.encode(frames)]
     with SuperResolver.open(bundle, backend="cuda", check=width < 64) as fused:
-        found = [fused.decode(e, views, dtype=np.float32) for e in fused.encode(frames)]
+        launches = fused.backend.device.launches  # type: ignore[attr-defined]
+        found = fused.decode_all([(e, views) for e in fused.encode(frames)], dtype=np.float32)
+        assert fused.backend.device.launches - launches == 2  # frames made planar; all cameras and views decoded
         small = [fused.decode(e, views) for e in fused.encode(frames)]
         assert "(Test double, fused_" in fused.backend.describe()
     for one, two, three in zip(wanted, found, small, strict=True):

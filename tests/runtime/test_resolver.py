@@ -233,3 +233,20 @@ def test_other_arguments_that_cannot_be_used(bundle_path: Path, resolver: SuperR
             resolver.roi(photo, rect, (50, 50))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="threads = 0"):
         SuperResolver.open(bundle_path, threads=0)
+
+
+def test_several_frames_with_views_of_their_own_decode_as_one_by_one(bundle_path: Path) -> None:
+    frames = [ramp(20, 30), ramp(20, 30)[::-1].copy(), ramp(16, 17)]
+    views = [
+        [View.resize((50, 40)), View.roi((2, 3, 8, 9), (20, 21))],
+        [],
+        [View.resize((17, 16)), View.resize((9, 8))],
+    ]
+    with SuperResolver.open(bundle_path, backend="onnxruntime") as sr:
+        encoded = sr.encode(frames)
+        together = sr.decode_all(list(zip(encoded, views, strict=True)))
+        apart = [sr.decode(e, v) for e, v in zip(encoded, views, strict=True)]
+        assert [len(row) for row in together] == [2, 0, 2]
+        for one, other in zip(together, apart, strict=True):
+            for a, b in zip(one, other, strict=True):
+                np.testing.assert_array_equal(a, b)
