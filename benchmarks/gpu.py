@@ -253,7 +253,7 @@ def time_table(found: Sequence[Time], measured: Card) -> Table:
         bound = max(floors, key=lambda name: floors[name])
         facts = (
             (f"{rate / 1e12:.1f}", f"{rate / measured.matrix:.1%}")
-            if row.form != "published, fp32, eager"
+            if row.form != PUBLISHED  # which computes more
             else ("", "")
         )
         least = (f"{floors[bound]:.3f}", bound, f"{floors[bound] / row.milliseconds:.0%}")

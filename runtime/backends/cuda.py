@@ -234,13 +234,12 @@ class CudaBackend(DeviceBackend):
         return HALF
 
     def fit(self, size: Size) -> None:
-        if isinstance(self._encoder, EngineEncoder):
-            self._encoder.fit(size, self._accept)
-
-    def _accept(self) -> None:
-        """Check another encoder engine."""
-        self._encoding.forget()
-        self.verify()
+        if isinstance(self._encoder, EngineEncoder) and not self._encoder.takes(size):
+            self._encoding.forget()
+            try:
+                self._encoder.fit(size, self.verify)
+            finally:
+                self._encoding.forget()  # graphs hold for one engine; a refused one leaves none
 
     def encode_planar(self, frames: int, batch: int, size: Size, maps: Sequence[int]) -> None:
         if self._encoder.encode(frames, batch, size, maps):

@@ -89,7 +89,6 @@ class TensorRtBackend(DeviceBackend):
 
     def _accept(self) -> None:
         """Check another encoder engine."""
-        self._encoding.forget()
         self._check_maps()
         self.verify()
 
@@ -97,7 +96,12 @@ class TensorRtBackend(DeviceBackend):
         return self.encoder.map_bytes
 
     def fit(self, size: Size) -> None:
-        self.encoder.fit(size, self._accept)
+        if not self.encoder.takes(size):
+            self._encoding.forget()
+            try:
+                self.encoder.fit(size, self._accept)
+            finally:
+                self._encoding.forget()  # graphs hold for one engine; a refused one leaves none
 
     def encode_planar(self, frames: int, batch: int, size: Size, maps: Sequence[int]) -> None:
         if self.encoder.encode(frames, batch, size, maps):
