@@ -274,8 +274,9 @@ def remap(
     ratio = maps.area_ratio(x, y)
     if fixed_point:
         ratio = maps.box_mean(ratio, radius=4)
-    finest, coarsest = max(float(ratio.min()), 1e-12), max(float(ratio.max()), 1e-12)
     within = (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
+    seen = ratio[within] if within.any() else ratio
+    finest, coarsest = max(float(seen.min()), 1e-12), max(float(seen.max()), 1e-12)
     pos_x = np.clip(np.nan_to_num(x) + 0.5, 0, width)
     pos_y = np.clip(np.nan_to_num(y) + 0.5, 0, height)
     col = np.minimum(pos_x.astype(np.int32), width - 1)

@@ -184,9 +184,10 @@ class SuperResolver:
         cut = bands(size, self.bundle, self.memory_budget)
         most = max(high - low for _, _, low, high in cut) * size[0] * self.bundle.workspace
         self._once(
+            f"bands {size}",
             f"{size[0]}x{size[1]} frames need {size[0] * size[1] * self.bundle.workspace / MIB:.0f} MiB to encode, the "
             f"memory budget is {self.memory_budget / MIB:.0f} MiB: {len(cut)} band{'s' * (len(cut) > 1)} of up to "
-            f"{most / MIB:.0f} MiB"
+            f"{most / MIB:.0f} MiB",
         )
         return len(cut) > 1
 
@@ -251,8 +252,9 @@ class SuperResolver:
         if view.dsize == out.shape[1::-1]:
             return out
         self._once(
+            f"area {view.dsize}",
             f"a {view.dsize[0]}x{view.dsize[1]} view is smaller than its source along an axis: "
-            "that is not super-resolution, cv2.INTER_AREA reduces it"
+            "that is not super-resolution, cv2.INTER_AREA reduces it",
         )
         return cv2.resize(out, view.dsize, interpolation=cv2.INTER_AREA)
 
@@ -262,13 +264,14 @@ class SuperResolver:
         beyond = [scale for scale in queries.scales if not lowest / slack <= scale <= highest * slack]
         if beyond:
             self._once(
+                "scale",  # a preview asks for many
                 f"scale {max(beyond):.2f} is beyond what {self.bundle.name} was trained for "
-                f"({lowest:g} to {highest:g}): expect a softer picture"
+                f"({lowest:g} to {highest:g}): expect a softer picture",
             )
 
-    def _once(self, message: str) -> None:
-        if message not in self._told:
-            self._told.add(message)
+    def _once(self, about: str, message: str) -> None:
+        if about not in self._told:
+            self._told.add(about)
             log.warning(message)
 
     def close(self) -> None:

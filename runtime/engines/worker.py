@@ -7,10 +7,7 @@ can be ended, and its end can be explained. Writes the engine to the job's ``out
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,8 +18,7 @@ from diinn.runtime.engines.build import Job
 from diinn.runtime.engines.cache import Rejected, read_own
 from diinn.runtime.engines.profiles import Profile
 from diinn.runtime.errors import DiinnError, unknown
-
-PR_SET_PDEATHSIG = 1
+from diinn.runtime.processes import die_with
 
 
 class Log(trt.ILogger):  # type: ignore[misc]
@@ -127,15 +123,6 @@ def _take_timings(config: trt.IBuilderConfig, path: Path, log: Log) -> None:
         log.warnings.append(f"timing cache {path} is not of this TensorRT and GPU: measured anew")
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, False)
-
-
-def die_with(parent: int) -> None:
-    """Have the kernel end this process when ``parent`` ends, however that ends. Linux only."""
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it has ended already
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main(path: str) -> int:

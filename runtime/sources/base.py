@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
+from diinn.runtime.errors import DiinnError
+from diinn.runtime.grid import Size
 from diinn.runtime.images import UInt8
+from diinn.runtime.slot import Slot
+
+# What a source is doing. A live one that fails is "retrying" until it comes back, or "failed" when it gave up.
+OPENING, LIVE, RETRYING, ENDED, FAILED = "opening", "live", "retrying", "ended", "failed"
 
 
 @dataclass(frozen=True)
 class Frame:
     """One captured frame.
 
-    image: uint8 [H, W, 3] BGR; source: name of its source; sequence: its number there, from 0
-    captured: wall clock, seconds since the epoch; arrived: ``time.monotonic`` seconds
+    image: uint8 [H, W, 3] BGR; source: name of its source; sequence: its number there, from 0, never twice
+    captured: wall clock, seconds since the epoch; arrived: ``time.monotonic`` seconds, here
     path: of an image file, relative to what was asked for; None for cameras and videos
     """
 
@@ -28,45 +34,55 @@ class Frame:
     arrived: float
     path: Path | None = None
 
+    @property
+    def size(self) -> Size:
+        """(width, height)."""
+        return self.image.shape[1], self.image.shape[0]
+
 
 class Source(ABC):
-    """An opened source: start it, read its frames, close it.
+    """Frames, one at a time, in ``slot``: the newest of a live source, each in turn of any other.
 
     live: newest frame wins, others are dropped; rate: frames per second, None for still images
+    captured: frames so far, dropped ones included; reconnects: how often a live source came back
+    state, trouble: what it is doing, and what went wrong last; failure: why it will give no more frames
+    failures: what could not be read and was left out, a line each
+    files: of still images: (file, its path below what was asked for)
     """
 
-    name: str
     live: bool
     rate: float | None
 
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.slot: Slot[Frame] = Slot(newest=self.live)
+        self.state, self.trouble = OPENING, ""
+        self.captured = self.reconnects = 0
+        self.failure: DiinnError | None = None
+        self.failures: list[str] = []
+        self.files: Sequence[tuple[Path, Path]] = ()
+
     @abstractmethod
-    def read(self, timeout: float) -> Frame | None:
-        """The next frame, or the newest of a live source; None if there is none within ``timeout``
-        seconds or ``ended`` has become true."""
+    def start(self, wake: Callable[[], None]) -> None:
+        """Begin to capture; ``wake`` is called when the slot or the state has changed."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the device or file, within a second or two even if it hangs."""
 
     @property
-    @abstractmethod
+    def processes(self) -> list[int]:
+        """Ids of the processes that capture for it."""
+        return []
+
+    @property
     def ended(self) -> bool:
         """Whether no further frame will come."""
-
-    @property
-    def captured(self) -> int:
-        """Frames captured so far, dropped ones included."""
-        return self._captured
-
-    _captured = 0
-    failures: Sequence[str] = ()  # what could not be read and was left out, a line each
-    files: Sequence[tuple[Path, Path]] = ()  # of still images: (file, its path below what was asked for)
-
-    def start(self) -> None:  # noqa: B027  only live sources go on by themselves
-        """Begin to capture; called once, when the source's name is settled."""
-
-    def close(self) -> None:  # noqa: B027  still images hold nothing
-        """Let go of the device or file."""
+        return self.state in (ENDED, FAILED) and not self.slot.full
 
     def _frame(self, image: UInt8, path: Path | None = None) -> Frame:
-        frame = Frame(image, self.name, self._captured, time.time(), time.monotonic(), path)
-        self._captured += 1
+        frame = Frame(image, self.name, self.captured, time.time(), time.monotonic(), path)
+        self.captured += 1
         return frame
 
 

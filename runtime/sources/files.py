@@ -1,59 +1,93 @@
-"""Images and videos: every frame is delivered, none is dropped."""
+"""Images, videos and the demo as a file: every frame is delivered, none is dropped."""
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Sequence
+import threading
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
-from diinn.runtime import images
-from diinn.runtime.errors import SourceError
-from diinn.runtime.sources.base import Frame, Source, stated_rate
+from diinn.runtime import demo, images
+from diinn.runtime.errors import DiinnError, SourceError
+from diinn.runtime.grid import Size
+from diinn.runtime.sources.base import ENDED, FAILED, LIVE, Frame, Source, stated_rate
 
 log = logging.getLogger(__name__)
+CLOSING_SECONDS = 1.0  # a file on a disk that hangs is left to itself
 
 
-class ImageFiles(Source):
-    """Still images, by name. One that cannot be read is named and left out; the run goes on."""
+class BlockingSource(Source):
+    """A source that waits until its last frame is taken; a thread reads ahead by one."""
 
     live = False
+
+    def start(self, wake: Callable[[], None]) -> None:
+        self.slot.wake = self._wake = wake
+        self._thread = threading.Thread(target=self._read, name=f"diinn-{self.name}", daemon=True)
+        self._thread.start()
+
+    @abstractmethod
+    def frames(self) -> Iterator[Frame]:
+        """Every frame in turn; DiinnError when there should be more."""
+
+    def _read(self) -> None:
+        self.state, ending = LIVE, ENDED
+        try:
+            for frame in self.frames():
+                if not self.slot.put(frame):
+                    break
+        except Exception as error:  # handed to whoever runs the stream
+            self.failure = error if isinstance(error, DiinnError) else DiinnError(f"{self.name}: {error}")
+            ending = FAILED
+        finally:
+            self.release()
+        self.state = ending
+        self._wake()
+
+    def release(self) -> None:
+        """Let go of the file; called by the thread that reads."""
+
+    def close(self) -> None:
+        self.slot.close()
+        thread = getattr(self, "_thread", None)
+        if thread is None:
+            self.release()
+        elif thread is not threading.current_thread():
+            thread.join(CLOSING_SECONDS)
+
+
+class ImageFiles(BlockingSource):
+    """Still images, by name. One that cannot be read is named and left out; the run goes on."""
+
     rate = None
 
     def __init__(self, name: str, files: Sequence[tuple[Path, Path]]) -> None:
-        self.name = name
-        self.failures: list[str] = []
+        super().__init__(name)
         self.files = files
-        self._next = iter(files)
-        self._ended = False
 
-    def read(self, timeout: float) -> Frame | None:
-        for path, relative in self._next:
+    def frames(self) -> Iterator[Frame]:
+        for path, relative in self.files:
             try:
-                return self._frame(images.read_bgr(path), relative)
+                yield self._frame(images.read_bgr(path), relative)
             except SourceError as error:
                 if len(self.files) == 1:
                     raise
                 self.failures.append(str(error))
                 log.error("%s", error)
-        self._ended = True
-        return None
-
-    @property
-    def ended(self) -> bool:
-        return self._ended
 
 
-class VideoFile(Source):
+class VideoFile(BlockingSource):
     """A video file; every frame is delivered."""
 
-    live = False
-
     def __init__(self, name: str, path: Path, loop: bool) -> None:
+        super().__init__(name)
         if not path.stat().st_size:
             raise SourceError(f"{str(path)!r} is empty: replace it")
-        self.name, self._path, self._loop = name, path, loop
+        self._path, self._loop = path, loop
         self._capture = cv2.VideoCapture(str(path))
         if not self._capture.isOpened():
             raise SourceError(
@@ -61,30 +95,36 @@ class VideoFile(Source):
             )
         self.rate = stated_rate(self._capture)
         self._promised = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        self._ended = False
 
-    def read(self, timeout: float) -> Frame | None:
-        if self._ended:
-            return None
-        done, image = self._capture.read()
-        if not done and self._loop and self._captured:
-            self._capture.set(cv2.CAP_PROP_POS_FRAMES, 0)
+    def frames(self) -> Iterator[Frame]:
+        while True:
             done, image = self._capture.read()
-        if done:
-            return self._frame(image.astype(np.uint8, copy=False))
-        if not self._captured:
+            if not done and self._loop and self.captured:
+                self._capture.set(cv2.CAP_PROP_POS_FRAMES, 0)
+                done, image = self._capture.read()
+            if not done:
+                break
+            yield self._frame(image.astype(np.uint8, copy=False))
+        if not self.captured:
             raise SourceError(f"{str(self._path)!r} holds no frame that can be decoded: replace it")
-        self._ended = True
-        missing = self._promised - self._captured
+        missing = self._promised - self.captured
         if not self._loop and missing > max(2, 0.02 * self._promised):  # containers count a frame too many
             raise SourceError(
-                f"{str(self._path)!r} ended after {self._captured} of {self._promised} frames: it is cut short"
+                f"{str(self._path)!r} ended after {self.captured} of {self._promised} frames: it is cut short"
             )
-        return None
 
-    @property
-    def ended(self) -> bool:
-        return self._ended
-
-    def close(self) -> None:
+    def release(self) -> None:
         self._capture.release()
+
+
+class DemoFile(BlockingSource):
+    """The demo camera as a file that never ends, for benchmarks."""
+
+    def __init__(self, name: str, size: Size, rate: float) -> None:
+        super().__init__(name)
+        self.rate, self._size = rate, size
+        demo.scene()
+
+    def frames(self) -> Iterator[Frame]:
+        for number in itertools.count():
+            yield self._frame(demo.frame(number / 30, self._size))

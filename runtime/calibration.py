@@ -1,0 +1,227 @@
+"""Calibrated cameras: where a pixel of an undistorted or a virtual view lies in the camera's own frame.
+
+Read from a ``camera_info`` file as ROS writes it, or from OpenCV's calibration file; the pinhole model with OpenCV's
+distortion (``plumb_bob``, ``rational_polynomial``) and the fisheye model (``equidistant``).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from diinn.runtime.errors import InputError, unknown
+from diinn.runtime.grid import Size
+
+log = logging.getLogger(__name__)
+Float64 = npt.NDArray[np.float64]
+FISHEYE = ("equidistant", "fisheye")
+PINHOLE = ("plumb_bob", "rational_polynomial", "thin_prism", "pinhole", "none", "")
+ASSUMED_FOV = 60.0  # degrees, across: of a camera nobody calibrated
+OUTSIDE = np.float32(-1e6)  # a position in no frame
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A camera's geometry.
+
+    name: where it is from, for messages; size: (width, height) of the frames it holds for
+    k: camera matrix [3, 3]; distortion: OpenCV's coefficients; fisheye: whose model they are
+    rotation, projection: [3, 3] each, of the rectified camera (ROS: R and the left of P); unit and k without one
+    """
+
+    name: str
+    size: Size
+    k: Float64
+    distortion: Float64
+    fisheye: bool
+    rotation: Float64
+    projection: Float64
+
+    @staticmethod
+    def load(path: str | Path) -> Calibration:
+        """A camera_info YAML of ROS, or an OpenCV calibration file. InputError says what is wrong with it."""
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise InputError(f"cannot read calibration {str(path)!r}: {reason}") from None
+        opencv = text.startswith("%YAML:1.0") or "opencv-matrix" in text or text.lstrip().startswith("<?xml")
+        try:
+            return (_from_opencv if opencv else _from_ros)(path, text)
+        except (KeyError, TypeError, ValueError, AttributeError, cv2.error) as error:
+            what = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+            raise InputError(
+                f"{str(path)!r} is no camera calibration: {what}; give a camera_info of ROS or OpenCV's own file"
+            ) from None
+
+    @staticmethod
+    def assumed(size: Size) -> Calibration:
+        """A camera without distortion that sees ``ASSUMED_FOV`` degrees across."""
+        k = pinhole(ASSUMED_FOV, size)
+        return Calibration("assumed", size, k, np.zeros(5), False, np.eye(3), k)
+
+    def fitted(self, size: Size) -> Calibration:
+        """For frames of ``size`` (width, height): scaled where the aspect ratio is the same, InputError where not."""
+        if size == self.size:
+            return self
+        across, down = size[0] / self.size[0], size[1] / self.size[1]
+        if not math.isclose(across, down, rel_tol=2e-3):
+            raise InputError(
+                f"calibration {self.name!r} is for {self.size[0]}x{self.size[1]} frames, the camera's are "
+                f"{size[0]}x{size[1]}: ask for --input-size {self.size[0]}x{self.size[1]} or calibrate at this size"
+            )
+        log.warning(
+            "calibration %r is for %dx%d frames and was scaled to %dx%d: right where the camera reduces its picture, "
+            "wrong where it cuts it",
+            *(self.name, *self.size, *size),
+        )
+        scale = scaling(across, down)
+        return replace(self, size=size, k=scale @ self.k, projection=scale @ self.projection)
+
+    def rectified(self, size: tuple[float, float]) -> tuple[Float64, Float64]:
+        """(rotation, projection) of the undistorted camera whose whole picture has ``size`` (width, height)."""
+        return self.rotation, scaling(size[0] / self.size[0], size[1] / self.size[1]) @ self.projection
+
+    def maps(
+        self, rotation: Float64, projection: Float64, dsize: Size
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Where each pixel of another camera at the same place lies in this one's frame: (map_x, map_y) [h, w], as
+        ``cv2.remap`` takes them.
+
+        rotation: from this camera's axes to the other's; projection: the other's camera matrix. What this camera cannot
+        see lies far outside.
+        """
+        if self.fisheye:
+            coefficients = np.asarray(self.distortion[:4], np.float64).reshape(4, 1)
+            map_x, map_y = cv2.fisheye.initUndistortRectifyMap(
+                self.k, coefficients, rotation, projection, dsize, cv2.CV_32FC1
+            )
+        else:
+            map_x, map_y = cv2.initUndistortRectifyMap(
+                self.k, self.distortion, rotation, projection, dsize, cv2.CV_32FC1
+            )
+        hidden = self._hidden(rotation, projection, dsize)
+        map_x, map_y = np.where(hidden, OUTSIDE, map_x), np.where(hidden, OUTSIDE, map_y)
+        return map_x.astype(np.float32), map_y.astype(np.float32)
+
+    def _hidden(self, rotation: Float64, projection: Float64, dsize: Size) -> npt.NDArray[np.bool_]:
+        """Pixels [h, w] whose rays come from behind, or from beyond where the distortion's polynomial turns back."""
+        u, v = np.meshgrid(np.arange(dsize[0], dtype=np.float64), np.arange(dsize[1], dtype=np.float64))
+        rays = np.stack([u, v, np.ones_like(u)], -1) @ np.linalg.inv(projection @ rotation).T
+        behind: npt.NDArray[np.bool_] = rays[..., 2] <= 1e-9
+        if self.fisheye:
+            return behind
+        radius = np.hypot(rays[..., 0], rays[..., 1]) / np.where(behind, 1.0, rays[..., 2])
+        return behind | (radius > self._last_radius())
+
+    def _last_radius(self) -> float:
+        """The largest radius (tangent of the angle to the axis) up to which the distortion grows with it."""
+        k = np.zeros(8)
+        k[: min(8, len(self.distortion))] = self.distortion[:8]
+        r = np.linspace(0.0, 20.0, 20001)
+        r2 = r * r
+        bent = r * (1 + r2 * (k[0] + r2 * (k[1] + r2 * k[4]))) / (1 + r2 * (k[5] + r2 * (k[6] + r2 * k[7])))
+        turns = np.flatnonzero(np.diff(bent) <= 0)
+        return float(r[turns[0]]) if len(turns) else math.inf
+
+
+def pinhole(fov: float, size: Size) -> Float64:
+    """The camera matrix of a camera that sees ``fov`` degrees across ``size`` (width, height)."""
+    focal = size[0] / 2 / math.tan(math.radians(fov) / 2)
+    return np.array([[focal, 0, (size[0] - 1) / 2], [0, focal, (size[1] - 1) / 2], [0, 0, 1.0]])
+
+
+def turned(pan: float, tilt: float) -> Float64:
+    """The rotation [3, 3] from a camera's axes (x right, y down, z ahead) to those of one turned right by ``pan`` and
+    then up by ``tilt``, degrees."""
+    p, t = math.radians(pan), math.radians(tilt)
+    about_y = np.array([[math.cos(p), 0, -math.sin(p)], [0, 1, 0], [math.sin(p), 0, math.cos(p)]])
+    about_x = np.array([[1, 0, 0], [0, math.cos(t), math.sin(t)], [0, -math.sin(t), math.cos(t)]])
+    turn: Float64 = about_x @ about_y
+    return turn
+
+
+def scaling(across: float, down: float, left: float = 0.0, top: float = 0.0) -> Float64:
+    """What takes pixel positions to those of a picture that starts at (left, top) and is so many times larger; the
+    centre of the first pixel is 0 in both."""
+    return np.array(
+        [
+            [across, 0, (0.5 - left) * across - 0.5],
+            [0, down, (0.5 - top) * down - 0.5],
+            [0, 0, 1.0],
+        ]
+    )
+
+
+def _from_ros(path: Path, text: str) -> Calibration:
+    import yaml
+
+    try:
+        info: dict[str, Any] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())[:120]) from None
+    if not isinstance(info, dict):
+        raise ValueError("it holds no keys")
+    model = str(info.get("distortion_model", ""))
+    if model not in (*FISHEYE, *PINHOLE):
+        raise InputError(f"{str(path)!r}: " + unknown("distortion_model", model, [*FISHEYE, *PINHOLE[:2]]))
+    k = _matrix(info["camera_matrix"]["data"], (3, 3))
+    rotation, projection = info.get("rectification_matrix"), info.get("projection_matrix")
+    p = _matrix(projection["data"], (3, 4))[:, :3] if projection else k
+    r = _matrix(rotation["data"], (3, 3)) if rotation else np.eye(3)
+    coefficients = info.get("distortion_coefficients", {"data": []})["data"]
+    size = (info["image_width"], info["image_height"])
+    return _checked(path, size, k, coefficients, model in FISHEYE, r, p)
+
+
+def _from_opencv(path: Path, text: str) -> Calibration:
+    storage = cv2.FileStorage(str(path), cv2.FILE_STORAGE_READ)
+
+    def first(*names: str) -> Any:
+        for name in names:
+            node = storage.getNode(name)
+            if not node.empty():
+                return node.mat() if node.isMap() else node.real()
+        raise KeyError(names[0])
+
+    try:
+        k = _matrix(first("camera_matrix", "cameraMatrix", "K"), (3, 3))
+        coefficients = first("distortion_coefficients", "distCoeffs", "dist_coeffs", "D")
+        size = (first("image_width"), first("image_height"))
+        node = storage.getNode("fisheye_model")
+        fisheye = not node.empty() and node.real() == 1
+    finally:
+        storage.release()
+    return _checked(path, size, k, coefficients, fisheye, np.eye(3), k)
+
+
+def _checked(
+    path: Path, size: tuple[Any, Any], k: Float64, coefficients: Any, fisheye: bool, r: Float64, p: Float64
+) -> Calibration:
+    distortion = np.asarray(coefficients, np.float64).reshape(-1)
+    allowed = (4,) if fisheye else (0, 4, 5, 8, 12, 14)
+    if len(distortion) not in allowed:
+        wanted = " or ".join(map(str, allowed))
+        raise ValueError(f"{len(distortion)} distortion coefficients, {wanted} are wanted")
+    width, height = int(size[0]), int(size[1])
+    if min(width, height, k[0, 0], k[1, 1], p[0, 0], p[1, 1]) <= 0:
+        raise ValueError("its size and focal lengths must be above 0")
+    if not all(np.isfinite(values).all() for values in (k, distortion, r, p)):
+        raise ValueError("it holds values that are not finite")
+    padded = np.zeros(max(len(distortion), 4 if fisheye else 5))
+    padded[: len(distortion)] = distortion
+    return Calibration(str(path), (width, height), k, padded, fisheye, r, p)
+
+
+def _matrix(values: Any, shape: tuple[int, int]) -> Float64:
+    matrix = np.asarray(values, np.float64)
+    if matrix.size != shape[0] * shape[1]:
+        raise ValueError(f"a matrix of {matrix.size} values is not {shape[0]}x{shape[1]}")
+    return matrix.reshape(shape)

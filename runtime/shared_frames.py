@@ -1,0 +1,220 @@
+"""Frames in POSIX shared memory: one process writes, any number read without copying, in any language.
+
+The segment ``/dev/shm/NAME`` (``shm_open("/NAME")``), little-endian, holds a header, then ``slots`` slots of ``stride``
+bytes, each a slot header and the pixels:
+
+======== ====== ======== =====================================================
+header   offset type     meaning
+======== ====== ======== =====================================================
+magic         0 char[8]  ``DIINNSHM``
+version       8 uint32   1
+first        12 uint32   bytes from the segment's start to slot 0
+slots        16 uint32   how many there are
+pixels       20 uint32   bytes from a slot's start to its pixels
+stride       24 uint64   bytes from a slot to the next
+latest       32 uint64   frames published so far; 0: none yet
+closed       40 uint32   1: no more will come here; open the name again, if it is there
+camera       64 char[64] UTF-8, zero-terminated
+view        128 char[64] UTF-8, zero-terminated
+======== ====== ======== =====================================================
+
+======== ====== ======== =====================================================
+slot     offset type     meaning
+======== ====== ======== =====================================================
+number        0 uint64   2n when it holds frame n (from 1), odd while it is being written
+width         8 uint32   pixels
+height       12 uint32   pixels
+row          16 uint32   bytes from a row to the next: 3 · width
+format       20 uint32   1: BGR, 8 bits each
+sequence     24 uint64   the frame's number at its camera, from 0
+captured     32 float64  wall clock, seconds since the epoch
+arrived      40 float64  CLOCK_MONOTONIC, seconds
+quality      48 uint32   0: full, 1: reduced, 2: bicubic
+======== ====== ======== =====================================================
+
+To read: n = latest; if n is above 0, frame n is in slot (n − 1) mod ``slots``. Use its pixels in place, then look at
+``number``: if it is still 2n, what was read is whole. A slot is written again ``slots`` − 1 frames later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import struct
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from diinn.runtime.errors import DiinnError, InputError
+from diinn.runtime.images import UInt8
+
+FOLDER = Path("/dev/shm")
+MAGIC, VERSION = b"DIINNSHM", 1
+HEADER = struct.Struct("<8sIIIIQQI20x64s64s")
+SLOT = struct.Struct("<QIIIIQddI")
+FIRST, PIXELS, SLOTS, PAGE = 4096, 64, 4, 4096
+LATEST_AT, CLOSED_AT = 32, 40
+BGR8 = 1
+
+
+@dataclass(frozen=True)
+class SharedFrame:
+    """One frame in place. image: uint8 [h, w, 3] BGR, read-only; the other fields as in the slot's header."""
+
+    image: UInt8
+    number: int
+    sequence: int
+    captured: float
+    arrived: float
+    quality: int
+
+
+_LOCK = threading.Lock()
+
+
+def _fence() -> None:
+    """What was done before is seen before what is done after, on processors that reorder, too: the first pair releases
+    the one, the second holds the other back."""
+    with _LOCK:
+        pass
+    with _LOCK:
+        pass
+
+
+def segment(name: str) -> Path:
+    """Where the segment ``name`` is; InputError for a name no segment can have."""
+    if not name or name.startswith(".") or "/" in name or len(name) > 200:
+        raise InputError(
+            f"shm://{name} is no name for shared memory: use letters, digits, - and _, such as shm://front"
+        )
+    return FOLDER / name
+
+
+class SharedWriter:
+    """Publishes frames under a name; ``close`` removes it. InputError where another process has the name."""
+
+    def __init__(self, name: str, camera: str, view: str) -> None:
+        self.path, self._camera, self._view = segment(name), camera, view
+        if not FOLDER.is_dir():
+            raise InputError(f"no {FOLDER} here: shm:// needs Linux; use another --output")
+        self._map: mmap.mmap | None = None
+        self._file = -1
+        self._stride = self._count = 0
+        self._take_name()
+
+    def publish(self, image: UInt8, sequence: int, captured: float, arrived: float, quality: int) -> None:
+        """One more frame, uint8 [h, w, 3] BGR."""
+        if self._map is None or PIXELS + image.nbytes > self._stride:
+            self._renew(image.nbytes)
+        assert self._map is not None
+        self._count += 1
+        at = FIRST + (self._count - 1) % SLOTS * self._stride
+        struct.pack_into("<Q", self._map, at, 2 * self._count - 1)
+        _fence()
+        height, width = image.shape[:2]
+        np.frombuffer(self._map, np.uint8, image.nbytes, at + PIXELS).reshape(image.shape)[:] = image
+        meta = (width, height, 3 * width, BGR8, sequence, captured, arrived, quality)
+        SLOT.pack_into(self._map, at, 2 * self._count - 1, *meta)
+        _fence()
+        struct.pack_into("<Q", self._map, at, 2 * self._count)
+        _fence()
+        struct.pack_into("<Q", self._map, LATEST_AT, self._count)
+
+    def _take_name(self) -> None:
+        try:
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(self._file, 0)  # what a process that was killed left
+        except BlockingIOError:
+            os.close(self._file)
+            raise InputError(f"shm://{self.path.name} is in use by another process: choose another name") from None
+        except OSError as error:
+            raise InputError(f"cannot make shm://{self.path.name}: {error.strerror}: choose another name") from None
+
+    def _renew(self, pixels: int) -> None:
+        """A segment that holds frames of ``pixels`` bytes; who reads the old one is told."""
+        if self._map is not None:
+            self._shut()
+            self._take_name()
+        self._stride = -(-(PIXELS + pixels) // PAGE) * PAGE
+        size = FIRST + SLOTS * self._stride
+        try:
+            os.posix_fallocate(self._file, 0, size)  # a full /dev/shm would end the process at the first touch
+            self._map = mmap.mmap(self._file, size)
+        except OSError as error:
+            raise DiinnError(f"no room for shm://{self.path.name} ({size / 2**20:.0f} MiB): {error.strerror}") from None
+        names = (text.encode()[:63] for text in (self._camera, self._view))
+        self._count = 0
+        HEADER.pack_into(self._map, 0, b"", VERSION, FIRST, SLOTS, PIXELS, self._stride, 0, 0, *names)
+        _fence()
+        self._map[:8] = MAGIC
+
+    def _shut(self) -> None:
+        if self._map is not None:
+            struct.pack_into("<I", self._map, CLOSED_AT, 1)
+            self._map.close()
+            self._map = None
+        self.path.unlink(missing_ok=True)
+        os.close(self._file)
+        self._file = -1
+
+    def close(self) -> None:
+        """Tell the readers, and remove the name."""
+        if self._file >= 0:
+            self._shut()
+
+
+class SharedReader:
+    """Reads what ``SharedWriter`` publishes; DiinnError where there is no such segment."""
+
+    def __init__(self, name: str) -> None:
+        path = segment(name)
+        try:
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise DiinnError(f"cannot open shm://{name}: {error.strerror}; does diinn-run write it?") from None
+        try:
+            self._map = mmap.mmap(file, 0, prot=mmap.PROT_READ)
+        except (OSError, ValueError):
+            raise DiinnError(f"shm://{name} is empty yet: try again") from None
+        finally:
+            os.close(file)
+        magic, version, self._first, self._slots, self._pixels, self._stride, _, _, camera, view = HEADER.unpack_from(
+            self._map
+        )
+        if magic != MAGIC or version != VERSION:
+            self._map.close()
+            raise DiinnError(f"shm://{name} holds no frames of this version: update reader and writer")
+        self.camera, self.view = (text.rstrip(b"\0").decode("utf-8", "replace") for text in (camera, view))
+
+    @property
+    def closed(self) -> bool:
+        """Whether no more will come: open the name again."""
+        return bool(struct.unpack_from("<I", self._map, CLOSED_AT)[0])
+
+    def newest(self, after: int = 0) -> SharedFrame | None:
+        """The newest frame, in place; None if there is none with a number above ``after``."""
+        latest: int = struct.unpack_from("<Q", self._map, LATEST_AT)[0]
+        if latest <= after:
+            return None
+        _fence()
+        at = self._first + (latest - 1) % self._slots * self._stride
+        number, width, height, row, _, sequence, captured, arrived, quality = SLOT.unpack_from(self._map, at)
+        if number != 2 * latest:
+            return None  # overtaken: a newer one is being written here
+        flat = np.frombuffer(self._map, np.uint8, height * row, at + self._pixels)
+        return SharedFrame(flat.reshape(height, width, 3), latest, sequence, captured, arrived, quality)
+
+    def whole(self, frame: SharedFrame) -> bool:
+        """Whether ``frame`` has not been written over since ``newest`` gave it; ask when done with its pixels."""
+        at = self._first + (frame.number - 1) % self._slots * self._stride
+        _fence()
+        return bool(struct.unpack_from("<Q", self._map, at)[0] == 2 * frame.number)
+
+    def close(self) -> None:
+        """Let go of the segment; frames it gave must not be used any more."""
+        with contextlib.suppress(BufferError):  # somebody still holds a frame: the mapping goes with it
+            self._map.close()

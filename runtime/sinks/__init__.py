@@ -1,0 +1,151 @@
+"""Where results go: one URI each."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from diinn.runtime import images
+from diinn.runtime.errors import InputError, unknown
+from diinn.runtime.sinks.base import Nowhere, Sink
+from diinn.runtime.sinks.files import VIDEO_SUFFIXES, ImageFile, ImageFolder, VideoFile
+from diinn.runtime.sinks.raw import Pipe, SharedMemory
+from diinn.runtime.sinks.window import Window, has_display
+from diinn.runtime.sources import Source
+
+__all__ = ["VIDEO_SUFFIXES", "Nowhere", "Sink", "Streams", "open_sinks"]
+log = logging.getLogger(__name__)
+SCHEMES = ("display", "file", "http", "shm")
+Keyed = tuple[Sink, frozenset[tuple[str, str]] | None]  # a sink and the (camera, view) it takes, None for all
+
+
+@dataclass(frozen=True)
+class Streams:
+    """What there is to write: the views of each source, by name."""
+
+    views: Sequence[tuple[Source, Sequence[str]]]
+
+    @property
+    def each(self) -> list[tuple[Source, str]]:
+        return [(source, view) for source, views in self.views for view in views]
+
+    def label(self, source: Source, view: str) -> str:
+        """What a file or window of a stream is called."""
+        several = next(len(views) > 1 for other, views in self.views if other is source)
+        return f"{source.name}-{view}" if several else source.name
+
+
+def open_sinks(
+    outputs: Sequence[str], streams: Streams, *, headless: bool, stopped: Callable[[], bool], viewers: int = 8
+) -> list[Keyed]:
+    """The sinks that ``outputs`` name; without any, windows where there is a display.
+
+    Those opened already are closed when one fails."""
+    opened: list[Keyed] = []
+    try:
+        for output in outputs:
+            opened += _open(output, streams, headless, stopped, viewers)
+        if not outputs:
+            opened += _default(streams, headless, stopped)
+    except BaseException:
+        for sink, _ in opened:
+            sink.close(failed=True)
+        raise
+    return opened
+
+
+def _default(streams: Streams, headless: bool, stopped: Callable[[], bool]) -> list[Keyed]:
+    if headless or not has_display():
+        return [(Nowhere(), None)]
+    try:
+        return _windows(streams, stopped)
+    except InputError as error:
+        log.warning("%s", error)
+        return [(Nowhere(), None)]
+
+
+def _open(output: str, streams: Streams, headless: bool, stopped: Callable[[], bool], viewers: int) -> list[Keyed]:
+    if output == "none":
+        return [(Nowhere(), None)]
+    if output == "-":
+        if len(streams.each) > 1:
+            raise InputError(
+                f"--output - holds one stream, these are {len(streams.each)}: give one camera and one view, "
+                "or --output shm://NAME"
+            )
+        return [(Pipe(), None)]
+    scheme, separator, rest = output.partition("://")
+    if separator and scheme == "display":
+        if headless:
+            raise InputError("--headless and --output display:// exclude each other")
+        if not has_display():
+            raise InputError(f"--output {output}: there is no display here; give a file, a folder or none")
+        return _windows(streams, stopped)
+    if separator and scheme == "http":
+        from diinn.runtime.preview import Preview
+
+        return [(Preview.at(rest, viewers), None)]
+    if separator and scheme == "shm":
+        single = len(streams.each) == 1
+        return [
+            (
+                SharedMemory(rest if single else f"{rest}.{file_name(streams.label(s, v))}", s.name, v),
+                frozenset({(s.name, v)}),
+            )
+            for s, v in streams.each
+        ]
+    if separator and scheme != "file":
+        raise InputError(unknown("output scheme", scheme, SCHEMES))
+    if not (rest if separator else output):
+        raise InputError("--output is empty: give a file, a folder, display://0, http://127.0.0.1:8080 or none")
+    path = Path(rest if separator else output)
+    return [(_file(path, streams, s, v), frozenset({(s.name, v)})) for s, v in streams.each]
+
+
+def _windows(streams: Streams, stopped: Callable[[], bool]) -> list[Keyed]:
+    return [
+        (Window(f"diinn {streams.label(s, v)}", bool(s.files), stopped), frozenset({(s.name, v)}))
+        for s, v in streams.each
+    ]
+
+
+def _file(path: Path, streams: Streams, source: Source, view: str) -> Sink:
+    suffix = path.suffix.lower()
+    still = bool(source.files)
+    several = len(streams.each) > 1
+    if path.is_dir() or not suffix:
+        label = file_name(streams.label(source, view))
+        if still:
+            folder = path / label if several else path
+            _keep_apart(source, lambda relative: folder / relative)
+            return ImageFolder(folder)
+        name = label if Path(label).suffix.lower() in VIDEO_SUFFIXES else f"{label}.mp4"
+        return VideoFile(path / name, lambda: source.rate or 30.0, source.live)
+    if several or len(source.files) > 1:
+        raise InputError(f"one file {str(path)!r} cannot hold several sources, views or images: give a folder")
+    if suffix in VIDEO_SUFFIXES:
+        if still:
+            raise InputError(f"images do not go into a video {str(path)!r}: give a folder or an image file")
+        return VideoFile(path, lambda: source.rate or 30.0, source.live)
+    if suffix not in images.SUFFIXES:
+        raise InputError(f"--output {str(path)!r}: " + unknown("ending", suffix, [*VIDEO_SUFFIXES, *images.SUFFIXES]))
+    if not still:
+        raise InputError(
+            f"frames of {source.name} do not go into one image {str(path)!r}: give a folder or a video file"
+        )
+    _keep_apart(source, lambda _: path)
+    return ImageFile(path)
+
+
+def _keep_apart(source: Source, target: Callable[[Path], Path]) -> None:
+    """InputError if a result would replace the image it is made from."""
+    for file, relative in source.files:
+        if target(relative).resolve() == file.resolve():
+            raise InputError(f"--output would replace the input {str(file)!r}: choose another")
+
+
+def file_name(source: str) -> str:
+    """A source's name as one a file may have."""
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in source).strip("_.") or "camera"

@@ -1,0 +1,148 @@
+"""Image and video files: written beside their names and renamed when whole."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+from diinn.runtime import images
+from diinn.runtime.errors import DiinnError, InputError
+from diinn.runtime.grid import Size
+from diinn.runtime.images import UInt8
+from diinn.runtime.sinks.base import Sink
+from diinn.runtime.stream.result import Result
+
+log = logging.getLogger(__name__)
+VIDEO_SUFFIXES = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "mp4v", ".mov": "mp4v"}
+LEAST_FREE = 16 * 2**20  # bytes a disk must keep while a video is written: OpenCV does not report a full one
+LONGEST_GAP = 300  # frames a still picture may stand for in a video
+
+
+class ImageFile(Sink):
+    """One image file for one still image."""
+
+    def __init__(self, path: Path) -> None:
+        self.where, self._path = str(path), path
+
+    def write(self, result: Result) -> None:
+        make_folder(self._path.parent)
+        images.write(self._path, result.image)
+
+
+class ImageFolder(Sink):
+    """Still images under the names they came by."""
+
+    def __init__(self, folder: Path) -> None:
+        self.where, self._folder = str(folder), folder
+
+    def write(self, result: Result) -> None:
+        assert result.frame.path is not None
+        path = self._folder / result.frame.path
+        make_folder(path.parent)
+        images.write(path, result.image)
+
+
+class VideoFile(Sink):
+    """A video of one source, written beside its name and renamed when whole.
+
+    Frames of a file follow each other. Those of a live source stand where they arrived: gaps are filled
+    with the frame before, so that time in the video is time. After an error what a live source gave is
+    kept; what was made of a file is not, since it would be half of it. A view that changes its size is fitted.
+
+    rate: frames per second, asked when the first frame is here
+    """
+
+    closing_seconds = 10.0  # a video that is not finished is none
+
+    def __init__(self, path: Path, rate: Callable[[], float], live: bool) -> None:
+        self.where, self._path, self._stated, self._live = str(path), path, rate, live
+        self._partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+        self._writer: cv2.VideoWriter | None = None
+        self._size = (0, 0)
+        self._last: UInt8 | None = None
+        self._start = 0.0
+        self._count = 0
+        self._told = False
+
+    def write(self, result: Result) -> None:
+        arrived, image = result.frame.arrived, result.image
+        if self._writer is None:
+            self._open((image.shape[1], image.shape[0]))
+            self._start = arrived
+        if (image.shape[1], image.shape[0]) != self._size:
+            self._told = fitted_is_said(self._told, result, self._size, self.where)
+            image = np.asarray(cv2.resize(image, self._size, interpolation=cv2.INTER_AREA), np.uint8)
+        if self._count % 30 == 0:
+            self._check_disk()
+        if self._live:
+            due = round((arrived - self._start) * self._rate)
+            if due < self._count:
+                return  # captured faster than the rate the camera states
+            for _ in range(min(due - self._count, LONGEST_GAP)):
+                self._put(image if self._last is None else self._last)
+        self._put(image)
+        self._last = image
+
+    def _open(self, size: Size) -> None:
+        make_folder(self._path.parent)
+        self._check_disk()
+        fourcc = cv2.VideoWriter.fourcc(*VIDEO_SUFFIXES[self._path.suffix.lower()])
+        self._rate = self._stated()
+        writer = cv2.VideoWriter(str(self._partial), fourcc, self._rate, size)
+        if not writer.isOpened():
+            self._partial.unlink(missing_ok=True)
+            raise InputError(
+                f"OpenCV cannot write {size[0]}x{size[1]} video to {self.where!r}: use .avi or a smaller size"
+            )
+        self._writer, self._size = writer, size
+
+    def _check_disk(self) -> None:
+        if not os.access(self._path.parent, os.W_OK):
+            raise InputError(f"cannot write to {str(self._path.parent)!r}: choose another --output")
+        stat = os.statvfs(self._path.parent)
+        if stat.f_bavail * stat.f_frsize < LEAST_FREE:
+            raise DiinnError(f"the disk of {self.where!r} is full: the video was ended after {self._count} frames")
+
+    def _put(self, image: UInt8) -> None:
+        assert self._writer is not None
+        self._writer.write(image)
+        self._count += 1
+
+    def close(self, *, failed: bool = False) -> None:
+        if self._writer is None:
+            return
+        self._writer.release()
+        self._writer = None
+        if failed and not self._live:
+            self._partial.unlink(missing_ok=True)
+            return
+        written = cv2.VideoCapture(str(self._partial))
+        whole = written.isOpened() and written.read()[0]
+        written.release()
+        if not whole:
+            self._partial.unlink(missing_ok=True)
+            raise DiinnError(f"the video {self.where!r} could not be written: use .avi or another --output")
+        self._partial.replace(self._path)
+
+
+def fitted_is_said(told: bool, result: Result, size: Size, where: str) -> bool:
+    """Say once that a view no longer has the size with which ``where`` began; True."""
+    if not told:
+        height, width = result.image.shape[:2]
+        log.warning(
+            "%s changed its size to %dx%d: fitted to the %dx%d of %s; --out-size keeps one size",
+            *(result.camera, width, height, *size, where),
+        )
+    return True
+
+
+def make_folder(folder: Path) -> None:
+    """With its parents; InputError where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make folder {str(folder)!r}: {error.strerror}: choose another --output") from None

@@ -1,0 +1,64 @@
+"""Raw frames for other programs: a pipe, or shared memory."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import cv2
+import numpy as np
+from diinn.runtime.errors import InputError
+from diinn.runtime.grid import Size
+from diinn.runtime.shared_frames import SharedWriter
+from diinn.runtime.sinks.base import Sink
+from diinn.runtime.sinks.files import fitted_is_said
+from diinn.runtime.stream.result import QUALITIES, Result
+
+log = logging.getLogger(__name__)
+
+
+class Pipe(Sink):
+    """Frames one after another on standard output: height · width · 3 bytes each, BGR, no header. All have the size of
+    the first. BrokenPipeError when the reader is gone."""
+
+    where = "-"
+
+    def __init__(self) -> None:
+        if sys.stdout.isatty():
+            raise InputError("--output - writes raw frames, standard output is a terminal: pipe it into a program")
+        self._file = os.dup(sys.stdout.fileno())
+        self._size: Size | None = None
+        self._told = False
+
+    def write(self, result: Result) -> None:
+        image = result.image
+        size = (image.shape[1], image.shape[0])
+        if self._size is None:
+            self._size = size
+            log.warning("raw frames on standard output: BGR, %dx%d, %d bytes each", *size, image.nbytes)
+        elif size != self._size:
+            self._told = fitted_is_said(self._told, result, self._size, "standard output")
+            image = np.asarray(cv2.resize(image, self._size, interpolation=cv2.INTER_AREA), np.uint8)
+        rest = memoryview(image.tobytes())
+        while rest:
+            rest = rest[os.write(self._file, rest) :]
+
+    def close(self, *, failed: bool = False) -> None:
+        os.close(self._file)
+
+
+class SharedMemory(Sink):
+    """One stream in POSIX shared memory; ``shared_frames`` documents the segment."""
+
+    def __init__(self, name: str, camera: str, view: str) -> None:
+        self.where = f"shm://{name}"
+        self._writer = SharedWriter(name, camera, view)
+
+    def write(self, result: Result) -> None:
+        frame = result.frame
+        quality = QUALITIES.index(result.quality)
+        self._writer.publish(result.image, frame.sequence, frame.captured, frame.arrived, quality)
+
+    def close(self, *, failed: bool = False) -> None:
+        self._writer.close()

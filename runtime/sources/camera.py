@@ -1,0 +1,260 @@
+"""Live cameras: a worker process each, ended when it hangs, started again when it fails. The newest frame wins."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import mmap
+import os
+import random
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from diinn.runtime.errors import SourceError
+from diinn.runtime.images import UInt8
+from diinn.runtime.sources.base import FAILED, LIVE, OPENING, RETRYING, Frame, Source
+from diinn.runtime.sources.devices import Device
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a camera is waited for, seconds.
+
+    opening: until it is open; stall: without a frame, once open
+    retries: attempts in a row that may fail before it is given up, None for ever
+    first_pause, longest_pause: before it is opened again; doubles from one to the other, less up to half at random
+    settled: of streaming, after which the pauses start small again
+    """
+
+    opening: float = 15.0
+    stall: float = 5.0
+    retries: int | None = None
+    first_pause: float = 0.5
+    longest_pause: float = 30.0
+    settled: float = 5.0
+
+    def pause(self, failures: int) -> float:
+        """Seconds to wait after ``failures`` (from 1) in a row."""
+        whole = min(self.longest_pause, self.first_pause * 2.0 ** min(failures - 1, 30))
+        return whole * random.uniform(0.5, 1.0)
+
+
+class Worker:
+    """The parent's end of one worker process."""
+
+    def __init__(self, device: Device, *, verbose: bool = False) -> None:
+        ours, theirs = socket.socketpair()
+        self._memory = _anonymous_memory()
+        self._map: mmap.mmap | None = None
+        self._heard = b""
+        self._connection = ours
+        try:
+            with theirs:
+                numbers = [theirs.fileno(), self._memory]
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", __name__.replace("camera", "worker"), *map(str, numbers), str(os.getpid())],
+                    pass_fds=numbers,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=None if verbose else subprocess.DEVNULL,
+                    start_new_session=True,  # Ctrl-C is for us
+                )
+            ours.sendall(device.to_json())
+        except BaseException:
+            ours.close()
+            os.close(self._memory)
+            raise
+
+    @property
+    def id(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
+    def hear(self, timeout: float) -> dict[str, Any] | None:
+        """The worker's next message, None after ``timeout`` seconds without; SourceError when it has ended."""
+        until = time.monotonic() + timeout
+        while b"\n" not in self._heard:
+            if not select.select([self._connection], [], [], max(0.0, until - time.monotonic()))[0]:
+                return None
+            try:
+                heard = self._connection.recv(65536)
+            except OSError:
+                heard = b""
+            if not heard:
+                raise SourceError(f"its process ended {_how(self._process.wait())}")
+            self._heard += heard
+        line, _, self._heard = self._heard.partition(b"\n")
+        message: dict[str, Any] = json.loads(line)
+        if "failed" in message:
+            raise SourceError(message["failed"])
+        return message
+
+    def image(self, message: dict[str, Any]) -> UInt8:
+        """A copy of the frame a message tells of."""
+        height, width, channels = message["shape"]
+        size, start = height * width * channels, message["at"]
+        if self._map is None or len(self._map) < start + size:
+            if self._map is not None:
+                self._map.close()
+            self._map = mmap.mmap(self._memory, 0, prot=mmap.PROT_READ)
+        copy = np.frombuffer(self._map, np.uint8, size, start).reshape(height, width, channels).copy()
+        with contextlib.suppress(OSError):  # it ended meanwhile; the next message says so
+            self._connection.send(b"+")
+        return copy
+
+    def kill(self) -> None:
+        """End the process at once, from any thread."""
+        self._process.kill()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._connection.close()
+        if self._map is not None:
+            self._map.close()
+        os.close(self._memory)
+
+
+class Camera(Source):
+    """A live camera by its worker processes: each that fails, stalls or dies is followed by another."""
+
+    live = True
+
+    def __init__(self, name: str, device: Device, patience: Patience | None = None) -> None:
+        super().__init__(name)
+        self.device, self.patience = device, patience or Patience()
+        self.rate = device.rate
+        self._stop = threading.Event()
+        self._worker: Worker | None = None
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._supervise, name=f"diinn-{name}", daemon=True)
+
+    def start(self, wake: Callable[[], None]) -> None:
+        self._wake = self.slot.wake = wake
+        self._thread.start()
+
+    def close(self) -> None:
+        self.slot.close()
+        self._stop.set()
+        with self._lock:
+            if self._worker is not None:
+                self._worker.kill()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(2)
+
+    @property
+    def processes(self) -> list[int]:
+        with self._lock:
+            return [self._worker.id] if self._worker is not None else []
+
+    def _supervise(self) -> None:
+        failures = 0
+        while not self._stop.is_set():
+            self.state = OPENING if not failures and not self.captured else self.state
+            began = time.monotonic()
+            try:
+                self._stream()
+            except SourceError as error:
+                reason = str(error)
+            except Exception as error:  # a full process table, no memory: as passing as a cable
+                reason = f"{type(error).__name__}: {error}"
+            if self._stop.is_set():
+                return
+            streamed = self.state == LIVE and time.monotonic() - began > self.patience.settled
+            failures = 1 if streamed else failures + 1
+            self.trouble = reason
+            if self.patience.retries is not None and failures > self.patience.retries:
+                self.failure = self._given_up(reason, failures)
+                self.state = FAILED
+                self._wake()
+                return
+            pause = self.patience.pause(failures)
+            # The first attempt of all is told by whoever runs the stream, if no other camera opens either.
+            level = logging.WARNING if self.captured or failures > 1 else logging.INFO
+            log.log(level, "camera %s: %s; next try in %.1f s", self.name, reason, pause)
+            self.state = RETRYING
+            self._wake()
+            self._stop.wait(pause)
+
+    def _given_up(self, reason: str, failures: int) -> SourceError:
+        tries = "" if failures == 1 else f" after {failures} attempts in a row"
+        return SourceError(
+            f"camera {self.name} {reason}{tries}: check that it is connected and not in use, or try --camera demo"
+        )
+
+    def _stream(self) -> None:
+        """One worker process, until it fails or we stop; SourceError says how it failed."""
+        with Worker(self.device, verbose=log.isEnabledFor(logging.DEBUG)) as worker:
+            with self._lock:
+                self._worker = worker
+            try:
+                opened = self._next(worker, self.patience.opening, "did not open")
+                if opened is None:
+                    return
+                if self.rate is None:
+                    self.rate = float(opened["rate"])
+                before = self.captured
+                counted = 0
+                while (message := self._next(worker, self.patience.stall, "stalled, no frame")) is not None:
+                    image = worker.image(message)
+                    self.captured = before + message["count"]
+                    if not counted:
+                        self.reconnects += before > 0
+                        self.state, self.trouble = LIVE, ""
+                    counted = message["count"]
+                    times = message["captured"], message["arrived"]
+                    self.slot.put(Frame(image, self.name, self.captured - 1, *times))
+            finally:
+                with self._lock:
+                    self._worker = None
+
+    def _next(self, worker: Worker, timeout: float, what: str) -> dict[str, Any] | None:
+        """The next message; None when we stop; SourceError after ``timeout`` seconds without one."""
+        if self._stop.is_set():
+            return None
+        try:
+            message = worker.hear(timeout)
+        except SourceError:
+            if self._stop.is_set():
+                return None
+            raise
+        if message is None and not self._stop.is_set():
+            raise SourceError(f"{what} for {timeout:g} s")
+        return message
+
+
+def _anonymous_memory() -> int:
+    """A file of memory without a name: it goes with the last process that has it."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("diinn-frames")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def _how(code: int) -> str:
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            return f"by {signal.Signals(-code).name}"
+    return f"with exit code {code}"

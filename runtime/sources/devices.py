@@ -1,0 +1,142 @@
+"""Cameras as a worker process opens and reads them."""
+
+from __future__ import annotations
+
+import json
+import time
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+from diinn.runtime import demo
+from diinn.runtime.errors import SourceError
+from diinn.runtime.grid import Size
+from diinn.runtime.images import UInt8
+from diinn.runtime.sources.base import stated_rate
+from diinn.runtime.sources.pixels import CODECS, FLIPS, to_bgr
+
+DEMO = "demo"
+DEMO_RATE = 30.0
+NETWORK_TIMEOUT_MS = 10_000
+# Nothing is kept back: a frame is wanted when it arrives. Whoever sets the variable knows better.
+FFMPEG_OPTIONS = "rtsp_transport;tcp|fflags;nobuffer|flags;low_delay"
+OLDEST_STAMP = 1.0  # seconds a frame may be old by its driver's clock; beyond, that clock is not ours
+
+
+@dataclass(frozen=True)
+class Device:
+    """What to open and what to ask of it; goes to the worker process as JSON, never on a command line.
+
+    address: number, path, URL or pipeline, or "demo"; api: OpenCV's constant for what opens it
+    size: (width, height) and rate (frames per second) to ask for; codec, flip: names in ``pixels``
+    """
+
+    address: int | str
+    api: int = cv2.CAP_ANY
+    size: Size | None = None
+    rate: float | None = None
+    codec: str | None = None
+    flip: str | None = None
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self)).encode() + b"\n"
+
+    @staticmethod
+    def from_json(text: bytes) -> Device:
+        fields = json.loads(text)
+        return Device(**fields | {"size": fields["size"] and tuple(fields["size"])})
+
+    @property
+    def network(self) -> bool:
+        return self.api == cv2.CAP_FFMPEG
+
+
+class Opened(ABC):
+    """An opened device. rate: frames per second as it says"""
+
+    rate: float
+
+    @abstractmethod
+    def read(self) -> tuple[UInt8, float, float]:
+        """The next frame, uint8 [H, W, 3] BGR, its capture time (wall clock) and its arrival (monotonic), both in
+        seconds. SourceError when there is none."""
+
+
+def open_device(device: Device) -> Opened:
+    """Open it, however long that takes; SourceError if that fails."""
+    return Demo(device) if device.address == DEMO else Camera(device)
+
+
+class Demo(Opened):
+    """The synthetic camera of ``demo.py``."""
+
+    def __init__(self, device: Device) -> None:
+        assert device.size is not None
+        self.rate, self._size, self._flip = device.rate or DEMO_RATE, device.size, device.flip
+        demo.scene()
+        self._start, self._count = time.monotonic(), 0
+
+    def read(self) -> tuple[UInt8, float, float]:
+        image = demo.frame(self._count / self.rate, self._size)
+        self._count += 1
+        time.sleep(max(0.0, self._start + self._count / self.rate - time.monotonic()))
+        upright = FLIPS[self._flip](image) if self._flip else image
+        return upright, time.time(), time.monotonic()
+
+
+class Camera(Opened):
+    """A camera or network stream through OpenCV."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        node = f"/dev/video{device.address}" if isinstance(device.address, int) else device.address
+        if device.api == cv2.CAP_V4L2 and not Path(node).exists():
+            raise SourceError(f"cannot be opened, there is no {node}")
+        limits = [
+            *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, NETWORK_TIMEOUT_MS),
+            *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, NETWORK_TIMEOUT_MS),
+            *(cv2.CAP_PROP_N_THREADS, 1),  # several hold back a frame each
+        ]
+        self._capture = cv2.VideoCapture(device.address, device.api, limits if device.network else [])
+        if not self._capture.isOpened():
+            raise SourceError("cannot be opened")
+        if not device.network:
+            self._ask()
+        self.rate = stated_rate(self._capture)
+        self._skipped_until = 0.0
+
+    def _ask(self) -> None:
+        device = self._device
+        if device.codec:
+            self._capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*CODECS[device.codec]))
+            if device.codec.startswith("bayer"):
+                self._capture.set(cv2.CAP_PROP_CONVERT_RGB, 0)
+        if device.size:
+            self._capture.set(cv2.CAP_PROP_FRAME_WIDTH, device.size[0])
+            self._capture.set(cv2.CAP_PROP_FRAME_HEIGHT, device.size[1])
+        if device.rate:
+            self._capture.set(cv2.CAP_PROP_FPS, device.rate)
+        self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
+
+    def read(self) -> tuple[UInt8, float, float]:
+        while True:
+            done, image = self._capture.read()
+            arrived = time.monotonic()
+            if not done:
+                raise SourceError("stopped delivering frames")
+            if self._device.rate is None or arrived >= self._skipped_until:  # not all do as they are asked
+                break
+        if self._device.rate is not None:
+            self._skipped_until = max(self._skipped_until + 1 / self._device.rate, arrived - 0.5 / self._device.rate)
+        by_driver = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3 if self._device.api == cv2.CAP_V4L2 else 0.0
+        captured = time.time() - age_by_driver(by_driver, arrived)
+        upright = to_bgr(image, self._device.codec)
+        return FLIPS[self._device.flip](upright) if self._device.flip else upright, captured, arrived
+
+
+def age_by_driver(stamp: float, now: float) -> float:
+    """Seconds since the driver's time stamp (monotonic clock, seconds), 0 if the stamp is not of that clock or has
+    jumped."""
+    age = now - stamp
+    return age if 0 <= age <= OLDEST_STAMP else 0.0

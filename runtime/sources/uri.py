@@ -1,0 +1,183 @@
+"""One URI names a camera, a video, images or the demo."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote
+
+import cv2
+from diinn.runtime import demo, images
+from diinn.runtime.errors import InputError, SourceError, unknown
+from diinn.runtime.grid import Size
+from diinn.runtime.sources.base import Source
+from diinn.runtime.sources.camera import Camera, Patience
+from diinn.runtime.sources.devices import DEMO, DEMO_RATE, Device
+from diinn.runtime.sources.files import DemoFile, ImageFiles, VideoFile
+from diinn.runtime.sources.pixels import CODECS, FLIPS
+
+log = logging.getLogger(__name__)
+SCHEMES = ("v4l2", "csi", "gst", "rtsp", "http", "https", "file", DEMO)
+DEMO_SIZE = (160, 120)
+DEMO_PIXELS = demo.WIDTH * demo.HEIGHT
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of a source beside its URI.
+
+    size: (width, height); rate: frames per second; codec, flip: names in ``pixels``; loop: start videos again
+    paced: whether the demo keeps its frame rate; patience: how failures are met
+    """
+
+    size: Size | None = None
+    rate: float | None = None
+    codec: str | None = None
+    flip: str | None = None
+    loop: bool = False
+    paced: bool = True
+    patience: Patience = field(default_factory=Patience)
+
+    def __post_init__(self) -> None:
+        for what, value, names in (("codec", self.codec, CODECS), ("flip", self.flip, FLIPS)):
+            if value is not None and value not in names:
+                raise InputError(unknown(what, value, names))
+
+
+def open_source(uri: str, asked: Asked | None = None) -> Source:
+    """The source that ``uri`` names: ``0``, ``/dev/video0``, ``v4l2:///dev/video0``, ``csi://0``, ``gst://PIPELINE``,
+    ``rtsp://…``, ``http://…``, ``demo``; ``file://PATH``, a folder, a file or a glob.
+
+    Cameras are not opened before ``start``. SourceError for what can never work."""
+    asked = asked or Asked()
+    if (uri.isascii() and uri.isdigit()) or uri.startswith("/dev/video") or _scheme(uri) not in ("", "file"):
+        return open_camera(uri, asked)
+    return open_input(uri, loop=asked.loop)
+
+
+def open_camera(uri: str, asked: Asked | None = None) -> Source:
+    """The camera that ``uri`` names; ``file://`` too, but no bare path."""
+    asked = asked or Asked()
+    scheme, rest = _scheme(uri), uri.partition("://")[2]
+    if scheme == "file":
+        return open_input(uri, loop=asked.loop)
+    if scheme == DEMO:
+        return _demo(asked)
+    if not scheme and not (uri.isascii() and uri.isdigit() and len(uri) < 5) and not uri.startswith("/dev/"):
+        hint = f"; for a file use --input {uri}" if os.path.exists(uri) else ""  # noqa: PTH110  never raises
+        raise SourceError(f"camera {public(uri)!r} is neither a number, a device nor a URI{hint}")
+    if scheme and scheme not in (*SCHEMES, "rtsps"):
+        raise SourceError(unknown("camera scheme", scheme, SCHEMES))
+    size: Size | None = asked.size
+    address: int | str = uri
+    api, name = cv2.CAP_ANY, uri
+    if uri.isdigit():
+        address = int(uri)
+        api = cv2.CAP_V4L2 if sys.platform == "linux" else cv2.CAP_ANY
+    elif uri.startswith("/dev/") or scheme == "v4l2":
+        address, api = rest or uri, cv2.CAP_V4L2
+    elif scheme in ("csi", "gst"):
+        address, api = _pipeline(scheme, rest, asked), cv2.CAP_GSTREAMER
+        size, name = None, public(uri)
+    else:
+        api, name, size = cv2.CAP_FFMPEG, public(uri), None
+        if asked.size is not None or asked.codec is not None:
+            log.warning("%s: the stream decides its frame size and codec, what is asked is ignored", name)
+    return Camera(name, Device(address, api, size, asked.rate, asked.codec, asked.flip), asked.patience)
+
+
+def _demo(asked: Asked) -> Source:
+    size = asked.size or DEMO_SIZE
+    if size[0] * size[1] > DEMO_PIXELS:
+        raise SourceError(f"the demo camera has no {size[0]}x{size[1]} frames: ask for at most 1920x1440")
+    if not asked.paced:
+        return DemoFile(DEMO, size, DEMO_RATE)
+    return Camera(DEMO, Device(DEMO, size=size, rate=asked.rate or DEMO_RATE, flip=asked.flip), asked.patience)
+
+
+def _scheme(uri: str) -> str:
+    """The URI's scheme in small letters, empty for a number or a path."""
+    if uri == DEMO or uri.startswith(f"{DEMO}:"):
+        return DEMO
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", uri)
+    return found.group(1).lower() if found else ""
+
+
+def same_device(uri: str) -> str | None:
+    """What a local camera is, however it is called; None for what several may open."""
+    path = uri.removeprefix("v4l2://")
+    if uri.isascii() and uri.isdigit():
+        return f"/dev/video{int(uri[:9])}"
+    if path.startswith("/dev/"):
+        return str(Path(path).resolve())  # /dev/v4l/by-id/… are links
+    return uri if uri.startswith("csi://") else None
+
+
+def open_input(pattern: str, *, loop: bool = False) -> Source:
+    """A file, a folder (searched recursively) or a glob of images, or a video file."""
+    pattern = unquote(pattern.removeprefix("file://")) if pattern.startswith("file://") else pattern
+    if re.match(r"[a-z0-9]+://", pattern):
+        raise SourceError(f"--input takes files, {public(pattern)!r} is a stream: give it as --camera")
+    if not pattern:
+        raise SourceError("--input is empty: give a file, a folder or a quoted glob")
+    path = Path(pattern)
+    if path.is_dir():
+        files = images.find(path)
+        if not files:
+            raise SourceError(f"no image in folder {pattern!r}: looked for {', '.join(sorted(images.SUFFIXES))}")
+        return ImageFiles(path.resolve().name, [(p, p.relative_to(path)) for p in files])
+    if path.is_file():
+        if path.suffix.lower() in images.SUFFIXES:
+            return ImageFiles(path.name, [(path, Path(path.name))])
+        return VideoFile(path.name, path, loop)
+    matches = sorted(Path(p) for p in glob.glob(pattern, recursive=True))  # noqa: PTH207  takes absolute patterns
+    files = [p for p in matches if p.is_file() and p.suffix.lower() in images.SUFFIXES]
+    if not files:
+        hint = f"for a camera use --camera {pattern}" if pattern.isdigit() else "check the path"
+        raise SourceError(f"no file, folder or image matches {pattern!r}: {hint}")
+    names = [p.name for p in files]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise SourceError(f"{pattern!r} matches several files called {twice!r}: give their folder instead")
+    return ImageFiles(pattern, [(p, Path(p.name)) for p in files])
+
+
+def public(uri: str) -> str:
+    """``uri`` without what may be secret, for logs, statistics and messages: user name and password (all up to the last
+    @ behind the scheme), the query, what stands behind a path's first ``=``; of a pipeline its first element alone."""
+    if uri.startswith("gst://"):
+        return f"gst://{uri[6:].split('!')[0].split()[0] if uri[6:].strip() else ''}"
+    shown = re.sub(r"^([a-z0-9]+://)?(.*@)?([^?#]*).*$", r"\1\3", uri, flags=re.DOTALL | re.IGNORECASE)
+    whole, separator, _ = shown.partition("=")
+    return f"{whole.rpartition('/')[0]}/…" if separator and "/" in whole else shown
+
+
+def has_gstreamer() -> bool:
+    """Whether this OpenCV was built with GStreamer: JetPack's and Debian's are, pip's are not."""
+    return any("GStreamer:" in line and "YES" in line for line in cv2.getBuildInformation().splitlines())
+
+
+def _pipeline(scheme: str, rest: str, asked: Asked) -> str:
+    """What GStreamer is to run: the user's own pipeline, or NVIDIA's Argus camera source."""
+    if scheme == "csi" and not (rest.isascii() and rest.isdigit()):
+        raise SourceError(f"csi://{rest} does not name a sensor by number: use csi://0")
+    if not has_gstreamer():
+        raise SourceError(
+            f"{scheme}:// needs an OpenCV with GStreamer, this one has none: use the system's OpenCV (JetPack)"
+        )
+    sink = "appsink drop=true max-buffers=1 sync=false"
+    if scheme == "gst":
+        if "x-bayer" in rest and "bayer2rgb" not in rest:
+            raise SourceError("gst:// with video/x-bayer frames: add '! bayer2rgb ! videoconvert' to the pipeline")
+        return rest if "appsink" in rest else f"{rest} ! videoconvert ! video/x-raw,format=BGR ! {sink}"
+    width, height = asked.size or (1280, 720)
+    rate = f",framerate={asked.rate:g}/1" if asked.rate and asked.rate == int(asked.rate) else ""
+    return (
+        f"nvarguscamerasrc sensor-id={rest} ! video/x-raw(memory:NVMM),width={width},height={height}{rate} ! "
+        f"nvvidconv ! video/x-raw,format=BGRx ! videoconvert ! video/x-raw,format=BGR ! {sink}"
+    )

@@ -1,0 +1,96 @@
+"""One camera in a process of its own, which can be ended while it hangs: ``python -m diinn.runtime.sources.worker``.
+
+Takes a socket, a file of memory and the parent's process id. Reads what to open from the socket (a line of JSON),
+writes frames into the memory, which both processes map, and says so on the socket, a line of JSON each:
+``{"rate"}`` when opened, ``{"at", "shape", "captured", "arrived", "count"}`` for a frame, ``{"failed"}`` at the end.
+The parent answers each frame with a byte once it has copied it.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import select
+import signal
+import socket
+import sys
+from typing import Any
+
+import cv2
+import numpy as np
+from diinn.runtime.errors import SourceError
+from diinn.runtime.images import UInt8
+from diinn.runtime.processes import die_with
+from diinn.runtime.sources.devices import FFMPEG_OPTIONS, Device, open_device
+
+PLACES = 3  # frames in the memory: one being written, two the parent may not have copied yet
+
+
+class Wire:
+    """The worker's end."""
+
+    def __init__(self, connection: socket.socket, memory: int) -> None:
+        self._connection, self._memory = connection, memory
+        self._map: mmap.mmap | None = None
+        self._place = self._unanswered = 0
+
+    def say(self, **message: Any) -> None:
+        self._connection.sendall(json.dumps(message).encode() + b"\n")
+
+    def give(self, image: UInt8, captured: float, arrived: float, count: int) -> bool:
+        """Hand a frame over; False if the parent is still busy with those before."""
+        self._hear(0)
+        if self._unanswered >= PLACES - 1:
+            return False
+        if self._map is None or len(self._map) < PLACES * image.nbytes:
+            self._grow(PLACES * image.nbytes)
+        assert self._map is not None
+        self._place = (self._place + 1) % PLACES
+        at = self._place * (len(self._map) // PLACES)
+        np.frombuffer(self._map, np.uint8, image.nbytes, at)[:] = image.reshape(-1)
+        self._unanswered += 1
+        self.say(at=at, shape=image.shape, captured=captured, arrived=arrived, count=count)
+        return True
+
+    def _grow(self, size: int) -> None:
+        while self._unanswered:  # what stands there moves
+            self._hear(None)
+        if self._map is not None:
+            self._map.close()
+        os.ftruncate(self._memory, size)
+        self._map = mmap.mmap(self._memory, size)
+
+    def _hear(self, timeout: float | None) -> None:
+        if select.select([self._connection], [], [], timeout)[0]:
+            answers = self._connection.recv(64)
+            if not answers:
+                sys.exit(0)  # the parent is gone
+            self._unanswered -= len(answers)
+
+
+def main(arguments: list[str]) -> None:
+    """Open, read and hand over until the camera fails or the parent has had enough."""
+    connection, memory, parent = map(int, arguments)
+    die_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", FFMPEG_OPTIONS)
+    cv2.setNumThreads(1)
+    with socket.socket(fileno=connection) as line, line.makefile("rb") as lines:
+        wire = Wire(line, memory)
+        try:
+            device = open_device(Device.from_json(lines.readline()))
+            wire.say(rate=device.rate)
+            count = 0
+            while True:
+                image, captured, arrived = device.read()
+                count += 1
+                wire.give(image, captured, arrived, count)
+        except (SourceError, cv2.error) as error:
+            wire.say(failed=" ".join(str(error).split()))
+        except OSError:  # the parent is gone
+            sys.exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

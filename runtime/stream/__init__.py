@@ -1,0 +1,1 @@
+"""Several cameras live: newest frames, one batch, many views, bounded age."""

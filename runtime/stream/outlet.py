@@ -1,0 +1,134 @@
+"""Between the batcher and a sink: a slot for each stream, and a thread that may be as slow as it likes."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from diinn.runtime.errors import DiinnError
+from diinn.runtime.sinks.base import Sink
+from diinn.runtime.stream.result import ZOOM, Result
+
+log = logging.getLogger(__name__)
+Key = tuple[str, str]  # (camera, view)
+
+
+class Mailbox:
+    """The newest result of every live stream, the next one of every other, until somebody takes them.
+
+    keys: the streams it is for, None for all; zooms: whether viewers' own views are wanted too
+    written, dropped: results that were taken, and replaced before anybody took them
+    """
+
+    def __init__(self, keys: frozenset[Key] | None = None, *, zooms: bool = False) -> None:
+        self.keys, self.zooms = keys, zooms
+        self.on_taken: Callable[[Result], None] = lambda result: None
+        self.written = self.dropped = 0
+        self._held: dict[Key, Result] = {}  # in the order in which they came to wait
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def wants(self, key: Key) -> bool:
+        if self._closed:
+            return False
+        return self.zooms if key[1].startswith(ZOOM) else self.keys is None or key in self.keys
+
+    def has_room(self, key: Key) -> bool:
+        """Whether a result of a stream that drops nothing can be put."""
+        return key not in self._held or self._closed
+
+    def put(self, result: Result) -> None:
+        """Never waits: a result that nobody took is replaced, in its place in the line."""
+        with self._changed:
+            self.dropped += result.key in self._held
+            self._held[result.key] = result
+            self._changed.notify_all()
+
+    def take(self, timeout: float | None) -> Result | None:
+        """The next result, streams in turn; None after ``timeout`` seconds, or when it is closed and empty."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._held, timeout)
+            if not self._held:
+                return None
+            result = self._held.pop(next(iter(self._held)))
+        self.written += 1
+        self.on_taken(result)
+        return result
+
+    def close(self) -> None:
+        """Take nothing more in; what is there can still be taken."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
+class Outlet(Mailbox):
+    """A mailbox whose results go to a sink, by a thread of its own or, for a window, whenever ``pump`` is called.
+
+    on_written: called with the sink's milliseconds; failure: why the sink takes no more
+    """
+
+    def __init__(self, sink: Sink, keys: frozenset[Key] | None = None) -> None:
+        super().__init__(keys, zooms=sink.zooms)
+        self.sink = sink
+        self.failure: Exception | None = None
+        self.on_written: Callable[[float], None] = lambda milliseconds: None
+        self.on_change: Callable[[], None] = lambda: None
+        self._failed = False
+        self._thread = threading.Thread(target=self._run, name=f"diinn-sink-{sink.where}", daemon=True)
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing goes there any more: it failed, or whoever watches has had enough."""
+        return self.failure is not None or self.sink.closed
+
+    def start(self) -> None:
+        if self.sink.threaded:
+            self._thread.start()
+
+    def pump(self) -> None:
+        """Write what is there, in the caller's thread."""
+        while not self._closed and (result := self.take(0)) is not None:
+            self._write(result)
+        self.sink.idle()
+
+    def end(self, *, failed: bool) -> None:
+        """Begin to finish: write what is there, then close the sink, telling it whether an error ended the stream."""
+        self._failed = failed
+        self.close()
+
+    def wait(self, *, hurry: bool) -> None:
+        """Until that is done; in a hurry for as long as the sink deserves."""
+        timeout = self.sink.closing_seconds if hurry else None
+        if not self.sink.threaded:
+            self._run()
+        elif self._thread.is_alive():
+            until = None if timeout is None else time.monotonic() + timeout
+            while self._thread.is_alive() and (until is None or time.monotonic() < until):
+                self._thread.join(0.1)  # signals are heard between
+            if self._thread.is_alive():
+                self.failure = DiinnError(f"output {self.sink.where} did not finish within {timeout:g} s")
+
+    def _run(self) -> None:
+        while not (self._closed and self.failure) and (result := self.take(None)) is not None:
+            self._write(result)
+        try:
+            self.sink.close(failed=self._failed or self.failure is not None)
+        except Exception as error:  # told to whoever finishes the stream
+            self.failure = self.failure or error
+
+    def _write(self, result: Result) -> None:
+        if self.failure is not None:
+            return
+        began = time.perf_counter()
+        try:
+            self.sink.write(result)
+        except Exception as error:  # a full disk, a reader that is gone: the cameras and the other sinks go on
+            self.failure = error
+            self.close()
+            if not isinstance(error, BrokenPipeError):
+                log.debug("output %s: %s", self.sink.where, error)
+        self.on_written((time.perf_counter() - began) * 1e3)
+        self.on_change()

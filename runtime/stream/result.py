@@ -1,0 +1,52 @@
+"""What a stream gives: one view of one frame."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from diinn.runtime.images import UInt8
+from diinn.runtime.sources.base import Frame
+from diinn.runtime.view import View
+
+# What was done to a view: all it asked for, half its size enlarged again, or no network at all.
+WHOLE, REDUCED, BICUBIC = "full", "reduced", "bicubic"
+QUALITIES = (WHOLE, REDUCED, BICUBIC)
+ZOOM = "~"  # views that a viewer asked for begin with it; files and pipes do not get them
+
+
+@dataclass(frozen=True)
+class Result:
+    """One view of one frame.
+
+    image: uint8 [h, w, 3] BGR; camera, view: their names; frame: what it was made from
+    quality: one of ``QUALITIES``; shown: the geometry; finished: ``time.monotonic`` seconds
+    """
+
+    image: UInt8
+    camera: str
+    view: str
+    frame: Frame
+    quality: str
+    shown: View
+    finished: float
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """(camera, view): the stream it belongs to."""
+        return self.camera, self.view
+
+    @property
+    def sequence(self) -> int:
+        """The frame's number at its camera, from 0; dropped frames leave gaps."""
+        return self.frame.sequence
+
+    @property
+    def captured(self) -> float:
+        """When the frame was captured: wall clock, seconds since the epoch."""
+        return self.frame.captured
+
+    @property
+    def age(self) -> float:
+        """Seconds since the frame arrived, until now."""
+        return time.monotonic() - self.frame.arrived

@@ -1,0 +1,133 @@
+"""What a stream is told about each camera, by arguments or by a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from diinn.runtime.calibration import Calibration
+from diinn.runtime.errors import InputError, unknown
+from diinn.runtime.sources import Asked, public, same_device
+from diinn.runtime.stream.result import ZOOM
+from diinn.runtime.view_spec import ViewSpec, parse_size
+
+DEFAULT_SCALE = 2.0
+KEYS = ("name", "uri", "size", "rate", "codec", "flip", "loop", "weight", "max_fps", "calibration", "views")
+LARGEST_WEIGHT = 1e6
+
+
+@dataclass(frozen=True)
+class CameraSettings:
+    """One camera of a stream.
+
+    uri: as ``sources.open_source`` takes it; name: how files, statistics and the preview call it, by default the URI
+    asked: of the source; views: what is made of each frame, by name
+    weight: its share when there is not time for all; max_fps: frames a second processed at most
+    calibration: of rectified and virtual views
+    """
+
+    uri: str
+    name: str | None = None
+    asked: Asked = field(default_factory=Asked)
+    views: Mapping[str, ViewSpec] = field(default_factory=lambda: {"full": ViewSpec(scale=DEFAULT_SCALE)})
+    weight: float = 1.0
+    max_fps: float | None = None
+    calibration: Calibration | None = None
+
+    def __post_init__(self) -> None:
+        who = self.name or public(self.uri)
+        if not 0 < self.weight <= LARGEST_WEIGHT:
+            raise InputError(f"camera {who}: weight {self.weight:g} is not above 0 and up to {LARGEST_WEIGHT:g}")
+        if self.max_fps is not None and not 0 < self.max_fps <= 1000:
+            raise InputError(f"camera {who}: {self.max_fps:g} frames/s is not above 0 and up to 1000")
+        if not self.views:
+            raise InputError(f"camera {who} has no views: give one, such as full:640x480")
+        for name in self.views:
+            if not name or name.startswith(ZOOM) or "/" in name:
+                raise InputError(f"camera {who}: {name!r} is no name for a view: use letters, digits, - and _")
+
+
+def load(path: str | Path, base: CameraSettings) -> list[CameraSettings]:
+    """The cameras of a YAML file, a list under ``cameras``; what a block leaves out is as in ``base``.
+
+    Paths in it are relative to it. InputError names the block and the nearest valid key."""
+    import yaml
+
+    path = Path(path)
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise InputError(f"cannot read cameras {str(path)!r}: {reason}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{str(path)!r} is not YAML: {' '.join(str(error).split())[:150]}") from None
+    if not isinstance(document, dict) or not isinstance(document.get("cameras"), list) or not document["cameras"]:
+        raise InputError(f"{str(path)!r} has no cameras: write 'cameras:' and a block for each, '- uri: 0'")
+    for key in document:
+        if key != "cameras":
+            raise InputError(f"{str(path)!r}: " + unknown("key", key, ("cameras",)))
+    cameras = []
+    for number, block in enumerate(document["cameras"], 1):
+        try:
+            cameras.append(_camera(block, base, path.parent))
+        except InputError as error:
+            raise InputError(f"{str(path)!r}, camera {number}: {error}") from None
+    return cameras
+
+
+def _camera(block: Any, base: CameraSettings, folder: Path) -> CameraSettings:
+    if not isinstance(block, dict) or block.get("uri") is None:
+        raise InputError("it has no uri: write 'uri: 0', 'uri: rtsp://…' or 'uri: demo'")
+    for key in block:
+        if key not in KEYS:
+            raise InputError(unknown("key", key, KEYS))
+    asked, given = base.asked, {key: value for key, value in block.items() if value is not None}
+    if "size" in given:
+        asked = replace(asked, size=parse_size(str(given["size"]), "size", "640x480"))
+    if "rate" in given:
+        asked = replace(asked, rate=_number(given["rate"], "rate"))
+        if not 0 < (asked.rate or 0) <= 1000:
+            raise InputError(f"rate {asked.rate:g} is not above 0 and up to 1000 frames/s")
+    if "codec" in given:
+        asked = replace(asked, codec=str(given["codec"]))
+    if "flip" in given:
+        asked = replace(asked, flip=str(given["flip"]))
+    if "loop" in given:
+        if not isinstance(given["loop"], bool):
+            raise InputError(f"loop {given['loop']!r} is neither true nor false")
+        asked = replace(asked, loop=given["loop"])
+    uri = str(given["uri"])
+    if "://" not in uri and not uri.isdigit() and not uri.startswith(("demo", "/dev/")):
+        uri = str(folder / uri)
+    out = replace(base, uri=uri, asked=asked, name=str(given["name"]) if "name" in given else None)
+    if "calibration" in given:
+        out = replace(out, calibration=Calibration.load(folder / str(given["calibration"])))
+    if "views" in given:
+        if not isinstance(given["views"], dict):
+            raise InputError("views are names with a view each: write 'whole: full:640x480' below 'views:'")
+        out = replace(out, views={str(k): ViewSpec.parse(str(v), folder) for k, v in given["views"].items()})
+    if "weight" in given:
+        out = replace(out, weight=_number(given["weight"], "weight"))
+    if "max_fps" in given:
+        out = replace(out, max_fps=_number(given["max_fps"], "max_fps"))
+    return out
+
+
+def _number(value: Any, key: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"{key} {value!r} is not a number")
+    return float(value)
+
+
+def check_apart(uris: Sequence[str]) -> None:
+    """InputError where two cameras are one device."""
+    seen: dict[str, str] = {}
+    for uri in uris:
+        device = same_device(uri)
+        if device is not None and device in seen:
+            both = uri if seen[device] == uri else f"{seen[device]} and {uri}"
+            raise InputError(f"two cameras are one device, {both}: a device can be opened once; give it several --view")
+        if device is not None:
+            seen[device] = uri

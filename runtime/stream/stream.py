@@ -1,0 +1,293 @@
+"""``Stream``: cameras in, views out, live."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from diinn.runtime.errors import DiinnError, InputError, SourceError, unknown
+from diinn.runtime.resolver import SuperResolver
+from diinn.runtime.sinks.base import Sink
+from diinn.runtime.sources import Frame, Source, open_source
+from diinn.runtime.sources.base import FAILED, RETRYING
+from diinn.runtime.stream.batcher import Batcher, Lane
+from diinn.runtime.stream.outlet import Key, Mailbox, Outlet
+from diinn.runtime.stream.result import ZOOM, Result
+from diinn.runtime.stream.settings import CameraSettings, check_apart
+from diinn.runtime.stream.stats import Stats
+from diinn.runtime.view import View
+from diinn.runtime.view_spec import ViewSpec
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+log = logging.getLogger(__name__)
+TICK_SECONDS = 0.05
+HURRY_SECONDS = 1.0
+
+
+class Stream:
+    """Several sources through one resolver: newest frames of cameras, every frame of files.
+
+    ``for result in Stream(...)`` gives the newest view of each stream in turn; sinks and ``on_result`` get them in
+    threads of their own. One use each: a stream that was closed is not started again.
+    """
+
+    def __init__(
+        self,
+        cameras: Sequence[str | CameraSettings],
+        resolver: SuperResolver | str = "small",
+        *,
+        sinks: Sequence[Sink | tuple[Sink, frozenset[Key] | None]] = (),
+        on_result: Callable[[Result], None] | None = None,
+        deadline_ms: float | None = None,
+        max_frames: int | None = None,
+        persistent: bool = True,
+        announce: Callable[[Frame, str, View], None] = lambda frame, name, view: None,
+        sources: Sequence[Source] | None = None,
+    ) -> None:
+        """Nothing is captured before ``start``, iteration or ``run``.
+
+        cameras: URIs (seen whole, at twice their size) or settings; resolver: one of the caller's, or a model to open
+        sinks: with the (camera, view) they are for; on_result: called with each ``Result``, newest first come
+        deadline_ms: from a frame's arrival to its views; what is given up for it is in ``Result.quality``
+        max_frames: to process, of all cameras together
+        persistent: wait for cameras that cannot be opened even where none can; otherwise that is a SourceError
+        sources: opened already, one for each camera
+        """
+        if not cameras:
+            raise InputError("no camera: give at least one, such as 'demo'")
+        if deadline_ms is not None and not 0 < deadline_ms <= 60_000:
+            raise InputError(f"a deadline of {deadline_ms:g} ms is not above 0 and up to a minute")
+        settings = [CameraSettings(camera) if isinstance(camera, str) else camera for camera in cameras]
+        self.sources = list(sources) if sources is not None else open_sources(settings)
+        self.lanes = [
+            Lane(source, s.views, weight=s.weight, max_fps=s.max_fps, calibration=s.calibration)
+            for source, s in zip(self.sources, settings, strict=True)
+        ]
+        self.stats = Stats()
+        self._own = not isinstance(resolver, SuperResolver)
+        self.resolver = resolver if isinstance(resolver, SuperResolver) else SuperResolver.open(resolver)
+        self.outlets = [Outlet(*(sink if isinstance(sink, tuple) else (sink, None))) for sink in sinks]
+        if on_result is not None:
+            self.outlets.append(Outlet(_Callback(on_result)))
+        self._mailboxes: list[Mailbox] = list(self.outlets)
+        self._batcher = Batcher(
+            self.resolver,
+            self.lanes,
+            self._mailboxes,
+            self.stats,
+            deadline=deadline_ms / 1e3 if deadline_ms else None,
+            most=max_frames,
+            announce=announce,
+        )
+        self._persistent = persistent
+        self._error: BaseException | None = None
+        self._told: set[Source] = set()  # of the failure of
+        self._views_lock = threading.Lock()
+        self._closing = threading.Lock()
+        self._state = "new"  # then "running", then "closed"
+        self._thread = threading.Thread(target=self._batch, name="diinn-batcher", daemon=True)
+
+    def start(self) -> None:
+        """Begin to capture and process."""
+        if self._state != "new":
+            raise InputError("a stream runs once: make another")
+        self._state = "running"
+        for mailbox in self._mailboxes:
+            mailbox.on_taken = self._taken
+        for outlet in self.outlets:
+            outlet.on_written = self.stats.written
+            outlet.on_change = self._batcher.wake
+            outlet.sink.attach(self)
+            outlet.start()
+        for source in self.sources:
+            source.start(self._batcher.wake)
+        self._thread.start()
+
+    def _taken(self, result: Result) -> None:
+        if not result.view.startswith(ZOOM):
+            self.stats.taken(result.camera, result.age * 1e3)
+        self._batcher.wake()
+
+    def _batch(self) -> None:
+        try:
+            self._batcher.run()
+        except BaseException as error:  # raised where the stream is run or iterated
+            self._error = error
+
+    def run(self, stopped: Callable[[], bool] = lambda: False, tick: Callable[[], None] = lambda: None) -> None:
+        """Until ``stopped``, the sources' end or a sink's; ``tick`` is called now and then, windows are shown in this
+        thread. Then everything is closed; the first error of device, file or sink is raised."""
+        self.start()
+        hurry = False
+        try:
+            while not (hurry := stopped()) and not self._finished():
+                for outlet in self.outlets:
+                    if not outlet.sink.threaded:
+                        outlet.pump()
+                tick()
+                self._thread.join(TICK_SECONDS)
+        finally:
+            self.close(hurry=hurry)
+        self.check()
+
+    def __iter__(self) -> Iterator[Result]:
+        """Results as they come, newest of each stream; closes the stream at the end."""
+        mailbox = Mailbox()
+        self._mailboxes.append(mailbox)
+        self.start()
+        try:
+            while True:
+                result = mailbox.take(TICK_SECONDS)
+                if result is not None:
+                    yield result
+                elif self._finished():
+                    break
+        finally:
+            self.close()
+        self.check()
+
+    def _finished(self) -> bool:
+        lost = {source for source in self.sources if source.failure is not None}
+        if len(lost) < len(self.sources):  # otherwise it ends, and says so
+            for source in lost - self._told:
+                log.error("%s", source.failure)
+        self._told = lost
+        if not self._thread.is_alive():
+            return True
+        if self.outlets and any(outlet.sink.closed for outlet in self.outlets):
+            return True
+        if self.outlets and len(self._mailboxes) == len(self.outlets) and all(outlet.done for outlet in self.outlets):
+            return True
+        if self._persistent or any(not s.live or s.captured or s.state not in (RETRYING, FAILED) for s in self.sources):
+            return False
+        first = self.sources[0]
+        self._error = first.failure or SourceError(
+            f"camera {first.name} {first.trouble}: check that it is connected and not in use; --retries N waits for it"
+        )
+        return True
+
+    def check(self) -> None:
+        """Raise what ended the stream, if it was an error: of the device, a file, the only camera, all sinks."""
+        if self._error is not None:
+            raise self._error
+        if self.outlets and all(outlet.failure for outlet in self.outlets):
+            failure = self.outlets[0].failure
+            assert failure is not None
+            raise failure
+        lost = [source.failure for source in self.sources if source.failure is not None]
+        if len(lost) == len(self.sources):
+            raise lost[0]
+
+    def set_views(self, camera: str, views: Mapping[str, ViewSpec | str]) -> None:
+        """Other views of a camera from its next frame on, by name, as ``ViewSpec`` or in words."""
+        specs = {k: ViewSpec.parse(v) if isinstance(v, str) else v for k, v in views.items()}
+        lane = self._lane(camera)
+        CameraSettings(lane.name, views=specs)  # what is wrong with them is said there
+        with self._views_lock:
+            lane.specs = specs
+        self._batcher.wake()
+
+    def zoom(self, camera: str, name: str, spec: ViewSpec | None) -> None:
+        """A view for one viewer, beside the camera's own; None ends it. Its results bear ``~name`` as view."""
+        lane = self._lane(camera)
+        with self._views_lock:
+            zooms = {key: value for key, value in lane.zooms.items() if key != ZOOM + name}
+            if spec is not None:
+                zooms[ZOOM + name] = spec
+            lane.zooms = zooms
+
+    def _lane(self, camera: str) -> Lane:
+        found = next((lane for lane in self.lanes if lane.name == camera), None)
+        if found is None:
+            raise InputError(unknown("camera", camera, [lane.name for lane in self.lanes]))
+        return found
+
+    def snapshot(self, *, final: bool = False) -> dict[str, Any]:
+        """The statistics so far; ``Stats.snapshot`` says what they hold."""
+        return self.stats.snapshot(self.lanes, self.outlets, final=final)
+
+    def close(self, *, hurry: bool = False) -> None:
+        """End everything: cameras at once, then the batch in work, then the sinks, each of which writes what it has.
+
+        hurry: leave a batch or a sink that takes long to itself; ``busy`` then says that the batch still runs"""
+        with self._closing:
+            if self._state == "closed":
+                return
+            running, self._state = self._state == "running", "closed"
+        self._batcher.stop()
+        self.stats.look_at_workers(self.lanes)
+        closers = [threading.Thread(target=source.close, daemon=True) for source in self.sources]
+        for closer in closers:
+            closer.start()
+        if running and self._thread is not threading.current_thread():
+            self._thread.join(HURRY_SECONDS if hurry else None)
+        for outlet in self.outlets:  # all begin to finish, then each is waited for
+            outlet.end(failed=self._error is not None or not running)
+        for outlet in self.outlets:
+            if running:
+                outlet.wait(hurry=hurry)
+            else:
+                with contextlib.suppress(DiinnError):
+                    outlet.sink.close(failed=True)
+        for closer in closers:
+            closer.join(2)
+        if self._own and not self.busy:
+            self.resolver.close()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a batch is in work."""
+        return self._thread.is_alive()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Callback(Sink):
+    """Results to a function of the user's."""
+
+    where = "callback"
+
+    def __init__(self, function: Callable[[Result], None]) -> None:
+        self._function = function
+
+    def write(self, result: Result) -> None:
+        self._function(result)
+
+
+def open_sources(settings: Sequence[CameraSettings]) -> list[Source]:
+    """The sources of several cameras, under names of their own; those opened are closed when one fails."""
+    check_apart([s.uri for s in settings])
+    opened: list[Source] = []
+    try:
+        for s in settings:
+            opened.append(open_source(s.uri, s.asked))
+            opened[-1].name = s.name or opened[-1].name
+        name_apart(opened)
+    except BaseException:
+        for source in opened:
+            source.close()
+        raise
+    return opened
+
+
+def name_apart(opened: Sequence[Source]) -> None:
+    """Number sources that bear the same name, so that their files and statistics stay apart."""
+    taken: set[str] = set()
+    for source in opened:
+        wanted, number = source.name, 1
+        while source.name in taken:
+            number += 1
+            source.name = f"{wanted}-{number}"
+        taken.add(source.name)
