@@ -1,0 +1,279 @@
+"""Live sources: worker processes that are started again, whatever becomes of them."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from diinn.benchmarks.camera import burnt
+from diinn.runtime import DiinnError, InputError
+from diinn.runtime.sources import Asked, Camera, Frame, Patience, Source, open_source, public, same_device
+from diinn.runtime.sources.base import FAILED, LIVE, RETRYING
+from diinn.runtime.sources.devices import Device, age_by_driver
+from diinn.runtime.sources.listing import devices
+from diinn.runtime.sources.pixels import to_bgr
+from served import Served, children, open_files, until
+
+pytestmark = pytest.mark.usefixtures("nothing_leaks")
+IMPATIENT = Patience(opening=1.0, stall=0.7, first_pause=0.1, longest_pause=0.3, settled=0.5)
+
+
+def started(uri: str, **asked: object) -> Source:
+    source = open_source(uri, Asked(**{"patience": IMPATIENT, **asked}))  # type: ignore[arg-type]
+    source.start(lambda: None)
+    return source
+
+
+def next_frame(source: Source, seconds: float = 20.0) -> Frame:
+    frames: list[Frame] = []
+
+    def taken() -> bool:
+        frame = source.slot.take()
+        frames.extend([frame] if frame else [])
+        return bool(frames)
+
+    until(taken, seconds)
+    return frames[0]
+
+
+def test_the_newest_frame_is_there_and_order_never_runs_backwards(mjpeg: Callable[..., Served]) -> None:
+    source = started(mjpeg(rate=60).url)
+    numbers, sequences = [], []
+    for _ in range(8):
+        time.sleep(0.12)  # seven frames come meanwhile
+        frame = next_frame(source)
+        assert time.monotonic() - frame.arrived < 0.5  # a queue of them would be older and older
+        numbers.append(burnt(frame.image))
+        sequences.append(frame.sequence)
+    source.close()
+    assert all(b - a == d - c for a, b, c, d in zip(numbers, numbers[1:], sequences, sequences[1:], strict=False))
+    assert all(b > a for a, b in zip(numbers, numbers[1:], strict=False))
+    assert source.captured >= sequences[-1] + 1
+    assert source.slot.replaced > 20
+
+
+def test_a_camera_that_dies_comes_back_and_counts_on(mjpeg: Callable[..., Served]) -> None:
+    camera = mjpeg()
+    source = started(camera.url)
+    before = next_frame(source)
+    camera.kill()
+    until(lambda: source.state == RETRYING)
+    assert "stopped delivering" in source.trouble or "cannot be opened" in source.trouble
+    source.slot.take()
+    camera.start()
+    after = next_frame(source)
+    assert source.state == LIVE
+    assert (source.reconnects, source.trouble) == (1, "")
+    assert after.sequence > before.sequence
+    source.close()
+
+
+def test_a_camera_that_stalls_is_opened_again(mjpeg: Callable[..., Served]) -> None:
+    camera = mjpeg()
+    source = started(camera.url)
+    next_frame(source)
+    camera.freeze()
+    until(lambda: "stalled, no frame for 0.7 s" in source.trouble)
+    camera.thaw()
+    source.slot.take()
+    next_frame(source)
+    source.close()
+
+
+def test_a_worker_that_is_killed_or_crashes_is_followed_by_another(mjpeg: Callable[..., Served]) -> None:
+    source = started(mjpeg().url)
+    next_frame(source)
+    for number in (signal.SIGKILL, signal.SIGSEGV):
+        reconnects = source.reconnects
+        os.kill(children()[0], number)
+        until(lambda name=number.name: f"ended by {name}" in source.trouble)
+        until(lambda before=reconnects: source.reconnects == before + 1)
+    source.close()
+
+
+def test_a_camera_that_hangs_in_open_ends_at_once(silent: str) -> None:
+    source = started(silent, patience=Patience(opening=60))
+    until(children)
+    time.sleep(1)  # it is in the middle of it
+    before = time.monotonic()
+    source.close()
+    assert time.monotonic() - before < 1.5
+
+
+def test_a_camera_that_hangs_in_open_is_tried_again(silent: str) -> None:
+    source = started(silent)
+    until(lambda: "did not open for 1 s" in source.trouble)
+    until(lambda: source.state == RETRYING)
+    source.close()
+
+
+def test_retries_end(silent: str) -> None:
+    port = int(silent.rstrip("/").rpartition(":")[2])
+    source = started(f"http://127.0.0.1:{port}/", patience=Patience(opening=0.3, retries=2, first_pause=0.05))
+    until(lambda: source.state == FAILED)
+    assert source.ended
+    assert "did not open for 0.3 s after 3 attempts in a row" in str(source.failure)
+    source.close()
+
+
+def test_pauses_grow_and_differ() -> None:
+    patience = Patience(first_pause=0.5, longest_pause=30)
+    for failures, whole in ((1, 0.5), (2, 1.0), (5, 8.0), (50, 30.0), (10**6, 30.0)):
+        pauses = {patience.pause(failures) for _ in range(50)}
+        assert all(whole / 2 <= pause <= whole for pause in pauses)
+        assert len(pauses) > 10
+
+
+def test_a_frame_size_that_changes_is_the_same_stream(mjpeg: Callable[..., Served]) -> None:
+    small = mjpeg("64x48")
+    source = started(small.url)
+    assert next_frame(source).size == (64, 48)
+    small.kill()
+    port = small.url.rstrip("/").rpartition(":")[2]
+    small._command[small._command.index("--size") + 1] = "320x240"
+    assert small._command[small._command.index("--port") + 1] == port
+    small.start()
+    until(lambda: source.reconnects == 1)
+    source.slot.take()
+    frame = next_frame(source)
+    assert frame.size == (320, 240)
+    assert frame.sequence > 0
+    source.close()
+
+
+def test_rate_and_flip_are_kept(mjpeg: Callable[..., Served]) -> None:
+    camera = mjpeg(rate=60)
+    source = started(camera.url, rate=10.0, flip="rotate-180")
+    next_frame(source)
+    began, first = time.monotonic(), source.captured
+    time.sleep(2)
+    assert 8 <= (source.captured - first) / (time.monotonic() - began) <= 12
+    upright = next_frame(source).image[::-1, ::-1]
+    assert 0 <= burnt(upright) < 2**12
+    source.close()
+
+
+def test_the_demo_keeps_its_rate_and_size() -> None:
+    source = started("demo", size=(64, 48), flip="clockwise")
+    frame = next_frame(source)
+    assert frame.size == (48, 64)
+    assert abs(time.time() - frame.captured) < 5
+    assert source.rate == 30
+    source.close()
+
+
+def test_opening_and_closing_leaves_nothing(mjpeg: Callable[..., Served]) -> None:
+    camera = mjpeg()
+    for _ in range(2):
+        source = started(camera.url)
+        next_frame(source)
+        source.close()
+    files = open_files()
+    for _ in range(5):
+        source = started(camera.url)
+        source.close()
+    assert open_files() == files
+
+
+BAYER = np.zeros((8, 8), np.uint8)
+BAYER[::2, ::2] = 200  # red, where the pattern is RGGB
+
+
+@pytest.mark.parametrize(
+    ("image", "codec", "expected"),
+    [
+        (np.full((4, 6), 7, np.uint8), None, (7, 7, 7)),
+        (np.full((4, 6, 1), 7, np.uint8), None, (7, 7, 7)),
+        (np.full((4, 6), 7 << 8, np.uint16), None, (7, 7, 7)),
+        (np.full((4, 6, 3), (1 << 8, 2 << 8, 3 << 8), np.uint16), None, (1, 2, 3)),
+        (np.full((4, 6, 4), (1, 2, 3, 9), np.uint8), None, (1, 2, 3)),
+        (np.full((4, 6, 2), (128, 128), np.uint8), None, (130, 130, 130)),
+        (BAYER, "bayer-rggb", (0, 0, 200)),
+    ],
+)
+def test_frames_of_any_kind_become_bgr(image: np.ndarray, codec: str | None, expected: tuple[int, ...]) -> None:
+    found = to_bgr(image, codec)
+    assert found.dtype == np.uint8
+    assert found.shape == (*image.shape[:2], 3)
+    np.testing.assert_allclose(found[4 if codec else 2, 4 if codec else 2], expected, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("image", "word"),
+    [
+        (None, "empty"),
+        (np.zeros((0, 4, 3), np.uint8), "empty"),
+        (np.zeros((4, 4), np.float32), r"float32\[4, 4\]"),
+        (np.zeros((4, 4, 5), np.uint8), "5 channels"),
+        (np.zeros((4,), np.uint8), r"uint8\[4\]"),
+    ],
+)
+def test_other_frames_are_refused_by_name(image: np.ndarray, word: str) -> None:
+    with pytest.raises(DiinnError, match=word):
+        to_bgr(image, None)
+
+
+def test_time_stamps_of_the_driver_that_jump_are_not_believed() -> None:
+    assert age_by_driver(99.98, 100.0) == pytest.approx(0.02)
+    for stamp in (0.0, 100.5, 98.0, 1.7e9, -5.0):
+        assert age_by_driver(stamp, 100.0) == 0
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("rtsp://user:pass@cam/live", "rtsp://cam/live"),
+        ("rtsp://admin:pa/s@s@host:554/s?user=a&password=b", "rtsp://host:554/s"),
+        ("rtsp://host:554/user=admin_password=tlJwpbo6_channel=1", "rtsp://host:554/…"),
+        ("http://cam/video", "http://cam/video"),
+        ("rtsp://[bad", "rtsp://[bad"),
+        ("gst://rtspsrc location=rtsp://u:p@cam user-pw=x ! decodebin", "gst://rtspsrc"),
+    ],
+)
+def test_secrets_are_not_shown(uri: str, shown: str) -> None:
+    assert public(uri) == shown
+
+
+def test_what_is_one_device() -> None:
+    assert same_device("0") == same_device("/dev/video0") == same_device("v4l2:///dev/video0")
+    assert same_device("1") != same_device("0")
+    assert same_device("csi://0") == "csi://0"
+    assert same_device("demo") is same_device("rtsp://cam/live") is None
+
+
+def test_devices_are_listed(tmp_path: Path) -> None:
+    for node, name, index in (("video2", "Front", "0"), ("video10", "Front", "1")):
+        (tmp_path / node).mkdir()
+        (tmp_path / node / "name").write_text(name + "\n")
+        (tmp_path / node / "index").write_text(index)
+    found = list(devices(tmp_path))
+    assert [uri for uri, _ in found if uri.startswith("/dev")] == ["/dev/video2", "/dev/video10"]
+    assert "further node" in found[1][1]
+    assert found[-1][0] == "demo"
+    assert [uri for uri, _ in devices(tmp_path / "none")][-1] == "demo"
+
+
+def test_a_device_survives_json() -> None:
+    device = Device("rtsp://u:p@h/é", cv2.CAP_FFMPEG, (640, 480), 12.5, "mjpeg", "vertical")
+    assert Device.from_json(device.to_json()) == device
+
+
+def test_bad_wishes_name_the_nearest() -> None:
+    with pytest.raises(InputError, match="did you mean 'h26"):
+        Asked(codec="h246")
+    with pytest.raises(InputError, match="at most 1920x1440"):
+        open_source("demo", Asked(size=(4000, 3000)))
+
+
+def test_the_uri_is_in_no_command_line(mjpeg: Callable[..., Served]) -> None:
+    source = started(mjpeg().url.replace("http://", "http://user:secret@"))
+    next_frame(source)
+    worker = children()[0]
+    assert b"secret" not in Path(f"/proc/{worker}/cmdline").read_bytes()
+    assert isinstance(source, Camera)
+    assert "secret" not in source.name
+    source.close()

@@ -1,0 +1,154 @@
+"""Real cameras for the tests: MJPEG by ``diinn.benchmarks.camera``, RTSP by GStreamer, and sockets that misbehave."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from diinn.runtime import SuperResolver
+
+HERE = Path(__file__).parent
+SYSTEM_PYTHON = "/usr/bin/python3"
+RTSP_PACKAGES = (
+    "python3-gi gir1.2-gst-rtsp-server-1.0 gir1.2-gst-plugins-base-1.0 gstreamer1.0-plugins-base "
+    "gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly"
+)
+
+
+class Served:
+    """A camera in a process of its own, which can be killed, frozen and started again at the same address."""
+
+    def __init__(self, command: list[str]) -> None:
+        self._command = command
+        self.url = self.start()
+
+    def start(self) -> str:
+        self.process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        said = self.process.stdout.readline().strip()
+        assert said, "the camera did not start"
+        return said
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def freeze(self) -> None:
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def mjpeg() -> Iterator[Callable[..., Served]]:
+    """Starts MJPEG cameras: size and rate to the served camera."""
+    cameras: list[Served] = []
+
+    def make(size: str = "160x120", rate: int = 30) -> Served:
+        words = ["--port", str(free_port()), "--size", size, "--rate", str(rate)]
+        cameras.append(Served([sys.executable, "-m", "diinn.benchmarks.camera", *words]))
+        return cameras[-1]
+
+    yield make
+    for camera in cameras:
+        camera.kill()
+
+
+@pytest.fixture
+def rtsp() -> Iterator[Callable[..., Served]]:
+    """Starts RTSP servers; the stream is at ``/live``."""
+    probe = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import GstRtspServer, Gst; "
+    probe += "Gst.init(None); assert all(map(Gst.ElementFactory.find, ('appsrc', 'jpegenc', 'rtpjpegpay', 'x264enc')))"
+    there = Path(SYSTEM_PYTHON).exists()
+    if not there or subprocess.run([SYSTEM_PYTHON, "-c", probe], capture_output=True, check=False).returncode:
+        pytest.skip(f"no GStreamer RTSP server here: apt-get install {RTSP_PACKAGES}")
+    servers: list[Served] = []
+
+    def make(codec: str = "jpeg", rate: int = 30) -> Served:
+        port = str(free_port())
+        served = Served([SYSTEM_PYTHON, str(HERE / "rtsp_server.py"), port, str(rate), codec])
+        served.url = f"rtsp://user:secret@127.0.0.1:{port}/live"
+        servers.append(served)
+        return served
+
+    yield make
+    for server in servers:
+        server.kill()
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """The URL of a server that lets everyone in and never says a word."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(16)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+
+
+@pytest.fixture(scope="session")
+def nano() -> Iterator[SuperResolver]:
+    with SuperResolver.open("nano") as resolver:
+        yield resolver
+
+
+@pytest.fixture
+def tiny(bundle_path: Path) -> Iterator[SuperResolver]:
+    with SuperResolver.open(bundle_path) as resolver:
+        yield resolver
+
+
+def until(true: Callable[[], object], seconds: float = 20.0) -> None:
+    """Wait for it; fails after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.01)
+
+
+def children() -> list[int]:
+    """Camera workers of this process."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+            parent = int((path.parent / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        if b"diinn.runtime.sources.worker" in words and parent == os.getpid():
+            found.append(int(path.parent.name))
+    return found
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.fixture
+def nothing_leaks() -> Iterator[None]:
+    """No thread, file or process of ours is left behind."""
+    threads, files = set(threading.enumerate()), open_files()
+    yield
+    until(lambda: not [t for t in set(threading.enumerate()) - threads if t.name.startswith("diinn")], 5)
+    until(lambda: open_files() <= files, 5)
+    assert not children()
+
+
+def chromium() -> str:
+    path = shutil.which("chromium")
+    if path is None or shutil.which("chromedriver") is None:
+        pytest.skip("no Chromium here: apt-get install chromium chromium-driver")
+    return path
