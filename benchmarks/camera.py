@@ -52,6 +52,12 @@ class Server(ThreadingHTTPServer):
         self._size, self._rate = frame_size, frames_per_second
         threading.Thread(target=self._film, daemon=True).start()
 
+    def after(self, sent: int) -> tuple[int, bytes]:
+        """The newest frame's number and JPEG, once it is not number ``sent``."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.number != sent)
+            return self.number, self.jpeg
+
     def _film(self) -> None:
         start = time.monotonic()
         while True:
@@ -77,9 +83,7 @@ class Stream(BaseHTTPRequestHandler):
         sent = -1
         try:
             while True:
-                with self.server.changed:
-                    self.server.changed.wait_for(lambda: self.server.number != sent)
-                    sent, jpeg = self.server.number, self.server.jpeg
+                sent, jpeg = self.server.after(sent)
                 head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
                 self.wfile.write(head.encode() + jpeg + b"\r\n")
         except OSError:  # the client is gone

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from diinn.runtime import grid
 from diinn.runtime.errors import DiinnError
+from diinn.runtime.onnx_runtime import ort
 from diinn.runtime.resolver import Encoded, SuperResolver
 from diinn.runtime.view import View
 from diinn.train import protocol

@@ -22,6 +22,7 @@ from diinn.runtime import grid
 from diinn.runtime.errors import DiinnError
 from diinn.runtime.frames import planar_rgb
 from diinn.runtime.images import read_bgr
+from diinn.runtime.onnx_runtime import ort  # noqa: F401  before its submodule
 from diinn.train import protocol
 from diinn.train.photographs import find_images
 from onnx import ModelProto

@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
                     show()
 
                 try:
-                    stream.run(lambda: stop.requested, tick)
+                    stream.run(lambda: stop.requested, tick, lambda: stop.signal is not None)
                 finally:
                     if stream.busy:  # a batch of minutes: Ctrl-C is not to wait for it
                         code = 128 + (stop.signal or 2)

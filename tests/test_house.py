@@ -77,6 +77,23 @@ def test_grid_loads_numpy_alone() -> None:
     assert not loaded & (HEAVY | {"cv2", "onnxruntime", "rich"})
 
 
+def test_nothing_is_reported_to_the_makers_of_onnx_runtime(tmp_path: Path) -> None:
+    code = """
+import os, pathlib
+from diinn.runtime import SuperResolver
+SuperResolver.open("nano").close()
+links = filter(os.path.lexists, map(str, pathlib.Path("/proc/self/fd").iterdir()))
+print([p for p in map(os.readlink, links) if "onnxruntime.db" in p])
+"""
+    if sys.platform != "linux":
+        pytest.skip("open files are read from /proc")
+    environment = {**os.environ, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[]", done.stderr
+    assert not list(tmp_path.rglob("*"))
+
+
 def test_the_runtime_runs_where_torch_cannot_be_imported(bundle_path: Path, photo_path: Path, tmp_path: Path) -> None:
     code = f"""
 import sys

@@ -110,7 +110,7 @@ class OrtEncoder:
 
     def __init__(self, bundle: Bundle, device: Device, provider: str) -> None:
         """provider: "CUDA" or "CPU"; raises InputError where it is missing."""
-        import onnxruntime as ort
+        from diinn.runtime.onnx_runtime import ort
 
         self._bundle, self._device, self._provider = bundle, device, provider
         wanted = f"{provider}ExecutionProvider"

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from diinn.runtime import golden
 from diinn.runtime.backends.base import Backend, Chunk, write
 from diinn.runtime.errors import BundleError, DiinnError, InputError, unknown
 from diinn.runtime.frames import Image, planar_rgb
 from diinn.runtime.grid import Float32
+from diinn.runtime.onnx_runtime import ort
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int32)": np.int32}
 _SUFFIX = "ExecutionProvider"

@@ -111,9 +111,9 @@ def _photograph(rng: np.random.Generator, size: Size) -> Any:
 
 def on_golden(bundle: Bundle, precision: str) -> float:
     """Largest difference of a precision's graphs on the CPU to the golden sample, in [0, 1]; inf if not finite."""
-    import onnxruntime as ort
     from diinn.runtime import golden
     from diinn.runtime.frames import planar_rgb
+    from diinn.runtime.onnx_runtime import ort
 
     sample, gaps = bundle.golden(), []
     encoder, decoder = (

@@ -22,7 +22,7 @@ class Sink(ABC):
     closed = False
     threaded = True
     zooms = False
-    closing_seconds = 0.5
+    closing_seconds = 0.8
 
     def attach(self, stream: Stream) -> None:  # noqa: B027  most do not care
         """Called once, before the first result, by the stream whose results these will be."""

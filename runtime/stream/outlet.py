@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -99,17 +100,12 @@ class Outlet(Mailbox):
         self._failed = failed
         self.close()
 
-    def wait(self, *, hurry: bool) -> None:
-        """Until that is done; in a hurry for as long as the sink deserves."""
-        timeout = self.sink.closing_seconds if hurry else None
+    def wait(self, hurried: Callable[[], bool]) -> None:
+        """Until that is done; once it is hurried, for as long as the sink deserves."""
         if not self.sink.threaded:
             self._run()
-        elif self._thread.is_alive():
-            until = None if timeout is None else time.monotonic() + timeout
-            while self._thread.is_alive() and (until is None or time.monotonic() < until):
-                self._thread.join(0.1)  # signals are heard between
-            if self._thread.is_alive():
-                self.failure = DiinnError(f"output {self.sink.where} did not finish within {timeout:g} s")
+        elif not join(self._thread, hurried, self.sink.closing_seconds):
+            self.failure = DiinnError(f"output {self.sink.where} did not finish within {self.sink.closing_seconds:g} s")
 
     def _run(self) -> None:
         while not (self._closed and self.failure) and (result := self.take(None)) is not None:
@@ -132,3 +128,13 @@ class Outlet(Mailbox):
                 log.debug("output %s: %s", self.sink.where, error)
         self.on_written((time.perf_counter() - began) * 1e3)
         self.on_change()
+
+
+def join(thread: threading.Thread, hurried: Callable[[], bool], seconds: float) -> bool:
+    """Wait for a thread's end, for ``seconds`` from when it is hurried on; whether it has ended. Signals are heard."""
+    until = math.inf
+    while thread.is_alive() and time.monotonic() < until:
+        thread.join(0.05)
+        if until == math.inf and hurried():
+            until = time.monotonic() + seconds
+    return not thread.is_alive()

@@ -15,7 +15,7 @@ from diinn.runtime.sinks.base import Sink
 from diinn.runtime.sources import Frame, Source, open_source
 from diinn.runtime.sources.base import FAILED, RETRYING
 from diinn.runtime.stream.batcher import Batcher, Lane
-from diinn.runtime.stream.outlet import Key, Mailbox, Outlet
+from diinn.runtime.stream.outlet import Key, Mailbox, Outlet, join
 from diinn.runtime.stream.result import ZOOM, Result
 from diinn.runtime.stream.settings import CameraSettings, check_apart
 from diinn.runtime.stream.stats import Stats
@@ -120,20 +120,24 @@ class Stream:
         except BaseException as error:  # raised where the stream is run or iterated
             self._error = error
 
-    def run(self, stopped: Callable[[], bool] = lambda: False, tick: Callable[[], None] = lambda: None) -> None:
+    def run(
+        self,
+        stopped: Callable[[], bool] = lambda: False,
+        tick: Callable[[], None] = lambda: None,
+        hurried: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Until ``stopped``, the sources' end or a sink's; ``tick`` is called now and then, windows are shown in this
-        thread. Then everything is closed; the first error of device, file or sink is raised."""
+        thread. Then everything is closed, see ``close``; the first error of device, file or sink is raised."""
         self.start()
-        hurry = False
         try:
-            while not (hurry := stopped()) and not self._finished():
+            while not stopped() and not self._finished():
                 for outlet in self.outlets:
                     if not outlet.sink.threaded:
                         outlet.pump()
                 tick()
                 self._thread.join(TICK_SECONDS)
         finally:
-            self.close(hurry=hurry)
+            self.close(hurried)
         self.check()
 
     def __iter__(self) -> Iterator[Result]:
@@ -212,10 +216,11 @@ class Stream:
         """The statistics so far; ``Stats.snapshot`` says what they hold."""
         return self.stats.snapshot(self.lanes, self.outlets, final=final)
 
-    def close(self, *, hurry: bool = False) -> None:
+    def close(self, hurried: Callable[[], bool] = lambda: False) -> None:
         """End everything: cameras at once, then the batch in work, then the sinks, each of which writes what it has.
 
-        hurry: leave a batch or a sink that takes long to itself; ``busy`` then says that the batch still runs"""
+        hurried: once it is true, a batch or a sink that takes long is left to itself; ``busy`` then says that the batch
+        still runs"""
         with self._closing:
             if self._state == "closed":
                 return
@@ -226,12 +231,12 @@ class Stream:
         for closer in closers:
             closer.start()
         if running and self._thread is not threading.current_thread():
-            self._thread.join(HURRY_SECONDS if hurry else None)
+            join(self._thread, hurried, HURRY_SECONDS)
         for outlet in self.outlets:  # all begin to finish, then each is waited for
             outlet.end(failed=self._error is not None or not running)
         for outlet in self.outlets:
             if running:
-                outlet.wait(hurry=hurry)
+                outlet.wait(hurried)
             else:
                 with contextlib.suppress(DiinnError):
                     outlet.sink.close(failed=True)

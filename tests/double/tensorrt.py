@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import onnx
-import onnxruntime
+from diinn.runtime.onnx_runtime import ort as onnxruntime
 
 __version__ = os.environ.get("DIINN_DOUBLE_VERSION", "10.13.0.35")
 MAJOR = int(__version__.split(".")[0])

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 import torch
 from conftest import ramp
@@ -13,6 +12,7 @@ from diinn.export import graphs, half, typed, writer
 from diinn.export.reference import Reference
 from diinn.runtime import DiinnError, InputError, grid
 from diinn.runtime import bundle as bundles
+from diinn.runtime.onnx_runtime import ort
 from diinn.train import checkpoint, degradation, protocol
 from diinn.train.config import parse
 from diinn.train.model import ModelConfig, SuperResolutionModel

@@ -1,5 +1,6 @@
 """Live sources: worker processes that are started again, whatever becomes of them."""
 
+import itertools
 import os
 import signal
 import time
@@ -51,7 +52,7 @@ def test_the_newest_frame_is_there_and_order_never_runs_backwards(mjpeg: Callabl
         sequences.append(frame.sequence)
     source.close()
     assert all(b - a == d - c for a, b, c, d in zip(numbers, numbers[1:], sequences, sequences[1:], strict=False))
-    assert all(b > a for a, b in zip(numbers, numbers[1:], strict=False))
+    assert all(b > a for a, b in itertools.pairwise(numbers))
     assert source.captured >= sequences[-1] + 1
     assert source.slot.replaced > 20
 

@@ -1,0 +1,356 @@
+"""The stream: newest frames, bounded age, views, sinks that block or break, files that never drop."""
+
+import errno
+import itertools
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from diinn.benchmarks.camera import burn, burnt
+from diinn.runtime import CameraSettings, DiinnError, InputError, Stream, SuperResolver, demo
+from diinn.runtime.errors import SourceError
+from diinn.runtime.sinks import Nowhere
+from diinn.runtime.sinks.base import Sink
+from diinn.runtime.sources import Asked, Patience
+from diinn.runtime.stream.result import BICUBIC, QUALITIES, WHOLE, Result
+from diinn.runtime.view_spec import ViewSpec
+from served import Served, until
+
+pytestmark = pytest.mark.usefixtures("nothing_leaks")
+FULL = {"full": ViewSpec(dsize=(320, 240))}
+
+
+def camera(uri: str, **options: object) -> CameraSettings:
+    fields = {"uri": uri, "views": FULL, **options}
+    return CameraSettings(**fields)  # type: ignore[arg-type]
+
+
+class Kept(Sink):
+    """Keeps what it is given, and may take its time."""
+
+    where = "kept"
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+        self.results: list[Result] = []
+        self.ages: list[float] = []
+
+    def write(self, result: Result) -> None:
+        self.ages.append(result.age)
+        self.results.append(result)
+        time.sleep(self.seconds)
+
+
+def run_for(seconds: float, stream: Stream) -> None:
+    end = time.monotonic() + seconds
+    stream.run(lambda: time.monotonic() > end)
+
+
+def clip(path: Path, frames: int) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (160, 120))
+    for number in range(frames):
+        image = demo.frame(number / 10, (160, 120))
+        burn(image, number)
+        writer.write(image)
+    writer.release()
+    return path
+
+
+@pytest.mark.parametrize("sink_seconds", [0.0, 0.6])
+def test_age_is_bounded_however_slow_model_or_sink(mjpeg: Callable[..., Served], sink_seconds: float) -> None:
+    """The gate: two batches and a frame interval, with a model several times slower than the cameras."""
+    cameras = [camera(mjpeg(rate=40).url, views={"big": ViewSpec(dsize=(640, 480))}) for _ in range(2)]
+    sink = Kept(sink_seconds)
+    with SuperResolver.open("small") as resolver:
+        stream = Stream(cameras, resolver, sinks=[sink])
+        run_for(8, stream)
+    totals = stream.stats._times["total"]
+    bound = 2 * max(totals) / 1e3 + 1 / 40
+    assert min(totals) / 1e3 > 1 / 40, "the model was meant to be slower than the camera"
+    assert len(sink.ages) > 5
+    assert np.quantile(sink.ages, 0.99) <= bound + 0.1  # what two cores need to tell each other
+    snapshot = stream.snapshot(final=True)
+    assert all(c["dropped"] > c["processed"] for c in snapshot["cameras"].values())
+
+
+def test_results_are_the_newest_in_order_of_each_camera(mjpeg: Callable[..., Served], nano: SuperResolver) -> None:
+    stream = Stream([camera(mjpeg(rate=40).url, name="left"), camera(mjpeg(rate=40).url, name="right")], nano)
+    seen: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for result in stream:
+        assert burnt(result.image) == burnt(result.frame.image)
+        seen[result.camera].append((result.sequence, burnt(result.image)))
+        if min(len(seen["left"]), len(seen["right"])) >= 10:
+            break
+    for pairs in seen.values():
+        sequences, numbers = zip(*pairs, strict=True)
+        assert all(b > a for a, b in itertools.pairwise(sequences))
+        assert all(b > a for a, b in itertools.pairwise(numbers))
+        behind = [number - sequence for sequence, number in pairs]
+        assert behind == sorted(behind)  # what a busy camera left out itself is not counted, and nothing is twice
+    counts = sorted(len(pairs) for pairs in seen.values())
+    assert counts[1] - counts[0] <= 6  # fair
+    assert stream.stats.batches < stream.stats.processed  # frames of both went in one batch
+
+
+def test_results_are_those_of_the_resolver(mjpeg: Callable[..., Served], nano: SuperResolver) -> None:
+    views = {"whole": ViewSpec(dsize=(320, 240)), "part": ViewSpec.parse("roi:10,20,64,48:200x150")}
+    stream = Stream([camera(mjpeg().url, views=views)], nano)
+    for result in stream:
+        if result.view == "part":
+            expected = nano.roi(result.frame.image, (10, 20, 64, 48), (200, 150))
+            np.testing.assert_array_equal(result.image, expected)
+            break
+
+
+def test_a_sink_that_blocks_stalls_nobody(mjpeg: Callable[..., Served], nano: SuperResolver) -> None:
+    release = threading.Event()
+
+    class Blocking(Sink):
+        where = "blocking"
+
+        def write(self, result: Result) -> None:
+            release.wait()
+
+    free = Kept()
+    stream = Stream([camera(mjpeg().url)], nano, sinks=[Blocking(), free])
+    stream.start()
+    until(lambda: len(free.results) >= 15)
+    began = time.monotonic()
+    stream.close(lambda: True)
+    assert time.monotonic() - began < 2
+    assert "did not finish within" in str(stream.outlets[0].failure)
+    release.set()
+
+
+def test_a_sink_that_breaks_is_alone(mjpeg: Callable[..., Served], nano: SuperResolver) -> None:
+    class Full(Sink):
+        where = "full"
+        closed_as_failed = False
+
+        def write(self, result: Result) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def close(self, *, failed: bool = False) -> None:
+            self.closed_as_failed = failed
+
+    full, free = Full(), Kept()
+    stream = Stream([camera(mjpeg().url)], nano, sinks=[full, free])
+    run_for(2.5, stream)
+    assert len(free.results) > 5
+    assert full.closed_as_failed
+    assert "No space left" in stream.snapshot(final=True)["outputs"][0]["failure"]
+    alone = Stream([camera("demo")], nano, sinks=[Full()])
+    with pytest.raises(OSError, match="No space left"):
+        run_for(20, alone)
+
+
+def test_a_callback_gets_results_and_its_error_ends_the_stream(nano: SuperResolver) -> None:
+    got: list[Result] = []
+
+    def keep(result: Result) -> None:
+        got.append(result)
+        if len(got) == 3:
+            raise ValueError("enough")
+
+    with pytest.raises(ValueError, match="enough"):
+        run_for(20, Stream(["demo"], nano, on_result=keep))
+    assert [result.view for result in got] == ["full"] * 3
+    assert got[0].image.shape == (240, 320, 3)
+
+
+def test_views_change_while_it_runs(mjpeg: Callable[..., Served], nano: SuperResolver) -> None:
+    sink = Kept()
+    stream = Stream([camera(mjpeg().url, name="front")], nano, sinks=[sink])
+    stream.start()
+    until(lambda: sink.results)
+    stream.set_views("front", {"a": "full:64x48", "b": "virtual:5,0,30:80x60"})
+    until(lambda: {r.view for r in sink.results[-4:]} == {"a", "b"})
+    assert {r.image.shape[:2] for r in sink.results[-4:]} == {(48, 64), (60, 80)}
+    with pytest.raises(InputError, match="unknown camera 'fron': did you mean 'front'"):
+        stream.set_views("fron", {"a": "full:64x48"})
+    with pytest.raises(InputError, match="has no views"):
+        stream.set_views("front", {})
+    with pytest.raises(InputError, match="did you mean 'full'"):
+        stream.set_views("front", {"a": "ful:64x48"})
+    stream.close()
+
+
+def test_a_zoom_comes_beside_the_views_and_goes_to_previews_alone(
+    mjpeg: Callable[..., Served], nano: SuperResolver
+) -> None:
+    class Watching(Kept):
+        zooms = True
+
+    plain, watching = Kept(), Watching()
+    stream = Stream([camera(mjpeg().url, name="front")], nano, sinks=[plain, watching])
+    stream.start()
+    spec = ViewSpec(dsize=(320, 240)).cropped((0.25, 0.5, 0.5, 0.25), (400, 300))
+    stream.zoom("front", "1", spec)
+    until(lambda: any(r.view == "~1" for r in watching.results))
+    zoomed = next(r for r in watching.results if r.view == "~1")
+    assert zoomed.shown.rect == (40, 60, 80, 30)
+    np.testing.assert_array_equal(zoomed.image, nano.roi(zoomed.frame.image, (40, 60, 80, 30), (400, 300)))
+    stream.zoom("front", "1", None)
+    count = len(watching.results)
+    until(lambda: len(watching.results) > count + 5)
+    assert watching.results[-1].view == "full"
+    stream.close()
+    assert {r.view for r in plain.results} == {"full"}
+
+
+def test_max_fps(mjpeg: Callable[..., Served], nano: SuperResolver) -> None:
+    stream = Stream([camera(mjpeg().url, max_fps=5.0)], nano, sinks=[Nowhere()])
+    stream.start()
+    until(lambda: stream.stats.processed)
+    first, began = stream.stats.processed, time.monotonic()
+    time.sleep(3)
+    assert 2 <= (stream.stats.processed - first) / (time.monotonic() - began) <= 5.7
+    stream.close()
+
+
+def test_a_lighter_camera_gets_its_share_when_time_is_short(mjpeg: Callable[..., Served]) -> None:
+    big = {"full": ViewSpec(dsize=(640, 480))}
+    cameras = [
+        camera(mjpeg(rate=40).url, name="heavy", views=big),
+        camera(mjpeg(rate=40).url, name="light", views=big, weight=0.25),
+    ]
+    with SuperResolver.open("small") as resolver:
+        stream = Stream(cameras, resolver, sinks=[Nowhere()])
+        run_for(8, stream)
+    each = stream.snapshot(final=True)["cameras"]
+    assert each["light"]["processed"] < 0.6 * each["heavy"]["processed"]
+    assert each["light"]["processed"] >= 2
+
+
+def test_a_deadline_degrades_rather_than_being_late(mjpeg: Callable[..., Served]) -> None:
+    views = {"full": ViewSpec(dsize=(640, 480))}
+    cameras = [camera(mjpeg().url, name="first", views=views), camera(mjpeg().url, name="second", views=views)]
+    sink = Kept()
+    with SuperResolver.open("small") as resolver:
+        stream = Stream(cameras, resolver, sinks=[sink], deadline_ms=30)
+        run_for(6, stream)
+    counted = stream.snapshot(final=True)["cameras"]
+    lowered = [r for r in sink.results if r.quality != WHOLE]
+    assert len(lowered) > 10
+    assert all(r.image.shape == (480, 640, 3) for r in sink.results)
+    assert all(r.quality in QUALITIES for r in sink.results)
+    assert sum(sum(c["degraded"].values()) for c in counted.values()) >= len(lowered)
+    assert counted["second"]["degraded"]["bicubic"] >= counted["first"]["degraded"]["bicubic"]  # in the stated order
+    plain = next(r for r in sink.results if r.quality == BICUBIC)
+    expected = cv2.resize(plain.frame.image, (640, 480), interpolation=cv2.INTER_CUBIC)
+    assert np.abs(plain.image[8:-8, 8:-8].astype(int) - expected[8:-8, 8:-8]).max() <= 3
+
+
+def test_files_never_drop_and_live_cameras_go_on(
+    mjpeg: Callable[..., Served], nano: SuperResolver, tmp_path: Path
+) -> None:
+    film = clip(tmp_path / "film.avi", 12)
+    slow = Kept(0.15)
+    stream = Stream([camera(f"file://{film}", name="film"), camera(mjpeg().url, name="live")], nano, sinks=[slow])
+    stream.start()
+    until(lambda: sum(r.camera == "film" for r in slow.results) == 12)
+    stream.close()
+    assert [burnt(r.image) for r in slow.results if r.camera == "film"] == list(range(12))
+    assert sum(r.camera == "live" for r in slow.results) >= 6  # neither waits for the other
+
+
+def test_a_film_can_be_iterated(nano: SuperResolver, tmp_path: Path) -> None:
+    film = clip(tmp_path / "film.avi", 9)
+    stream = Stream([camera(str(film))], nano)
+    assert [burnt(result.image) for result in stream] == list(range(9))
+    with pytest.raises(InputError, match="a stream runs once"):
+        next(iter(stream))
+
+
+def test_a_film_that_is_cut_short_is_an_error(nano: SuperResolver, tmp_path: Path) -> None:
+    whole = clip(tmp_path / "film.avi", 60).read_bytes()
+    (tmp_path / "cut.avi").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SourceError, match="it is cut short"):
+        run_for(60, Stream([camera(str(tmp_path / "cut.avi"))], nano, sinks=[Nowhere()]))
+
+
+def test_where_no_camera_opens_it_is_said_or_waited_for(nano: SuperResolver) -> None:
+    with pytest.raises(SourceError, match=r"camera 97 cannot be opened.*--retries N waits"):
+        run_for(20, Stream([camera("97"), camera("98")], nano, sinks=[Nowhere()], persistent=False))
+    patient = Stream([camera("97")], nano, sinks=[Nowhere()])
+    run_for(2.5, patient)
+    assert patient.sources[0].state == "retrying"
+    given_up = Stream([camera("97", asked=Asked(patience=Patience(retries=0)))], nano, sinks=[Nowhere()])
+    with pytest.raises(SourceError, match="there is no /dev/video97: check"):
+        run_for(20, given_up)
+
+
+def test_a_camera_that_is_given_up_leaves_the_others(mjpeg: Callable[..., Served], nano: SuperResolver) -> None:
+    lost = camera("97", asked=Asked(patience=Patience(retries=0)))
+    stream = Stream([lost, camera(mjpeg().url)], nano, sinks=[Nowhere()], persistent=False)
+    run_for(3, stream)
+    assert stream.stats.processed > 5
+    assert stream.snapshot(final=True)["cameras"]["97"]["state"] == "failed"
+
+
+def test_a_view_that_no_longer_fits_is_left_out(
+    mjpeg: Callable[..., Served], nano: SuperResolver, caplog: pytest.LogCaptureFixture
+) -> None:
+    served = mjpeg("160x120")
+    patience = Patience(first_pause=0.1, longest_pause=0.2)
+    views = {"whole": ViewSpec(scale=2.0), "corner": ViewSpec.parse("roi:100,80,40,30:80x60")}
+    sink = Kept()
+    settings = camera(served.url, name="front", views=views, asked=Asked(patience=patience))
+    stream = Stream([settings], nano, sinks=[sink])
+    stream.start()
+    until(lambda: len(sink.results) > 4)
+    assert {r.view for r in sink.results} == {"whole", "corner"}
+    served.kill()
+    served._command[served._command.index("160x120")] = "64x48"
+    served.start()
+    until(lambda: sink.results[-1].image.shape == (96, 128, 3))
+    count = len(sink.results)
+    until(lambda: len(sink.results) > count + 4)
+    assert {r.view for r in sink.results[count:]} == {"whole"}
+    assert "not inside the 64x48 frame" in stream.snapshot()["cameras"]["front"]["trouble"]
+    stream.close()
+    assert caplog.text.count("not inside the 64x48") == 1
+
+
+def test_a_view_that_never_fits_is_an_error(nano: SuperResolver) -> None:
+    settings = camera("demo", views={"a": ViewSpec.parse("roi:150,0,20,20:40x40")})
+    with pytest.raises(InputError, match="not inside the 160x120 frame"):
+        run_for(20, Stream([settings], nano, sinks=[Nowhere()]))
+
+
+def test_bad_settings() -> None:
+    for options, word in (
+        ({"weight": 0.0}, "weight 0 is not above 0"),
+        ({"weight": float("nan")}, "weight nan"),
+        ({"max_fps": 0.0}, "0 frames/s is not above 0"),
+        ({"views": {}}, "has no views"),
+        ({"views": {"a/b": ViewSpec()}}, "'a/b' is no name for a view"),
+    ):
+        with pytest.raises(InputError, match=word):
+            camera("demo", **options)
+    with pytest.raises(InputError, match="no camera"):
+        Stream([], "nano")
+    with pytest.raises(InputError, match="a deadline of -1 ms"):
+        Stream(["demo"], "nano", deadline_ms=-1)
+    with pytest.raises(InputError, match="two cameras are one device"):
+        Stream([camera("/dev/video3"), camera("3")], "nano")
+
+
+def test_a_device_that_fails_ends_the_stream(mjpeg: Callable[..., Served], bundle_path: Path) -> None:
+    with SuperResolver.open(bundle_path) as resolver:
+        sink = Kept()
+        stream = Stream([camera(mjpeg().url)], resolver, sinks=[sink])
+        stream.start()
+        until(lambda: sink.results)
+        settings = replace(camera("demo"), views={"huge": ViewSpec(dsize=(10**6, 10**6))})
+        stream.set_views(stream.sources[0].name, settings.views)
+        until(lambda: not stream.busy)
+        stream.close()
+        with pytest.raises(DiinnError, match=r"needs .* of memory"):
+            stream.check()
