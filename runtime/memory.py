@@ -22,12 +22,12 @@ def available() -> int | None:
         return None
 
 
-def resident(process: int) -> int:
-    """Bytes of memory a process holds, shared ones included; 0 where that cannot be told."""
+def held(process: int) -> int:
+    """Bytes of memory a process holds, with its share of what others hold too; 0 where that cannot be told."""
     try:
-        with open(f"/proc/{process}/statm", encoding="ascii") as pages:
-            return int(pages.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError, AttributeError):
+        with open(f"/proc/{process}/smaps_rollup", encoding="ascii") as parts:
+            return next(int(line.split()[1]) * 1024 for line in parts if line.startswith("Pss:"))
+    except (OSError, ValueError, StopIteration):
         return 0
 
 

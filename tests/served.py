@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from diinn.runtime import SuperResolver
+from diinn.runtime import SuperResolver, demo
 
 HERE = Path(__file__).parent
 SYSTEM_PYTHON = "/usr/bin/python3"
@@ -102,6 +102,7 @@ def silent() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def nano() -> Iterator[SuperResolver]:
     with SuperResolver.open("nano") as resolver:
+        resolver.resize(demo.frame(0.0, (160, 120)), (640, 480))  # its threads are there from now on
         yield resolver
 
 

@@ -85,7 +85,12 @@ class Preview(Sink):
     zooms = True
 
     def __init__(self, address: Address, viewers: int) -> None:
-        self._address, self._most, self._guard = address, viewers, Guard(address)
+        self._address, self._most = address, viewers
+        try:
+            self._guard = Guard(address)
+        except InputError:
+            address.socket.close()
+            raise
         self.where = address.url
         self._shown: dict[Key, Shown] = {}
         self._viewers: set[Viewer] = set()
@@ -124,6 +129,8 @@ class Preview(Sink):
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._ended.set)
             self._thread.join(2)
+        else:
+            self._loop.close()
         self._address.socket.close()
         self._pool.shutdown(wait=False)
 

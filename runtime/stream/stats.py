@@ -122,14 +122,14 @@ class Stats:
                 }
                 for outlet in outlets
             ],
-            "memory_mib": round(memory.resident(os.getpid()) / MIB, 1),
+            "memory_mib": round(memory.held(os.getpid()) / MIB, 1),
             "workers_mib": round(self.workers / MIB, 1),
             "threads": threading.active_count(),
         }
 
     def look_at_workers(self, lanes: Sequence[Lane]) -> None:
         """Note the memory of the processes that capture, while there are any."""
-        found = sum(memory.resident(process) for lane in lanes for process in lane.source.processes)
+        found = sum(memory.held(process) for lane in lanes for process in lane.source.processes)
         self.workers = found or self.workers
 
     def _of(self, lane: Lane, since: float) -> dict[str, Any]:
