@@ -55,7 +55,7 @@ class Calibration:
         opencv = text.startswith("%YAML:1.0") or "opencv-matrix" in text or text.lstrip().startswith("<?xml")
         try:
             return (_from_opencv if opencv else _from_ros)(path, text)
-        except (KeyError, TypeError, ValueError, AttributeError, cv2.error) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, cv2.error, SystemError) as error:
             what = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
             raise InputError(
                 f"{str(path)!r} is no camera calibration: {what}; give a camera_info of ROS or OpenCV's own file"

@@ -132,7 +132,7 @@ def test_the_wheel_holds_every_file(wheel: Path) -> None:
     for room in ROOMS:
         for path in (ROOT / room).rglob("*"):
             data = (
-                path.suffix in (".yaml", ".cu", ".h", ".html", ".css", ".js")
+                path.suffix in (".yaml", ".cu", ".h", ".c", ".html", ".css", ".js")
                 or path.parent.parent.name == "models"
                 or path.name == "paper.csv"
             )

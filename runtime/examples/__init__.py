@@ -1,0 +1,1 @@
+"""Programs that use what ``diinn-run`` gives."""
