@@ -1,12 +1,15 @@
 """``diinn-run`` end to end, in a process where signals and exit codes matter."""
 
 import json
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -142,19 +145,6 @@ def test_the_demo_camera_to_a_video_whose_time_is_time(run) -> None:
     assert 10 <= frames <= 60  # the machine may be busy
 
 
-@pytest.mark.parametrize(
-    ("uri", "shown"),
-    [
-        ("rtsp://user:pass@cam/live", "rtsp://cam/live"),
-        ("rtsp://admin:pa/s@s@host:554/s?user=a&password=b", "rtsp://host:554/s"),
-        ("http://cam/video", "http://cam/video"),
-        ("rtsp://[bad", "rtsp://[bad"),
-    ],
-)
-def test_secrets_are_not_shown(uri: str, shown: str) -> None:
-    assert sources.public(uri) == shown
-
-
 def test_two_inputs_of_one_name_stay_apart(run, photo: np.ndarray) -> None:
     for folder in "ab":
         Path(folder).mkdir()
@@ -205,6 +195,82 @@ def test_benchmark_prints_stages_and_stats(run) -> None:
     assert stats["processed"] == stats["captured"] == 5
     assert stats["dropped"] == 0
     assert stats["ms"]["total"]["p50"] > 0
+
+
+def test_statistics_are_a_line_a_second_and_a_summary(run) -> None:
+    args = ("--camera", "demo", "--camera", "demo", "--input-size", "32x24", "--duration", "3.6", "--output", "none")
+    code, _, _ = run(*args, "--stats", "s.jsonl")
+    assert code == 0
+    lines = [json.loads(line) for line in Path("s.jsonl").read_text().splitlines()]
+    assert [line["type"] for line in lines] == ["second", "second", "second", "summary"]
+    times = [line["seconds"] for line in lines[:-1]]
+    assert all(0.7 < b - a < 1.3 for a, b in pairwise(times))
+    for name in ("demo", "demo-2"):
+        camera = lines[-1]["cameras"][name]
+        assert camera["state"] == "live"
+        assert camera["captured"] == camera["processed"] + camera["dropped"]
+        assert 0 < camera["age_ms"]["p50"] <= camera["age_ms"]["p99"]
+        assert camera["fps"] > 0
+    assert lines[-1]["memory_mib"] > 20
+    assert lines[-1]["workers_mib"] > 20
+    code, out, err = run(*args[:-4], "--max-frames", "3", "--output", "none", "--stats", "-")
+    assert code == 0
+    assert [json.loads(line)["type"] for line in out.splitlines()][-1] == "summary"
+    assert "demo: 32x24 -> 64x48" in err  # what is for people goes elsewhere
+
+
+def test_views_and_outputs_of_several_kinds(run, tmp_path: Path) -> None:
+    views = ("--view", "whole=full:64x48", "--view", "part=roi:4,4,16,12:64x48", "--view", "virtual:5,0,40:32x24")
+    code, out, err = run(
+        *("--camera", "demo", "--input-size", "32x24", "--duration", "3", *views),
+        *("--output", "out", "--output", "none", "--output", "http://127.0.0.1:0"),
+    )
+    assert (code, err) == (0, "")
+    assert "demo part: 32x24 ROI 4,4,16,12 -> 64x48 (scale 4)" in out
+    assert re.search(r"open http://127.0.0.1:\d+/ in a browser", out)
+    assert sorted(p.name for p in Path("out").iterdir()) == ["demo-part.mp4", "demo-virtual.mp4", "demo-whole.mp4"]
+    assert count_frames(Path("out/demo-virtual.mp4"))[2] == (32, 24)
+
+
+def test_a_file_of_cameras(run) -> None:
+    Path("cameras.yaml").write_text(
+        "cameras:\n  - {uri: demo, name: front, size: 32x24, views: {a: 'full:64x48'}}\n"
+        "  - {uri: demo, size: 48x32, max_fps: 5}\n"
+    )
+    code, out, _ = run("--cameras", "cameras.yaml", "--scale", "3", "--duration", "2", "--output", "out")
+    assert code == 0
+    assert "front: 32x24 -> 64x48" in out
+    assert "demo: 48x32 -> 144x96" in out
+    assert sorted(p.name for p in Path("out").iterdir()) == ["demo.mp4", "front.mp4"]
+
+
+def test_a_port_in_use_is_said(run) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, _, err = run("--camera", "demo", "--output", f"http://127.0.0.1:{port}")
+    assert code == 2
+    assert f"cannot listen on http://127.0.0.1:{port}" in err
+    assert "choose another port" in err
+
+
+def test_several_views_of_images_go_to_folders(run, photo: np.ndarray) -> None:
+    Path("in").mkdir()
+    for name in "ab":
+        cv2.imwrite(f"in/{name}.png", photo)
+    views = ("--view", "big=full:160x120", "--view", "part=roi:0,0,40,30:80x60")
+    assert run("--input", "in", *views, "--output", "out")[0] == 0
+    assert sorted(str(p.relative_to("out")) for p in Path("out").rglob("*.png")) == [
+        *("in-big/a.png", "in-big/b.png", "in-part/a.png", "in-part/b.png")
+    ]
+    assert cv2.imread("out/in-part/b.png").shape == (60, 80, 3)
+
+
+def test_list_devices(run) -> None:
+    code, out, _ = run("--list-devices")
+    assert code == 0
+    assert out.splitlines()[-1] == "demo: a synthetic camera"
 
 
 def test_list_models_and_version(run) -> None:
