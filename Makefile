@@ -1,10 +1,10 @@
-# make run | test | check | bench | kernels: each sets up what it needs in .venv, nothing is installed elsewhere.
+# make run | test | check | bench | soak | kernels: each sets up what it needs in .venv, nothing is installed elsewhere.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TYPING := build/typing/diinn
 
-.PHONY: run test check bench kernels clean
+.PHONY: run test check bench soak kernels clean
 
 run: .venv/.run
 	$(BIN)/diinn-run --camera demo --out-size 640x480 --duration 10 --headless --output out/demo.mp4
@@ -27,6 +27,11 @@ check: .venv/.dev
 bench: .venv/.dev
 	$(BIN)/python -m diinn.benchmarks.speed
 	$(BIN)/python -m diinn.benchmarks.memory
+
+# Hours of several cameras, with one that fails and viewers that come and go: make soak DURATION=8h
+DURATION ?= 10m
+soak: .venv/.dev
+	$(BIN)/python -m diinn.benchmarks.soak --duration $(DURATION)
 
 # Fat binaries of the CUDA kernels, for machines without nvcc: copy runtime/kernels/prebuilt/ there.
 kernels: .venv/.run

@@ -1,0 +1,230 @@
+"""Hours of ``diinn-run``: four cameras, one whose cable falls out, viewers that come and go; does anything grow?
+
+``python -m diinn.benchmarks.soak --duration 10m`` watches the command from outside. One camera disappears every ten
+seconds for three. Of three viewers one draws what it gets, one zooms, one never answers; each stays for a while and
+comes back. It fails if threads, open files or memory grow after the start, if another camera stops, or if anything
+complains.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import re
+import statistics
+import struct
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+from diinn.benchmarks.streams import Running, cameras
+from diinn.runtime.command import Parser, guarded
+from diinn.runtime.errors import DiinnError
+from diinn.runtime.options import seconds
+
+NUMBER, FLAPPING = 4, 3  # cameras, and which of them falls out
+SIZE, RATE = (160, 120), 10.0
+UP, DOWN = 10.0, 3.0  # seconds
+SAMPLE_SECONDS = 2.0
+WARM_SHARE = 0.25  # of the samples, which are not compared
+MORE_MEMORY = 12.0  # MiB, or
+MORE_MEMORY_SHARE = 0.05  # of what there was: what allocators keep
+MORE_HANDLES = 3  # threads or files: a viewer may be about to go
+
+
+@dataclass
+class Findings:
+    """What was seen. samples: (seconds, threads, files, MiB); pictures: viewers were sent; errors: what complained"""
+
+    samples: list[tuple[float, int, int, float]] = field(default_factory=list)
+    pictures: int = 0
+    visits: int = 0
+    flaps: int = 0
+    errors: list[str] = field(default_factory=list)
+
+
+async def visit(url: str, kind: str, found: Findings, stay: float) -> None:
+    """One viewer of ``kind`` "draws", "zooms" or "hangs" for ``stay`` seconds."""
+    end = time.monotonic() + stay
+    async with aiohttp.ClientSession() as session, session.ws_connect(url + "live", max_msg_size=2**24) as socket:
+        found.visits += 1
+        panes: set[str] = set()
+        while time.monotonic() < end:
+            try:
+                message = await socket.receive(timeout=1.0)
+            except asyncio.TimeoutError:
+                continue
+            if message.type is aiohttp.WSMsgType.TEXT:
+                said = json.loads(message.data)
+                if "error" in said:
+                    found.errors.append(f"the page says: {said['error']}")
+                for stream in said.get("streams", []):
+                    name = f"{stream['camera']}/{stream['view']}"
+                    if name not in panes:
+                        panes.add(name)
+                        await socket.send_json({"do": "watch", "pane": name, "compare": kind == "draws", **stream})
+            elif message.type is aiohttp.WSMsgType.BINARY:
+                found.pictures += 1
+                length = struct.unpack_from("<I", message.data)[0]
+                pane = json.loads(message.data[4 : 4 + length])["pane"]
+                if kind == "zooms" and random.random() < 0.2:
+                    x, y = random.uniform(0, 0.5), random.uniform(0, 0.5)
+                    await socket.send_json({"do": "whole", "pane": pane})
+                    zoom = {"do": "zoom", "pane": pane, "rect": [x, y, 0.4, 0.4], "size": [320, 240]}
+                    await socket.send_json(zoom)
+                if kind != "hangs":
+                    await socket.send_json({"do": "drawn", "pane": pane})
+            else:
+                return
+
+
+async def come_and_go(url: str, kind: str, found: Findings, end: float) -> None:
+    """Visits of one viewer until ``end``."""
+    while time.monotonic() < end:
+        try:
+            await visit(url, kind, found, min(random.uniform(4, 15), max(0.1, end - time.monotonic())))
+        except aiohttp.ClientError as error:
+            found.errors.append(f"viewer: {type(error).__name__} {error}")
+        await asyncio.sleep(random.uniform(0.5, 3))
+
+
+def soak(length: float) -> tuple[Findings, dict[str, Any], str]:
+    """Run for ``length`` seconds: findings, the summary of ``diinn-run`` and what it said."""
+    found = Findings()
+    with tempfile.TemporaryDirectory() as folder, cameras(NUMBER, SIZE, RATE, apart=True) as served:
+        words = [word for camera in served for word in ("--camera", camera.url)]
+        options = ["--model", "nano", "--out-size", "320x240", "--viewers", "4", "--stall-timeout", "2"]
+        running = Running([*words, *options, "--output", "http://127.0.0.1:0"], Path(folder) / "stats.jsonl")
+        url = _url(running)
+        end = time.monotonic() + length
+        stop = threading.Event()
+        threads = [
+            threading.Thread(target=_flap, args=(served[FLAPPING], found, stop), daemon=True),
+            threading.Thread(target=asyncio.run, args=(_viewers(url, found, end),), daemon=True),
+        ]
+        for thread in threads:
+            thread.start()
+        began = time.monotonic()
+        while time.monotonic() < end and running.process.poll() is None:
+            time.sleep(SAMPLE_SECONDS)
+            try:
+                main = running.watched
+                sample = (time.monotonic() - began, main.num_threads(), main.num_fds(), running.memory())
+            except psutil.Error:
+                break
+            found.samples.append(sample)
+        stop.set()
+        for thread in threads:
+            thread.join(30)
+        code, said, summary = running.end()
+        if code != 130:
+            found.errors.append(f"exit code {code}")
+    return found, summary, said
+
+
+async def _viewers(url: str, found: Findings, end: float) -> None:
+    await asyncio.gather(*(come_and_go(url, kind, found, end) for kind in ("draws", "zooms", "hangs")))
+
+
+def _url(running: Running) -> str:
+    assert running.process.stdout is not None
+    line = running.process.stdout.readline()
+    match = re.search(r"open (http://\S+)", line)
+    if match is None:
+        raise DiinnError(f"diinn-run did not start: {running.end()[1]}")
+    return match.group(1)
+
+
+def _flap(camera: Any, found: Findings, stop: threading.Event) -> None:
+    while not stop.wait(UP):
+        camera.stop()
+        found.flaps += 1
+        stop.wait(DOWN)
+        camera.start()
+
+
+def verdict(found: Findings, summary: dict[str, Any], said: str) -> list[str]:
+    """What is wrong, a line each."""
+    wrong = list(dict.fromkeys(found.errors))
+    compared = found.samples[int(len(found.samples) * WARM_SHARE) :]
+    half = len(compared) // 2
+    if half:
+        (_, threads, files, memory), (_, more_threads, more_files, more_memory) = (
+            [statistics.median(values) for values in zip(*part, strict=True)]
+            for part in (compared[:half], compared[half:])
+        )
+        if more_threads > threads + MORE_HANDLES:
+            wrong.append(f"threads grew from {threads:g} to {more_threads:g}")
+        if more_files > files + MORE_HANDLES:
+            wrong.append(f"open files grew from {files:g} to {more_files:g}")
+        if more_memory > memory + max(MORE_MEMORY, MORE_MEMORY_SHARE * memory):
+            wrong.append(f"memory grew from {memory:.0f} to {more_memory:.0f} MiB")
+    else:
+        wrong.append("it ended before it could be watched")
+    names = list(summary["cameras"])
+    for name, camera in summary["cameras"].items():
+        if name == names[FLAPPING]:
+            if camera["reconnects"] < found.flaps - 1:
+                wrong.append(f"{name} fell out {found.flaps} times and came back {camera['reconnects']} times")
+        elif camera["reconnects"] or not camera["processed"]:
+            wrong.append(f"{name}: {camera['reconnects']} reconnects, {camera['processed']} frames, for no reason")
+    if not found.pictures:
+        wrong.append("no viewer got a picture")
+    flapping = re.escape(names[FLAPPING])
+    lines = [
+        line for line in said.splitlines() if not re.search(rf"camera {flapping}: .*next try in|was trained for", line)
+    ]
+    return wrong + [f"it said: {line}" for line in lines]
+
+
+def duration(text: str) -> float:
+    """Seconds of ``60s``, ``10m`` or ``8h``."""
+    units = {"s": 1, "m": 60, "h": 3600}
+    if text[-1:] not in units:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration: write 60s, 10m or 8h")
+    return seconds(text[:-1]) * units[text[-1]]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = Parser(prog="python -m diinn.benchmarks.soak", description=__doc__)
+    top.add_argument("--duration", type=duration, default="10m", metavar="60s|10m|8h", help="default: 10m")
+    return top
+
+
+def run(args: argparse.Namespace) -> int:
+    """Soak, print, judge."""
+    found, summary, said = soak(args.duration)
+    for at, threads, files, memory in found.samples[:: max(1, len(found.samples) // 10)]:
+        print(f"{at:8.0f} s   {threads:4} threads   {files:4} files   {memory:7.1f} MiB")
+    for name, camera in summary["cameras"].items():
+        age = camera["age_ms"]
+        print(
+            f"{name}: {camera['processed']} frames, {camera['fps']:.1f} fps, age p50 {age['p50']:.0f} ms, "
+            f"p99 {age['p99']:.0f} ms, {camera['dropped']} dropped, {camera['reconnects']} reconnects"
+        )
+    print(f"{found.flaps} times a cable fell out, {found.visits} visits, {found.pictures} pictures to viewers")
+    wrong = verdict(found, summary, said)
+    for line in wrong:
+        print(f"WRONG: {line}")
+    print("level" if not wrong else f"{len(wrong)} things wrong")
+    return 1 if wrong else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    args = parser().parse_args(argv)
+    return guarded("soak", "pip install 'diinn[cpu]' psutil", lambda: run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""``diinn-run`` watched from outside: its cameras, its statistics, what it takes of the machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+MIB = 2**20
+
+
+@contextlib.contextmanager
+def cameras(count: int, size: tuple[int, int], rate: float, *, apart: bool = False) -> Iterator[list[Camera]]:
+    """``count`` MJPEG cameras on the loopback; one process serves them all unless they are to be ``apart``."""
+    opened = [Camera(size, rate) for _ in range(count if apart else 1)]
+    try:
+        yield opened if apart else opened * count
+    finally:
+        for camera in opened:
+            camera.stop()
+
+
+class Camera:
+    """One served camera; ``stop`` and ``start`` pull its cable out and put it back."""
+
+    def __init__(self, size: tuple[int, int], rate: float) -> None:
+        self._words = ["--size", f"{size[0]}x{size[1]}", "--rate", f"{rate:g}"]
+        self._port = "0"
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "diinn.benchmarks.camera", "--port", self._port, *self._words]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        self.url = self._process.stdout.readline().strip()
+        self._port = self.url.rstrip("/").rpartition(":")[2]
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+class Running:
+    """A ``diinn-run`` in a process of its own, with ``--stats`` to ``stats``."""
+
+    def __init__(self, words: Sequence[str], stats: Path) -> None:
+        self.stats = stats
+        command = [sys.executable, "-m", "diinn.runtime.main", *words, "--stats", str(stats), "--no-progress"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.watched = psutil.Process(self.process.pid)
+
+    def tree(self) -> list[psutil.Process]:
+        """The process and its workers."""
+        with contextlib.suppress(psutil.Error):
+            return [self.watched, *self.watched.children(recursive=True)]
+        return []
+
+    def cpu_seconds(self) -> float:
+        """Processor time of the tree so far; that of workers that have ended counts too."""
+        total = 0.0
+        for process in self.tree():
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                total += times.user + times.system + times.children_user + times.children_system
+        return total
+
+    def memory(self) -> float:
+        """MiB of the tree, what is shared counted once."""
+        total = 0
+        for process in self.tree():
+            with contextlib.suppress(psutil.Error):
+                total += process.memory_full_info().pss
+        return total / MIB
+
+    def end(self) -> tuple[int, str, dict[str, Any]]:
+        """Stop it as Ctrl-C does: exit code, what it said on standard error, and its summary."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGINT)
+        _, said = self.process.communicate(timeout=30)
+        lines = self.stats.read_text(encoding="utf-8").splitlines()
+        return self.process.returncode, said, json.loads(lines[-1])
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The whole lines of statistics so far."""
+        text = self.stats.read_text(encoding="utf-8") if self.stats.exists() else ""
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
