@@ -11,14 +11,17 @@ import cv2
 import numpy as np
 import pytest
 from conftest import ROOT
-from diinn.benchmarks import comparison, evaluate, figure3, figure4, jetson, tables
+from diinn.benchmarks import comparison, evaluate, figure3, figure4, jetson, rectify, soak, streaming, tables
 from diinn.export import to_onnx, to_trt
 from diinn.runtime import demo, doctor
 from diinn.runtime import main as run
 from diinn.train import main as train
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-NEEDS_HARDWARE_OR_TIME = ("--camera 0", "diinn-train fit", "diinn.train.main fit", "--benchmark", "comparison")
+NEEDS_HARDWARE_OR_TIME = (
+    *("--camera 0", "--output http://", "diinn-train fit", "diinn.train.main fit", "--benchmark", "comparison"),
+    *("benchmarks.streaming", "benchmarks.soak"),
+)
 PROGRAMS: dict[str, tuple[Callable[[list[str]], int], Callable[[], object]]] = {
     "diinn-run": (run.main, run.parser),
     "diinn-train": (train.main, train.parser),
@@ -32,6 +35,9 @@ PROGRAMS: dict[str, tuple[Callable[[list[str]], int], Callable[[], object]]] = {
     "python -m diinn.benchmarks.figure4": (figure4.main, figure4.parser),
     "python -m diinn.benchmarks.comparison": (comparison.main, comparison.parser),
     "python -m diinn.benchmarks.jetson": (jetson.main, jetson.parser),
+    "python -m diinn.benchmarks.rectify": (rectify.main, rectify.parser),
+    "python -m diinn.benchmarks.streaming": (streaming.main, streaming.parser),
+    "python -m diinn.benchmarks.soak": (soak.main, soak.parser),
 }
 
 
@@ -67,7 +73,7 @@ def test_command(
         args = shlex.split(command.removeprefix(name))
         if any(word in command for word in NEEDS_HARDWARE_OR_TIME):
             parser().parse_args(args)  # type: ignore[attr-defined]
-            assert all((ROOT / a).exists() for a in args if a.endswith(".yaml"))
+            assert all((ROOT / a).exists() for a in args if a.startswith("train/"))
         else:
             assert main(args) == 0, capfd.readouterr().err
     elif command.startswith("make "):
@@ -101,6 +107,21 @@ def test_the_python_of_the_readme() -> None:
     assert scope["flat"].shape == (48, 64, 3)
     assert scope["crop"].shape == (240, 320, 3)
     assert scope["exact"].dtype == np.float32
+
+
+def test_the_cameras_of_the_readme(tmp_path: Path) -> None:
+    from diinn.runtime import CameraSettings
+    from diinn.runtime.stream import settings
+
+    (block,) = blocks("yaml")
+    (tmp_path / "cameras.yaml").write_text(block)
+    (tmp_path / "front.yaml").write_text(
+        "image_width: 640\nimage_height: 480\ndistortion_model: plumb_bob\n"
+        "camera_matrix: {data: [500, 0, 320, 0, 500, 240, 0, 0, 1]}\n"
+    )
+    front, second = settings.load(tmp_path / "cameras.yaml", CameraSettings(""))
+    assert list(front.views) == ["whole", "plate", "flat", "left"]
+    assert second.uri == "csi://0"
 
 
 def test_files_the_readme_names_are_there() -> None:

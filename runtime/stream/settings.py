@@ -23,7 +23,7 @@ class CameraSettings:
     """One camera of a stream.
 
     uri: as ``sources.open_source`` takes it; name: how files, statistics and the preview call it, by default the URI
-    asked: of the source; views: what is made of each frame, by name
+    asked: of the source; views: what is made of each frame, by name, as ``ViewSpec`` or in words
     weight: its share when there is not time for all; max_fps: frames a second processed at most
     calibration: of rectified and virtual views
     """
@@ -31,7 +31,7 @@ class CameraSettings:
     uri: str
     name: str | None = None
     asked: Asked = field(default_factory=Asked)
-    views: Mapping[str, ViewSpec] = field(default_factory=lambda: {"full": ViewSpec(scale=DEFAULT_SCALE)})
+    views: Mapping[str, ViewSpec | str] = field(default_factory=lambda: {"full": ViewSpec(scale=DEFAULT_SCALE)})
     weight: float = 1.0
     max_fps: float | None = None
     calibration: Calibration | None = None
@@ -47,6 +47,11 @@ class CameraSettings:
         for name in self.views:
             if not name or name.startswith(ZOOM) or "/" in name:
                 raise InputError(f"camera {who}: {name!r} is no name for a view: use letters, digits, - and _")
+
+    @property
+    def specs(self) -> dict[str, ViewSpec]:
+        """The views, none of them in words."""
+        return {name: ViewSpec.parse(view) if isinstance(view, str) else view for name, view in self.views.items()}
 
 
 def load(path: str | Path, base: CameraSettings) -> list[CameraSettings]:

@@ -66,7 +66,7 @@ class Stream:
         settings = [CameraSettings(camera) if isinstance(camera, str) else camera for camera in cameras]
         self.sources = list(sources) if sources is not None else open_sources(settings)
         self.lanes = [
-            Lane(source, s.views, weight=s.weight, max_fps=s.max_fps, calibration=s.calibration)
+            Lane(source, s.specs, weight=s.weight, max_fps=s.max_fps, calibration=s.calibration)
             for source, s in zip(self.sources, settings, strict=True)
         ]
         self.stats = Stats()
@@ -190,9 +190,8 @@ class Stream:
 
     def set_views(self, camera: str, views: Mapping[str, ViewSpec | str]) -> None:
         """Other views of a camera from its next frame on, by name, as ``ViewSpec`` or in words."""
-        specs = {k: ViewSpec.parse(v) if isinstance(v, str) else v for k, v in views.items()}
         lane = self._lane(camera)
-        CameraSettings(lane.name, views=specs)  # what is wrong with them is said there
+        specs = CameraSettings(lane.name, views=views).specs  # what is wrong with them is said there
         with self._views_lock:
             lane.specs = specs
         self._batcher.wake()
