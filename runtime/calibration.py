@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class Calibration:
         opencv = text.startswith("%YAML:1.0") or "opencv-matrix" in text or text.lstrip().startswith("<?xml")
         try:
             return (_from_opencv if opencv else _from_ros)(path, text)
-        except (KeyError, TypeError, ValueError, AttributeError, cv2.error, SystemError) as error:
+        except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, cv2.error, SystemError) as error:
             what = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
             raise InputError(
                 f"{str(path)!r} is no camera calibration: {what}; give a camera_info of ROS or OpenCV's own file"
@@ -77,11 +78,7 @@ class Calibration:
                 f"calibration {self.name!r} is for {self.size[0]}x{self.size[1]} frames, the camera's are "
                 f"{size[0]}x{size[1]}: ask for --input-size {self.size[0]}x{self.size[1]} or calibrate at this size"
             )
-        log.warning(
-            "calibration %r is for %dx%d frames and was scaled to %dx%d: right where the camera reduces its picture, "
-            "wrong where it cuts it",
-            *(self.name, *self.size, *size),
-        )
+        _say_scaled(self.name, self.size, size)
         scale = scaling(across, down)
         return replace(self, size=size, k=scale @ self.k, projection=scale @ self.projection)
 
@@ -113,23 +110,39 @@ class Calibration:
 
     def _hidden(self, rotation: Float64, projection: Float64, dsize: Size) -> npt.NDArray[np.bool_]:
         """Pixels [h, w] whose rays come from behind, or from beyond where the distortion's polynomial turns back."""
-        u, v = np.meshgrid(np.arange(dsize[0], dtype=np.float64), np.arange(dsize[1], dtype=np.float64))
-        rays = np.stack([u, v, np.ones_like(u)], -1) @ np.linalg.inv(projection @ rotation).T
-        behind: npt.NDArray[np.bool_] = rays[..., 2] <= 1e-9
-        if self.fisheye:
-            return behind
-        radius = np.hypot(rays[..., 0], rays[..., 1]) / np.where(behind, 1.0, rays[..., 2])
-        return behind | (radius > self._last_radius())
+        back = np.linalg.inv(projection @ rotation).astype(np.float32)
+        u, v = np.arange(dsize[0], dtype=np.float32)[None], np.arange(dsize[1], dtype=np.float32)[:, None]
+        x, y, z = (row[0] * u + row[1] * v + row[2] for row in back)
+        behind: npt.NDArray[np.bool_] = z <= 1e-6
+        farthest = np.float32(self._last_radius()) * np.where(behind, np.float32(1), z)
+        hidden: npt.NDArray[np.bool_] = behind | (np.hypot(x, y) > farthest)
+        return hidden
 
     def _last_radius(self) -> float:
-        """The largest radius (tangent of the angle to the axis) up to which the distortion grows with it."""
+        """The largest radius (tangent of the angle to the axis) up to which the distorted one grows with it."""
+        if self.fisheye:
+            angle = np.linspace(0.0, math.pi / 2, 9001)
+            a2, k = angle * angle, self.distortion
+            bent = angle * (1 + a2 * (k[0] + a2 * (k[1] + a2 * (k[2] + a2 * k[3]))))
+            turns = np.flatnonzero(np.diff(bent) <= 0)
+            return math.tan(angle[turns[0]]) if len(turns) else 1e9
         k = np.zeros(8)
         k[: min(8, len(self.distortion))] = self.distortion[:8]
         r = np.linspace(0.0, 20.0, 20001)
         r2 = r * r
         bent = r * (1 + r2 * (k[0] + r2 * (k[1] + r2 * k[4]))) / (1 + r2 * (k[5] + r2 * (k[6] + r2 * k[7])))
         turns = np.flatnonzero(np.diff(bent) <= 0)
-        return float(r[turns[0]]) if len(turns) else math.inf
+        return float(r[turns[0]]) if len(turns) else 1e9
+
+
+@cache
+def _say_scaled(name: str, size: Size, frame_size: Size) -> None:
+    """Once, however many views are made."""
+    log.warning(
+        "calibration %r is for %dx%d frames and was scaled to %dx%d: right where the camera reduces its picture, wrong "
+        "where it cuts it",
+        *(name, *size, *frame_size),
+    )
 
 
 def pinhole(fov: float, size: Size) -> Float64:
@@ -215,6 +228,10 @@ def _checked(
         raise ValueError("its size and focal lengths must be above 0")
     if not all(np.isfinite(values).all() for values in (k, distortion, r, p)):
         raise ValueError("it holds values that are not finite")
+    if abs(np.linalg.det(k)) < 1e-9 or abs(np.linalg.det(p)) < 1e-9:
+        raise ValueError("its camera or projection matrix cannot be inverted")
+    if np.abs(r @ r.T - np.eye(3)).max() > 1e-2 or np.linalg.det(r) < 0:
+        raise ValueError("its rectification matrix is no rotation")
     padded = np.zeros(max(len(distortion), 4 if fisheye else 5))
     padded[: len(distortion)] = distortion
     return Calibration(str(path), (width, height), k, padded, fisheye, r, p)

@@ -178,9 +178,9 @@ def threads(text: str) -> int:
 
 
 def seconds(text: str) -> float:
-    """A time above 0."""
+    """A time above 0, at most some years."""
     value = _number(text)
-    if not (math.isfinite(value) and value > 0):
+    if not 0 < value <= 1e8:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
     return value
 

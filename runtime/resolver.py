@@ -252,7 +252,7 @@ class SuperResolver:
         if view.dsize == out.shape[1::-1]:
             return out
         self._once(
-            f"area {view.dsize}",
+            f"area {out.shape}",
             f"a {view.dsize[0]}x{view.dsize[1]} view is smaller than its source along an axis: "
             "that is not super-resolution, cv2.INTER_AREA reduces it",
         )

@@ -124,15 +124,29 @@ class SharedWriter:
         struct.pack_into("<Q", self._map, LATEST_AT, self._count)
 
     def _take_name(self) -> None:
+        """A new, empty file under the name. What a process that was killed left there is closed and removed, never cut:
+        who still reads it keeps it."""
         try:
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            self._leave_none()
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(self._file, 0)  # what a process that was killed left
-        except BlockingIOError:
-            os.close(self._file)
+        except (BlockingIOError, FileExistsError):
             raise InputError(f"shm://{self.path.name} is in use by another process: choose another name") from None
         except OSError as error:
             raise InputError(f"cannot make shm://{self.path.name}: {error.strerror}: choose another name") from None
+
+    def _leave_none(self) -> None:
+        try:
+            old = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        try:
+            fcntl.flock(old, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(old).st_size >= FIRST:
+                os.pwrite(old, struct.pack("<I", 1), CLOSED_AT)
+            self.path.unlink(missing_ok=True)
+        finally:
+            os.close(old)
 
     def _renew(self, pixels: int) -> None:
         """A segment that holds frames of ``pixels`` bytes; who reads the old one is told."""
@@ -177,9 +191,10 @@ class SharedReader:
         except OSError as error:
             raise DiinnError(f"cannot open shm://{name}: {error.strerror}; does diinn-run write it?") from None
         try:
+            whole = os.fstat(file).st_size >= FIRST and os.pread(file, len(MAGIC), 0) != bytes(len(MAGIC))
+            if not whole:
+                raise DiinnError(f"shm://{name} is empty yet: try again")
             self._map = mmap.mmap(file, 0, prot=mmap.PROT_READ)
-        except (OSError, ValueError):
-            raise DiinnError(f"shm://{name} is empty yet: try again") from None
         finally:
             os.close(file)
         magic, version, self._first, self._slots, self._pixels, self._stride, _, _, camera, view = HEADER.unpack_from(
@@ -203,7 +218,8 @@ class SharedReader:
         _fence()
         at = self._first + (latest - 1) % self._slots * self._stride
         number, width, height, row, _, sequence, captured, arrived, quality = SLOT.unpack_from(self._map, at)
-        if number != 2 * latest:
+        _fence()
+        if number != 2 * latest or struct.unpack_from("<Q", self._map, at)[0] != number:
             return None  # overtaken: a newer one is being written here
         flat = np.frombuffer(self._map, np.uint8, height * row, at + self._pixels)
         return SharedFrame(flat.reshape(height, width, 3), latest, sequence, captured, arrived, quality)

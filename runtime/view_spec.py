@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from diinn.runtime import memory
 from diinn.runtime.calibration import Calibration, pinhole, scaling, turned
 from diinn.runtime.errors import InputError, unknown
 from diinn.runtime.grid import Float32, Size, check_rect
@@ -21,6 +22,7 @@ EXAMPLES = {
     VIRTUAL: "virtual:20,-10,60:640x480",
 }
 WHOLE: Rect = (0.0, 0.0, 1.0, 1.0)
+BYTES_A_PIXEL = 200  # of a map and what is derived from it, while that is done
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,19 @@ class ViewSpec:
     crop: Rect = WHOLE
     crop_size: Size | None = None
 
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise InputError(unknown("kind of view", self.kind, KINDS))
+        for size in filter(None, (self.dsize, self.crop_size)):
+            check_size(size)
+        if self.scale is not None and not 0 < self.scale <= 1000:
+            raise InputError(f"scale {self.scale:g} is not above 0 and up to 1000")
+        turned_far = not (abs(self.pan) <= 180 and abs(self.tilt) <= 90 and 0 < self.fov < 179)
+        if self.kind == VIRTUAL and turned_far:
+            raise InputError("a virtual view has pan in [-180, 180], tilt in [-90, 90] and fov in (0, 179), degrees")
+        if self.kind in (RECTIFY, VIRTUAL) and self.dsize is None:
+            raise InputError(f"a {self.kind} view has a size of its own: write {EXAMPLES[self.kind]}")
+
     @staticmethod
     def parse(text: str, folder: Path | None = None) -> ViewSpec:
         """``full:640x480``, ``roi:x,y,w,h:320x240``, ``rectify:calib.yaml:640x480`` (or without a file: the camera's
@@ -63,8 +78,6 @@ class ViewSpec:
             return ViewSpec(RECTIFY, dsize, calibration=Calibration.load(path) if arguments else None)
         if kind == VIRTUAL:
             pan, tilt, fov = _numbers(arguments, 3, f"view {text!r}", EXAMPLES[VIRTUAL])
-            if not (abs(pan) <= 180 and abs(tilt) <= 90 and 0 < fov < 179):
-                raise InputError(f"view {text!r}: pan is in [-180, 180], tilt in [-90, 90], fov in (0, 179), degrees")
             return ViewSpec(VIRTUAL, dsize, pan=pan, tilt=tilt, fov=fov)
         raise InputError(f"view {text!r}: write {EXAMPLES[kind]}")
 
@@ -91,7 +104,14 @@ class ViewSpec:
         if self.rect is not None:
             check_rect(src_size, self.rect)
         x, y, w, h = self.rect or (0.0, 0.0, *src_size)
-        return x + self.crop[0] * w, y + self.crop[1] * h, self.crop[2] * w, self.crop[3] * h
+        (left, across), (top, down) = (
+            _within(start + share * whole, extent * whole, limit)
+            for start, share, extent, whole, limit in (
+                (x, self.crop[0], self.crop[2], w, src_size[0]),
+                (y, self.crop[1], self.crop[3], h, src_size[1]),
+            )
+        )
+        return left, top, across, down
 
     def _scaled(self, size: tuple[float, float]) -> Size:
         """Whole pixels; rounding alone never makes a view smaller than its source."""
@@ -104,6 +124,7 @@ class ViewSpec:
         if known is None and self.kind == RECTIFY:
             raise InputError(f"a rectified view wants a calibration: write {EXAMPLES[RECTIFY]}")
         camera = known.fitted(src_size) if known else Calibration.assumed(src_size)
+        memory.require(dsize[0] * dsize[1] * BYTES_A_PIXEL, f"a {dsize[0]}x{dsize[1]} {self.kind} view")
         x, y, w, h = self.crop
         inner = (dsize[0] / w, dsize[1] / h)  # the whole view at the crop's scale, not whole pixels
         if self.kind == RECTIFY:
@@ -117,6 +138,14 @@ class ViewSpec:
         if self.kind == VIRTUAL and self.crop == WHOLE and not _meets(map_x, map_y, src_size):
             raise InputError(f"a view turned by {self.pan:g},{self.tilt:g} degrees sees nothing of this camera")
         return View.remap(map_x, map_y)
+
+
+def _within(start: float, extent: float, limit: float) -> tuple[float, float]:
+    """An interval that rounding cannot push over ``limit``."""
+    extent = min(extent, limit - start)
+    while start + extent > limit:
+        extent = math.nextafter(extent, 0)
+    return start, extent
 
 
 def _meets(map_x: Float32, map_y: Float32, src_size: Size) -> bool:

@@ -129,7 +129,7 @@ def children() -> list[int]:
             parent = int((path.parent / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-        if b"diinn.runtime.sources.worker" in words and parent == os.getpid():
+        if any(b"diinn.runtime.sources.worker" in word for word in words) and parent == os.getpid():
             found.append(int(path.parent.name))
     return found
 

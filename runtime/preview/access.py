@@ -23,12 +23,13 @@ class Address:
     text: ``HOST:PORT``, ``[::1]:PORT`` or ``HOST`` (port 8080). InputError for what cannot be bound."""
 
     def __init__(self, text: str) -> None:
-        parts = urlsplit(f"//{text}")
         try:
+            parts = urlsplit(f"//{text}")
             self.host, port = parts.hostname or "", parts.port
+            bare = parts.path in ("", "/") and parts.username is None and not parts.query
         except ValueError:
-            self.host, port = "", None
-        if not self.host or parts.path not in ("", "/") or parts.username is not None:
+            self.host, port, bare = "", None, False
+        if not (self.host and bare):
             raise InputError(
                 f"http://{text.rpartition('@')[2]} is no address for the preview: write http://127.0.0.1:8080"
             )
@@ -36,8 +37,9 @@ class Address:
         try:
             family, kind, _, _, address = socket.getaddrinfo(self.host, port, type=socket.SOCK_STREAM)[0]
             self.socket = socket.socket(family, kind)
-        except OSError as error:
-            raise InputError(f"http://{text}: {error.strerror}: write http://127.0.0.1:8080") from None
+        except (OSError, UnicodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "no such host"
+            raise InputError(f"http://{text}: {reason}: write http://127.0.0.1:8080") from None
         try:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self.socket.bind(address)
@@ -48,7 +50,8 @@ class Address:
                 f"cannot listen on http://{text}: {error.strerror}: choose another port, such as {port % 65535 + 1}"
             ) from None
         self.port: int = self.socket.getsockname()[1]
-        self.local = ipaddress.ip_address(self.socket.getsockname()[0]).is_loopback
+        self.bound: str = self.socket.getsockname()[0]
+        self.local = ipaddress.ip_address(self.bound).is_loopback
 
     @property
     def url(self) -> str:
@@ -65,12 +68,13 @@ class Guard:
 
     def __init__(self, address: Address) -> None:
         self._cookie = f"diinn_{address.port}"
+        self._names = {*LOCAL_NAMES, address.host.lower(), address.bound}
         self.token = None if address.local else _token()
 
     def check(self, request: web.Request) -> None:
         """HTTPUnauthorized or HTTPForbidden unless the request may be answered."""
         if self.token is None:
-            if _name(request.host) not in LOCAL_NAMES:
+            if _host(f"//{request.host}") not in self._names:
                 raise web.HTTPForbidden(text="this preview is for this machine alone: open it as http://localhost\n")
         elif not self._has_token(request):
             raise web.HTTPUnauthorized(
@@ -78,25 +82,30 @@ class Guard:
                 headers={"WWW-Authenticate": "Bearer"},
             )
         origin = request.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc != request.host:
+        foreign = request.headers.get("Sec-Fetch-Site") == "cross-site" and request.path != "/"
+        if foreign or (origin is not None and origin.partition("://")[2] != request.host):
             raise web.HTTPForbidden(text="this page belongs to another site\n")
 
     def _has_token(self, request: web.Request) -> bool:
         assert self.token is not None
         bearer = request.headers.get("Authorization", "").removeprefix("Bearer ")
         given = (request.query.get("token"), request.cookies.get(self._cookie), bearer)
-        return any(hmac.compare_digest(one.encode(), self.token.encode()) for one in given if one)
+        words = [one.encode("utf-8", "surrogateescape") for one in given if one]
+        return any(hmac.compare_digest(word, self.token.encode()) for word in words)
 
     def admit(self, request: web.Request) -> None:
         """After a page was opened with the token in its address: go on without it there, with a cookie."""
         if self.token is not None and "token" in request.query:
             answer = web.HTTPSeeOther("/")
-            answer.set_cookie(self._cookie, self.token, httponly=True, samesite="Strict")
+            answer.set_cookie(self._cookie, self.token, httponly=True, samesite="Lax")
             raise answer
 
 
-def _name(host: str) -> str:
-    return urlsplit(f"//{host}").hostname or ""
+def _host(address: str) -> str:
+    try:
+        return urlsplit(address).hostname or ""
+    except ValueError:
+        return ""
 
 
 def _token() -> str:

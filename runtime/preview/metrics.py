@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from diinn.runtime.sources.base import LIVE, STATES
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -32,20 +33,23 @@ class _Snapshot(Collector):
             for name, camera in cameras.items():
                 counter.add_metric([name], camera[key])
             yield counter
-        up = GaugeMetricFamily("diinn_camera_up", "1 while the camera delivers frames", labels=["camera", "state"])
+        up = GaugeMetricFamily("diinn_camera_up", "1 while the camera delivers frames", labels=["camera"])
+        state = GaugeMetricFamily("diinn_camera_state", "1 for what the camera is doing", labels=["camera", "state"])
         fps = GaugeMetricFamily("diinn_fps", "Frames processed a second, over the last seconds", labels=["camera"])
         age = GaugeMetricFamily("diinn_age_seconds", "From a frame's arrival to a sink", labels=["camera", "quantile"])
         degraded = CounterMetricFamily(
             "diinn_degraded", "Frames reduced for the deadline", labels=["camera", "quality"]
         )
         for name, camera in cameras.items():
-            up.add_metric([name, camera["state"]], float(camera["state"] == "live"))
+            up.add_metric([name], float(camera["state"] == LIVE))
+            for one in STATES:
+                state.add_metric([name, one], float(camera["state"] == one))
             fps.add_metric([name], camera["fps"])
             for quantile, value in camera["age_ms"].items():
                 age.add_metric([name, f"0.{quantile[1:]}"], value / 1e3)
             for quality, count in camera["degraded"].items():
                 degraded.add_metric([name, quality], count)
-        yield from (up, fps, age, degraded)
+        yield from (up, state, fps, age, degraded)
         stages = GaugeMetricFamily("diinn_stage_seconds", "Time of a stage", labels=["stage", "quantile"])
         for stage, times in self._snapshot["ms"].items():
             for quantile, value in times.items():

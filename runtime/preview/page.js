@@ -120,6 +120,8 @@ function onState({ state, streams, model }) {
   document.getElementById("model").textContent = `${model.name}, ${model.backend}`;
   document.getElementById("totals").textContent =
     `${state.fps.toFixed(1)} frames/s · ${Math.round(state.memory_mib + state.workers_mib)} MiB · up ${Math.round(state.seconds)} s`;
+  const failures = state.outputs.filter((output) => output.failure).map((output) => `${output.where}: ${output.failure}`);
+  if (failures.length) notice(failures.join("; "));
   const wanted = new Set();
   for (const { camera, view } of streams) {
     const id = `${camera}/${view}`;

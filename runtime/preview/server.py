@@ -1,24 +1,13 @@
-"""The preview's server: a page, a WebSocket a viewer, stills and metrics.
-
-A viewer's messages (JSON): ``{"do": "watch", "pane", "camera", "view", "compare"}``, ``{"do": "close", "pane"}``,
-``{"do": "zoom", "pane", "rect": [x, y, w, h] as shares of what the pane shows, "size": [w, h]}``,
-``{"do": "whole", "pane"}``, ``{"do": "drawn", "pane"}``. Ours are text (JSON: ``{"state"}`` once a second,
-``{"error"}``) and binary: the length of a JSON header (uint32, little-endian), the header, the JPEG of ours and, where
-the pane compares, of bicubic. A pane gets its next picture when it has drawn the last one: the newest there is.
-"""
+"""The preview's server: a page, a WebSocket a viewer (``viewer`` describes its messages), stills and metrics."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import json
 import logging
-import math
-import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -27,18 +16,15 @@ from diinn.runtime.errors import DiinnError, InputError
 from diinn.runtime.preview import metrics
 from diinn.runtime.preview.access import Address, Guard
 from diinn.runtime.preview.shown import Shown, encoded
+from diinn.runtime.preview.viewer import NONSENSE, Viewer, packed
 from diinn.runtime.sinks.base import Sink
 from diinn.runtime.stream.outlet import Key
-from diinn.runtime.stream.result import ZOOM, Result
-from diinn.runtime.view_spec import ViewSpec
+from diinn.runtime.stream.result import Result
 
 if TYPE_CHECKING:
     from diinn.runtime.stream.stream import Stream
 
 log = logging.getLogger(__name__)
-MOST_PANES = 64  # of one viewer
-ZOOM_PIXELS = 1920 * 1080
-LEAST_SHARE = 1e-3  # of a view's side that can be zoomed into
 STATE_SECONDS = 1.0
 HEARTBEAT = 10.0  # a viewer that does not answer for so long is let go
 CONTENT = {"page.html": "text/html", "page.js": "text/javascript", "page.css": "text/css"}
@@ -48,35 +34,8 @@ HEADERS = {
     "Cache-Control": "no-store",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "same-origin",
 }
-
-
-@dataclass
-class Pane:
-    """What one pane of a viewer shows. spec: of its zoom; ready: whether it has drawn what it got; sent: that"""
-
-    camera: str
-    view: str
-    compare: bool
-    spec: ViewSpec | None = None
-    zoom: str = ""
-    ready: bool = True
-    sent: Shown | None = None
-
-    @property
-    def key(self) -> Key:
-        return self.camera, self.zoom or self.view
-
-
-@dataclass(eq=False)
-class Viewer:
-    """One open page."""
-
-    number: int
-    socket: web.WebSocketResponse
-    panes: dict[str, Pane] = field(default_factory=dict)
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    state: str = ""  # to be sent
 
 
 class Preview(Sink):
@@ -92,9 +51,9 @@ class Preview(Sink):
             address.socket.close()
             raise
         self.where = address.url
+        self.link = f"{self.where}/?token={self._guard.token}" if self._guard.token else f"{self.where}/"
         self._shown: dict[Key, Shown] = {}
         self._viewers: set[Viewer] = set()
-        self._numbers = itertools.count(1)
         self._stream: Stream | None = None
         self._loop = asyncio.new_event_loop()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="diinn-preview-encode")
@@ -105,11 +64,6 @@ class Preview(Sink):
     def at(address: str, viewers: int) -> Preview:
         """Listening at ``HOST:PORT``; InputError where that cannot be."""
         return Preview(Address(address), viewers)
-
-    @property
-    def link(self) -> str:
-        """What to open in a browser, with the token if one is wanted."""
-        return f"{self.where}/?token={self._guard.token}" if self._guard.token else f"{self.where}/"
 
     def attach(self, stream: Stream) -> None:
         self._stream = stream
@@ -154,15 +108,15 @@ class Preview(Sink):
         app.router.add_get("/live", self._live)
         app.router.add_get("/still", self._still)
         app.router.add_get("/metrics", self._metrics)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5, handle_signals=False)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, keepalive_timeout=5, handle_signals=False)
         await runner.setup()
         await web.SockSite(runner, self._address.socket).start()
         ticker = asyncio.ensure_future(self._tell_state())
         await self._ended.wait()
         ticker.cancel()
-        for viewer in list(self._viewers):
-            with contextlib.suppress(asyncio.TimeoutError, ConnectionError):
-                await asyncio.wait_for(viewer.socket.close(code=1001, message=b"the stream has ended"), 0.3)
+        goodbyes = [viewer.socket.close(code=1001, message=b"the stream has ended") for viewer in self._viewers]
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*goodbyes, return_exceptions=True), 0.3)
         await runner.cleanup()
 
     @web.middleware
@@ -201,7 +155,8 @@ class Preview(Sink):
         if len(self._viewers) >= self._most:
             raise web.HTTPServiceUnavailable(text=f"{self._most} viewers are watching already: close one\n")
         socket = web.WebSocketResponse(heartbeat=HEARTBEAT, max_msg_size=4096)
-        viewer = Viewer(next(self._numbers), socket)
+        assert self._stream is not None
+        viewer = Viewer(self._stream, socket)
         self._viewers.add(viewer)  # before anything is awaited: two must not get the last place
         sender: asyncio.Future[None] | None = None
         try:
@@ -213,8 +168,11 @@ class Preview(Sink):
                 if message.type is not WSMsgType.TEXT:
                     break
                 try:
-                    self._do(viewer, json.loads(message.data))
-                except (KeyError, TypeError, ValueError, AttributeError) as error:
+                    if '"zoom"' in message.data:  # a view is made
+                        await self._in_thread(lambda text=message.data: viewer.do(text))
+                    else:
+                        viewer.do(message.data)
+                except NONSENSE as error:
                     await socket.send_json({"error": f"not understood: {type(error).__name__}"})
                 except DiinnError as error:
                     await socket.send_json({"error": str(error)})
@@ -223,71 +181,39 @@ class Preview(Sink):
             self._viewers.discard(viewer)
             if sender is not None:
                 sender.cancel()
-            for pane in viewer.panes.values():
-                self._unzoom(pane)
+            viewer.leave()
         return socket
-
-    def _do(self, viewer: Viewer, message: dict[str, Any]) -> None:
-        assert self._stream is not None
-        what, name = message["do"], str(message["pane"])
-        if what == "watch":
-            if len(viewer.panes) >= MOST_PANES and name not in viewer.panes:
-                raise InputError(f"a viewer has at most {MOST_PANES} panes")
-            old = viewer.panes.get(name)
-            if old is not None and old.camera == message["camera"] and old.view == message["view"]:
-                old.compare = bool(message["compare"])
-                return
-            if old is not None:
-                self._unzoom(old)
-            viewer.panes[name] = Pane(str(message["camera"]), str(message["view"]), bool(message["compare"]))
-            return
-        pane = viewer.panes[name]
-        if what == "drawn":
-            pane.ready = True
-        elif what == "close":
-            self._unzoom(viewer.panes.pop(name))
-        elif what == "whole":
-            self._unzoom(pane)
-        elif what == "zoom":
-            rect, size = _rect(message["rect"]), _size(message["size"])
-            lane = next(lane for lane in self._stream.lanes if lane.name == pane.camera)
-            spec = (pane.spec or lane.specs[pane.view]).cropped(rect, size)
-            self._unzoom(pane)
-            pane.zoom, pane.spec = f"{ZOOM}{next(self._numbers)}", spec
-            self._stream.zoom(pane.camera, pane.zoom.removeprefix(ZOOM), spec)
-        else:
-            raise ValueError(what)
-
-    def _unzoom(self, pane: Pane) -> None:
-        if pane.zoom and self._stream is not None:
-            self._stream.zoom(pane.camera, pane.zoom.removeprefix(ZOOM), None)
-        pane.zoom, pane.spec, pane.sent = "", None, None
 
     async def _send(self, viewer: Viewer) -> None:
         with contextlib.suppress(ConnectionError):
-            while True:
+            while not viewer.socket.closed:
                 await viewer.changed.wait()
                 viewer.changed.clear()
                 state, viewer.state = viewer.state, ""
                 if state:
                     await viewer.socket.send_str(state)
+                    for trouble in viewer.troubles():
+                        await viewer.socket.send_json({"error": trouble})
                 for name, pane in list(viewer.panes.items()):
                     shown = self._shown.get(pane.key)
                     if not pane.ready or shown is None or shown is pane.sent:
                         continue
                     pane.ready, pane.sent, compare = False, shown, pane.compare
                     jpegs = await self._in_thread(lambda s=shown, c=compare: s.jpegs(c))
-                    await viewer.socket.send_bytes(_message(name, pane, shown.result, jpegs))
+                    await viewer.socket.send_bytes(packed(name, pane, shown.result, jpegs))
 
     async def _tell_state(self) -> None:
         while True:
             await asyncio.sleep(STATE_SECONDS)
-            self._forget()
-            if self._viewers:
-                state = await self._in_thread(self._state)
-                for viewer in self._viewers:
-                    viewer.state = state
-                self._notify()
+            try:
+                self._forget()
+                state = await self._in_thread(self._state) if self._viewers else ""
+            except Exception:  # the next second may do better, and pictures must not pile up
+                log.exception("the page's state could not be told")
+                continue
+            for viewer in self._viewers:
+                viewer.state = state
+            self._notify()
 
     def _forget(self) -> None:
         """Pictures of views that are no more: their size is what a preview holds."""
@@ -309,40 +235,3 @@ class Preview(Sink):
 
     def _in_thread(self, work: Any) -> Any:
         return self._loop.run_in_executor(self._pool, work)
-
-
-def _message(name: str, pane: Pane, result: Result, jpegs: list[bytes]) -> bytes:
-    header = {
-        "pane": name,
-        "camera": result.camera,
-        "view": pane.view,
-        "still": result.view,
-        "zoomed": bool(pane.zoom),
-        "sequence": result.sequence,
-        "age": round(result.age * 1e3, 1),
-        "quality": result.quality,
-        "size": list(result.shown.dsize),
-        "frame": list(result.frame.size),
-        "lengths": [len(jpeg) for jpeg in jpegs],
-    }
-    text = json.dumps(header).encode()
-    return b"".join([struct.pack("<I", len(text)), text, *jpegs])
-
-
-def _rect(values: Any) -> tuple[float, float, float, float]:
-    x, y, w, h = (float(v) for v in values)
-    if not all(map(math.isfinite, (x, y, w, h))):
-        raise InputError("a rectangle has four numbers from 0 to 1")
-    x, y = min(max(x, 0.0), 1.0), min(max(y, 0.0), 1.0)
-    w, h = min(w, 1 - x), min(h, 1 - y)
-    if min(w, h) < LEAST_SHARE:
-        raise InputError("this rectangle is too small: drag a larger one")
-    return x, y, w, h
-
-
-def _size(values: Any) -> tuple[int, int]:
-    width, height = (int(v) for v in values)
-    if min(width, height) < 16:
-        raise InputError("a pane this small cannot show a part of the picture: make the window larger")
-    factor = min(1.0, math.sqrt(ZOOM_PIXELS / (width * height)))
-    return max(1, int(width * factor)), max(1, int(height * factor))

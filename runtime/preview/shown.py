@@ -16,7 +16,7 @@ QUALITY = 88
 
 
 class Shown:
-    """One result. ``ours`` and ``bicubic`` may be asked for from any thread."""
+    """One result; its ``jpegs`` may be asked for from any thread."""
 
     def __init__(self, result: Result) -> None:
         self.result = result
@@ -31,7 +31,7 @@ class Shown:
     def _jpeg(self, plain: bool) -> bytes:
         if plain not in self._jpegs:
             result = self.result
-            image = bicubic(result.frame.image, result.shown) if plain else result.image
+            image = bicubic(result.frame.image, result.geometry) if plain else result.image
             self._jpegs[plain] = encoded(".jpg", _reduced(image), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
         return self._jpegs[plain]
 

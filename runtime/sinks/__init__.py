@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 from diinn.runtime import images
@@ -31,10 +34,19 @@ class Streams:
     def each(self) -> list[tuple[Source, str]]:
         return [(source, view) for source, views in self.views for view in views]
 
-    def label(self, source: Source, view: str) -> str:
-        """What a file or window of a stream is called."""
-        several = next(len(views) > 1 for other, views in self.views if other is source)
-        return f"{source.name}-{view}" if several else source.name
+    @cached_property
+    def labels(self) -> dict[tuple[str, str], str]:
+        """What files of each stream, (camera, view), are called; no two alike, however odd the names."""
+        found: dict[tuple[str, str], str] = {}
+        for source, views in self.views:
+            for view in views:
+                wanted = file_name(f"{source.name}-{view}" if len(views) > 1 else source.name)
+                label, number = wanted, 1
+                while label in found.values():
+                    number += 1
+                    label = f"{wanted}-{number}"
+                found[source.name, view] = label
+        return found
 
 
 def open_sinks(
@@ -44,71 +56,68 @@ def open_sinks(
 
     Those opened already are closed when one fails."""
     opened: list[Keyed] = []
-    try:
-        for output in outputs:
-            opened += _open(output, streams, headless, stopped, viewers)
-        if not outputs:
-            opened += _default(streams, headless, stopped)
-    except BaseException:
-        for sink, _ in opened:
-            sink.close(failed=True)
-        raise
+    with ExitStack() as failing:
+        for keyed in chain.from_iterable(
+            [_open(output, streams, headless, stopped, viewers) for output in outputs]
+            or [_default(streams, headless, stopped)]
+        ):
+            failing.callback(keyed[0].close, failed=True)
+            opened.append(keyed)
+        failing.pop_all()
     return opened
 
 
-def _default(streams: Streams, headless: bool, stopped: Callable[[], bool]) -> list[Keyed]:
+def _default(streams: Streams, headless: bool, stopped: Callable[[], bool]) -> Iterator[Keyed]:
     if headless or not has_display():
-        return [(Nowhere(), None)]
+        yield Nowhere(), None
+        return
     try:
-        return _windows(streams, stopped)
+        yield from list(_windows(streams, stopped))
     except InputError as error:
         log.warning("%s", error)
-        return [(Nowhere(), None)]
+        yield Nowhere(), None
 
 
-def _open(output: str, streams: Streams, headless: bool, stopped: Callable[[], bool], viewers: int) -> list[Keyed]:
+def _open(output: str, streams: Streams, headless: bool, stopped: Callable[[], bool], viewers: int) -> Iterator[Keyed]:
+    """The sinks of one URI, each opened when it is asked for."""
+    scheme, separator, rest = output.partition("://")
     if output == "none":
-        return [(Nowhere(), None)]
-    if output == "-":
+        yield Nowhere(), None
+    elif output == "-":
         if len(streams.each) > 1:
             raise InputError(
                 f"--output - holds one stream, these are {len(streams.each)}: give one camera and one view, "
                 "or --output shm://NAME"
             )
-        return [(Pipe(), None)]
-    scheme, separator, rest = output.partition("://")
-    if separator and scheme == "display":
+        yield Pipe(), None
+    elif separator and scheme == "display":
         if headless:
             raise InputError("--headless and --output display:// exclude each other")
         if not has_display():
             raise InputError(f"--output {output}: there is no display here; give a file, a folder or none")
-        return _windows(streams, stopped)
-    if separator and scheme == "http":
+        yield from _windows(streams, stopped)
+    elif separator and scheme == "http":
         from diinn.runtime.preview import Preview
 
-        return [(Preview.at(rest, viewers), None)]
-    if separator and scheme == "shm":
-        single = len(streams.each) == 1
-        return [
-            (
-                SharedMemory(rest if single else f"{rest}.{file_name(streams.label(s, v))}", s.name, v),
-                frozenset({(s.name, v)}),
-            )
-            for s, v in streams.each
-        ]
-    if separator and scheme != "file":
+        yield Preview.at(rest, viewers), None
+    elif separator and scheme == "shm":
+        for source, view in streams.each:
+            name = rest if len(streams.each) == 1 else f"{rest}.{streams.labels[source.name, view]}"
+            yield SharedMemory(name, source.name, view), frozenset({(source.name, view)})
+    elif separator and scheme != "file":
         raise InputError(unknown("output scheme", scheme, SCHEMES))
-    if not (rest if separator else output):
+    elif not (rest if separator else output):
         raise InputError("--output is empty: give a file, a folder, display://0, http://127.0.0.1:8080 or none")
-    path = Path(rest if separator else output)
-    return [(_file(path, streams, s, v), frozenset({(s.name, v)})) for s, v in streams.each]
+    else:
+        path = Path(rest if separator else output)
+        for source, view in streams.each:
+            yield _file(path, streams, source, view), frozenset({(source.name, view)})
 
 
-def _windows(streams: Streams, stopped: Callable[[], bool]) -> list[Keyed]:
-    return [
-        (Window(f"diinn {streams.label(s, v)}", bool(s.files), stopped), frozenset({(s.name, v)}))
-        for s, v in streams.each
-    ]
+def _windows(streams: Streams, stopped: Callable[[], bool]) -> Iterator[Keyed]:
+    for source, view in streams.each:
+        title = f"diinn {streams.labels[source.name, view]}"
+        yield Window(title, bool(source.files), stopped), frozenset({(source.name, view)})
 
 
 def _file(path: Path, streams: Streams, source: Source, view: str) -> Sink:
@@ -116,7 +125,7 @@ def _file(path: Path, streams: Streams, source: Source, view: str) -> Sink:
     still = bool(source.files)
     several = len(streams.each) > 1
     if path.is_dir() or not suffix:
-        label = file_name(streams.label(source, view))
+        label = streams.labels[source.name, view]
         if still:
             folder = path / label if several else path
             _keep_apart(source, lambda relative: folder / relative)

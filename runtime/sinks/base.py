@@ -15,13 +15,15 @@ class Sink(ABC):
 
     where: its URI; closed: whether whoever watches has had enough
     threaded: whether a thread of its own writes (a window must not); zooms: whether viewers' own views go there too
-    closing_seconds: how long the end of a run waits for it after Ctrl-C
+    link: what to open in a browser
+    closing_seconds: how long the end of a run waits for all of its kind after Ctrl-C
     """
 
     where: str
     closed = False
     threaded = True
     zooms = False
+    link = ""
     closing_seconds = 0.8
 
     def attach(self, stream: Stream) -> None:  # noqa: B027  most do not care

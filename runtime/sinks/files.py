@@ -56,7 +56,7 @@ class VideoFile(Sink):
     rate: frames per second, asked when the first frame is here
     """
 
-    closing_seconds = 10.0  # a video that is not finished is none
+    closing_seconds = 10.0  # a video that is not finished is none; a disk that hangs is waited for
 
     def __init__(self, path: Path, rate: Callable[[], float], live: bool) -> None:
         self.where, self._path, self._stated, self._live = str(path), path, rate, live
@@ -82,7 +82,11 @@ class VideoFile(Sink):
             due = round((arrived - self._start) * self._rate)
             if due < self._count:
                 return  # captured faster than the rate the camera states
-            for _ in range(min(due - self._count, LONGEST_GAP)):
+            missing = due - self._count
+            if missing > LONGEST_GAP:  # a camera that was gone: the video goes on without the time between
+                self._start += (missing - LONGEST_GAP) / self._rate
+                missing = LONGEST_GAP
+            for _ in range(missing):
                 self._put(image if self._last is None else self._last)
         self._put(image)
         self._last = image

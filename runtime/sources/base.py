@@ -15,7 +15,7 @@ from diinn.runtime.images import UInt8
 from diinn.runtime.slot import Slot
 
 # What a source is doing. A live one that fails is "retrying" until it comes back, or "failed" when it gave up.
-OPENING, LIVE, RETRYING, ENDED, FAILED = "opening", "live", "retrying", "ended", "failed"
+STATES = OPENING, LIVE, RETRYING, ENDED, FAILED = "opening", "live", "retrying", "ended", "failed"
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,12 @@ class Source(ABC):
     @abstractmethod
     def close(self) -> None:
         """Let go of the device or file, within a second or two even if it hangs."""
+
+    def fail(self, error: DiinnError) -> None:
+        """Give no more frames, because of ``error``."""
+        self.failure, self.state = error, FAILED
+        self.slot.take()
+        self.close()
 
     @property
     def processes(self) -> list[int]:

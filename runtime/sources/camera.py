@@ -8,7 +8,6 @@ import logging
 import mmap
 import os
 import random
-import select
 import signal
 import socket
 import subprocess
@@ -17,12 +16,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from diinn.runtime.errors import SourceError
+from diinn.runtime.errors import DiinnError, SourceError
 from diinn.runtime.images import UInt8
 from diinn.runtime.sources.base import FAILED, LIVE, OPENING, RETRYING, Frame, Source
 from diinn.runtime.sources.devices import Device
@@ -31,6 +30,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 log = logging.getLogger(__name__)
+# As ``python -m diinn.runtime.sources.worker``, but a module in the current folder hides none.
+START = "import sys; sys.path[:1] == [''] and sys.path.pop(0); from diinn.runtime.sources.worker import main; main()"
+REAP_SECONDS = 1.0  # for a process that was killed to be gone
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Patience:
     opening: until it is open; stall: without a frame, once open
     retries: attempts in a row that may fail before it is given up, None for ever
     first_pause, longest_pause: before it is opened again; doubles from one to the other, less up to half at random
-    settled: of streaming, after which the pauses start small again
+    settled: between a camera's first and last frame, after which the pauses start small again
     """
 
     opening: float = 15.0
@@ -69,7 +71,7 @@ class Worker:
             with theirs:
                 numbers = [theirs.fileno(), self._memory]
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", __name__.replace("camera", "worker"), *map(str, numbers), str(os.getpid())],
+                    [sys.executable, "-c", START, *map(str, numbers), str(os.getpid())],
                     pass_fds=numbers,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
@@ -91,14 +93,15 @@ class Worker:
         """The worker's next message, None after ``timeout`` seconds without; SourceError when it has ended."""
         until = time.monotonic() + timeout
         while b"\n" not in self._heard:
-            if not select.select([self._connection], [], [], max(0.0, until - time.monotonic()))[0]:
-                return None
+            self._connection.settimeout(max(0.001, until - time.monotonic()))
             try:
                 heard = self._connection.recv(65536)
+            except TimeoutError:
+                return None
             except OSError:
                 heard = b""
             if not heard:
-                raise SourceError(f"its process ended {_how(self._process.wait())}")
+                raise SourceError(f"its process ended {self._end()}")
             self._heard += heard
         line, _, self._heard = self._heard.partition(b"\n")
         message: dict[str, Any] = json.loads(line)
@@ -123,6 +126,15 @@ class Worker:
         """End the process at once, from any thread."""
         self._process.kill()
 
+    def _end(self) -> str:
+        """How the process ended: by itself, or killed now. One that a driver holds is left to the system."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return _how(self._process.wait(0.2))
+        self._process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return _how(self._process.wait(REAP_SECONDS))
+        return "not even when it was killed: the driver holds it"
+
     def __enter__(self) -> Self:
         return self
 
@@ -130,7 +142,7 @@ class Worker:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._process.kill()
-        self._process.wait()
+        self._end()
         self._connection.close()
         if self._map is not None:
             self._map.close()
@@ -144,11 +156,13 @@ class Camera(Source):
 
     def __init__(self, name: str, device: Device, patience: Patience | None = None) -> None:
         super().__init__(name)
-        self.device, self.patience = device, patience or Patience()
+        self.patience = patience or Patience()
+        self.device = replace(device, opening=self.patience.opening, stall=self.patience.stall)
         self.rate = device.rate
         self._stop = threading.Event()
         self._worker: Worker | None = None
         self._lock = threading.Lock()
+        self._first = self._last = 0.0  # arrival of the first and last frame of this worker
         self._thread = threading.Thread(target=self._supervise, name=f"diinn-{name}", daemon=True)
 
     def start(self, wake: Callable[[], None]) -> None:
@@ -173,7 +187,7 @@ class Camera(Source):
         failures = 0
         while not self._stop.is_set():
             self.state = OPENING if not failures and not self.captured else self.state
-            began = time.monotonic()
+            self._first = self._last = 0.0
             try:
                 self._stream()
             except SourceError as error:
@@ -182,8 +196,7 @@ class Camera(Source):
                 reason = f"{type(error).__name__}: {error}"
             if self._stop.is_set():
                 return
-            streamed = self.state == LIVE and time.monotonic() - began > self.patience.settled
-            failures = 1 if streamed else failures + 1
+            failures = 1 if self._last - self._first > self.patience.settled else failures + 1
             self.trouble = reason
             if self.patience.retries is not None and failures > self.patience.retries:
                 self.failure = self._given_up(reason, failures)
@@ -198,9 +211,10 @@ class Camera(Source):
             self._wake()
             self._stop.wait(pause)
 
-    def _given_up(self, reason: str, failures: int) -> SourceError:
+    def _given_up(self, reason: str, failures: int) -> DiinnError:
         tries = "" if failures == 1 else f" after {failures} attempts in a row"
-        return SourceError(
+        kind = DiinnError if self.captured else SourceError  # it was no bad input if it has worked
+        return kind(
             f"camera {self.name} {reason}{tries}: check that it is connected and not in use, or try --camera demo"
         )
 
@@ -217,7 +231,9 @@ class Camera(Source):
                     self.rate = float(opened["rate"])
                 before = self.captured
                 counted = 0
-                while (message := self._next(worker, self.patience.stall, "stalled, no frame")) is not None:
+                # Who asked for few frames waits for two of them.
+                stall = max(self.patience.stall, 2 / self.device.rate if self.device.rate else 0.0)
+                while (message := self._next(worker, stall, "stalled, no frame")) is not None:
                     image = worker.image(message)
                     self.captured = before + message["count"]
                     if not counted:
@@ -225,6 +241,7 @@ class Camera(Source):
                         self.state, self.trouble = LIVE, ""
                     counted = message["count"]
                     times = message["captured"], message["arrived"]
+                    self._first, self._last = self._first or times[1], times[1]
                     self.slot.put(Frame(image, self.name, self.captured - 1, *times))
             finally:
                 with self._lock:
@@ -257,4 +274,4 @@ def _how(code: int) -> str:
     if code < 0:
         with contextlib.suppress(ValueError):
             return f"by {signal.Signals(-code).name}"
-    return f"with exit code {code}"
+    return f"with exit code {code}; --log-level debug shows what it says"

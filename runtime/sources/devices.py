@@ -18,7 +18,6 @@ from diinn.runtime.sources.pixels import CODECS, FLIPS, to_bgr
 
 DEMO = "demo"
 DEMO_RATE = 30.0
-NETWORK_TIMEOUT_MS = 10_000
 # Nothing is kept back: a frame is wanted when it arrives. Whoever sets the variable knows better.
 FFMPEG_OPTIONS = "rtsp_transport;tcp|fflags;nobuffer|flags;low_delay"
 OLDEST_STAMP = 1.0  # seconds a frame may be old by its driver's clock; beyond, that clock is not ours
@@ -30,6 +29,7 @@ class Device:
 
     address: number, path, URL or pipeline, or "demo"; api: OpenCV's constant for what opens it
     size: (width, height) and rate (frames per second) to ask for; codec, flip: names in ``pixels``
+    opening, stall: seconds after which the parent gives up waiting; a network stream gives up by itself before
     """
 
     address: int | str
@@ -38,6 +38,8 @@ class Device:
     rate: float | None = None
     codec: str | None = None
     flip: str | None = None
+    opening: float = 15.0
+    stall: float = 5.0
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self)).encode() + b"\n"
@@ -94,8 +96,8 @@ class Camera(Opened):
         if device.api == cv2.CAP_V4L2 and not Path(node).exists():
             raise SourceError(f"cannot be opened, there is no {node}")
         limits = [
-            *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, NETWORK_TIMEOUT_MS),
-            *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, NETWORK_TIMEOUT_MS),
+            *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _milliseconds(device.opening)),
+            *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, _milliseconds(device.stall)),
             *(cv2.CAP_PROP_N_THREADS, 1),  # several hold back a frame each
         ]
         self._capture = cv2.VideoCapture(device.address, device.api, limits if device.network else [])
@@ -133,6 +135,11 @@ class Camera(Opened):
         captured = time.time() - age_by_driver(by_driver, arrived)
         upright = to_bgr(image, self._device.codec)
         return FLIPS[self._device.flip](upright) if self._device.flip else upright, captured, arrived
+
+
+def _milliseconds(seconds: float) -> int:
+    """Just before the parent would end the process, so that it can say why."""
+    return max(1, min(2**31 - 1, round(900 * seconds)))
 
 
 def age_by_driver(stamp: float, now: float) -> float:

@@ -7,6 +7,7 @@ import logging
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -15,6 +16,7 @@ from diinn.runtime import demo, images
 from diinn.runtime.errors import DiinnError, SourceError
 from diinn.runtime.grid import Size
 from diinn.runtime.sources.base import ENDED, FAILED, LIVE, Frame, Source, stated_rate
+from diinn.runtime.sources.pixels import FLIPS
 
 log = logging.getLogger(__name__)
 CLOSING_SECONDS = 1.0  # a file on a disk that hangs is left to itself
@@ -24,6 +26,10 @@ class BlockingSource(Source):
     """A source that waits until its last frame is taken; a thread reads ahead by one."""
 
     live = False
+
+    def __init__(self, name: str, flip: str | None) -> None:
+        super().__init__(name)
+        self._flip = flip
 
     def start(self, wake: Callable[[], None]) -> None:
         self.slot.wake = self._wake = wake
@@ -38,14 +44,16 @@ class BlockingSource(Source):
         self.state, ending = LIVE, ENDED
         try:
             for frame in self.frames():
-                if not self.slot.put(frame):
+                upright = replace(frame, image=FLIPS[self._flip](frame.image)) if self._flip else frame
+                if not self.slot.put(upright):
                     break
         except Exception as error:  # handed to whoever runs the stream
             self.failure = error if isinstance(error, DiinnError) else DiinnError(f"{self.name}: {error}")
             ending = FAILED
         finally:
             self.release()
-        self.state = ending
+        if self.state != FAILED:
+            self.state = ending
         self._wake()
 
     def release(self) -> None:
@@ -65,8 +73,8 @@ class ImageFiles(BlockingSource):
 
     rate = None
 
-    def __init__(self, name: str, files: Sequence[tuple[Path, Path]]) -> None:
-        super().__init__(name)
+    def __init__(self, name: str, files: Sequence[tuple[Path, Path]], flip: str | None = None) -> None:
+        super().__init__(name, flip)
         self.files = files
 
     def frames(self) -> Iterator[Frame]:
@@ -83,8 +91,8 @@ class ImageFiles(BlockingSource):
 class VideoFile(BlockingSource):
     """A video file; every frame is delivered."""
 
-    def __init__(self, name: str, path: Path, loop: bool) -> None:
-        super().__init__(name)
+    def __init__(self, name: str, path: Path, loop: bool, flip: str | None = None) -> None:
+        super().__init__(name, flip)
         if not path.stat().st_size:
             raise SourceError(f"{str(path)!r} is empty: replace it")
         self._path, self._loop = path, loop
@@ -120,8 +128,8 @@ class VideoFile(BlockingSource):
 class DemoFile(BlockingSource):
     """The demo camera as a file that never ends, for benchmarks."""
 
-    def __init__(self, name: str, size: Size, rate: float) -> None:
-        super().__init__(name)
+    def __init__(self, name: str, size: Size, rate: float, flip: str | None = None) -> None:
+        super().__init__(name, flip)
         self.rate, self._size = rate, size
         demo.scene()
 

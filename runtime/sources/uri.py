@@ -57,7 +57,7 @@ def open_source(uri: str, asked: Asked | None = None) -> Source:
     asked = asked or Asked()
     if (uri.isascii() and uri.isdigit()) or uri.startswith("/dev/video") or _scheme(uri) not in ("", "file"):
         return open_camera(uri, asked)
-    return open_input(uri, loop=asked.loop)
+    return open_input(uri, asked)
 
 
 def open_camera(uri: str, asked: Asked | None = None) -> Source:
@@ -65,7 +65,7 @@ def open_camera(uri: str, asked: Asked | None = None) -> Source:
     asked = asked or Asked()
     scheme, rest = _scheme(uri), uri.partition("://")[2]
     if scheme == "file":
-        return open_input(uri, loop=asked.loop)
+        return open_input(uri, asked)
     if scheme == DEMO:
         return _demo(asked)
     if not scheme and not (uri.isascii() and uri.isdigit() and len(uri) < 5) and not uri.startswith("/dev/"):
@@ -76,8 +76,9 @@ def open_camera(uri: str, asked: Asked | None = None) -> Source:
     size: Size | None = asked.size
     address: int | str = uri
     api, name = cv2.CAP_ANY, uri
-    if uri.isdigit():
-        address = int(uri)
+    number = rest if scheme == "v4l2" else uri
+    if number.isascii() and number.isdigit():
+        address = int(number[:9])
         api = cv2.CAP_V4L2 if sys.platform == "linux" else cv2.CAP_ANY
     elif uri.startswith("/dev/") or scheme == "v4l2":
         address, api = rest or uri, cv2.CAP_V4L2
@@ -96,7 +97,7 @@ def _demo(asked: Asked) -> Source:
     if size[0] * size[1] > DEMO_PIXELS:
         raise SourceError(f"the demo camera has no {size[0]}x{size[1]} frames: ask for at most 1920x1440")
     if not asked.paced:
-        return DemoFile(DEMO, size, DEMO_RATE)
+        return DemoFile(DEMO, size, DEMO_RATE, asked.flip)
     return Camera(DEMO, Device(DEMO, size=size, rate=asked.rate or DEMO_RATE, flip=asked.flip), asked.patience)
 
 
@@ -110,18 +111,20 @@ def _scheme(uri: str) -> str:
 
 def same_device(uri: str) -> str | None:
     """What a local camera is, however it is called; None for what several may open."""
-    path = uri.removeprefix("v4l2://")
-    if uri.isascii() and uri.isdigit():
-        return f"/dev/video{int(uri[:9])}"
-    if path.startswith("/dev/"):
+    scheme, path = _scheme(uri), uri.partition("://")[2] if _scheme(uri) else uri
+    if scheme in ("", "v4l2") and path.isascii() and path.isdigit():
+        return f"/dev/video{int(path[:9])}"
+    if scheme in ("", "v4l2") and path.startswith("/dev/"):
         return str(Path(path).resolve())  # /dev/v4l/by-id/… are links
-    return uri if uri.startswith("csi://") else None
+    return f"csi://{int(path[:9])}" if scheme == "csi" and path.isascii() and path.isdigit() else None
 
 
-def open_input(pattern: str, *, loop: bool = False) -> Source:
-    """A file, a folder (searched recursively) or a glob of images, or a video file."""
-    pattern = unquote(pattern.removeprefix("file://")) if pattern.startswith("file://") else pattern
-    if re.match(r"[a-z0-9]+://", pattern):
+def open_input(pattern: str, asked: Asked | None = None) -> Source:
+    """A file, a folder (searched recursively) or a glob of images, or a video file; ``loop`` and ``flip`` are heard."""
+    asked = asked or Asked()
+    if _scheme(pattern) == "file":
+        pattern = unquote(pattern.partition("://")[2])
+    if _scheme(pattern) or re.match(r"[a-z]+:/", pattern, re.IGNORECASE):
         raise SourceError(f"--input takes files, {public(pattern)!r} is a stream: give it as --camera")
     if not pattern:
         raise SourceError("--input is empty: give a file, a folder or a quoted glob")
@@ -130,21 +133,21 @@ def open_input(pattern: str, *, loop: bool = False) -> Source:
         files = images.find(path)
         if not files:
             raise SourceError(f"no image in folder {pattern!r}: looked for {', '.join(sorted(images.SUFFIXES))}")
-        return ImageFiles(path.resolve().name, [(p, p.relative_to(path)) for p in files])
+        return ImageFiles(path.resolve().name, [(p, p.relative_to(path)) for p in files], asked.flip)
     if path.is_file():
         if path.suffix.lower() in images.SUFFIXES:
-            return ImageFiles(path.name, [(path, Path(path.name))])
-        return VideoFile(path.name, path, loop)
+            return ImageFiles(path.name, [(path, Path(path.name))], asked.flip)
+        return VideoFile(path.name, path, asked.loop, asked.flip)
     matches = sorted(Path(p) for p in glob.glob(pattern, recursive=True))  # noqa: PTH207  takes absolute patterns
     files = [p for p in matches if p.is_file() and p.suffix.lower() in images.SUFFIXES]
     if not files:
         hint = f"for a camera use --camera {pattern}" if pattern.isdigit() else "check the path"
-        raise SourceError(f"no file, folder or image matches {pattern!r}: {hint}")
+        raise SourceError(f"no file, folder or image matches {public(pattern)!r}: {hint}")
     names = [p.name for p in files]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise SourceError(f"{pattern!r} matches several files called {twice!r}: give their folder instead")
-    return ImageFiles(pattern, [(p, Path(p.name)) for p in files])
+    return ImageFiles(pattern, [(p, Path(p.name)) for p in files], asked.flip)
 
 
 def public(uri: str) -> str:
@@ -152,9 +155,9 @@ def public(uri: str) -> str:
     @ behind the scheme), the query, what stands behind a path's first ``=``; of a pipeline its first element alone."""
     if uri.startswith("gst://"):
         return f"gst://{uri[6:].split('!')[0].split()[0] if uri[6:].strip() else ''}"
-    shown = re.sub(r"^([a-z0-9]+://)?(.*@)?([^?#]*).*$", r"\1\3", uri, flags=re.DOTALL | re.IGNORECASE)
+    shown = re.sub(r"^([a-z0-9+.-]+:/+)?(.*@)?([^?#]*).*$", r"\1\3", uri, flags=re.DOTALL | re.IGNORECASE)
     whole, separator, _ = shown.partition("=")
-    return f"{whole.rpartition('/')[0]}/…" if separator and "/" in whole else shown
+    return f"{whole.rpartition('/')[0]}/…" if separator and "/" in whole else shown.partition(";")[0]
 
 
 def has_gstreamer() -> bool:

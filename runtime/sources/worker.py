@@ -1,4 +1,4 @@
-"""One camera in a process of its own, which can be ended while it hangs: ``python -m diinn.runtime.sources.worker``.
+"""One camera in a process of its own, which can be ended while it hangs; ``camera.Worker`` starts it.
 
 Takes a socket, a file of memory and the parent's process id. Reads what to open from the socket (a line of JSON),
 writes frames into the memory, which both processes map, and says so on the socket, a line of JSON each:
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import select
+import selectors
 import signal
 import socket
 import sys
@@ -34,6 +34,8 @@ class Wire:
         self._connection, self._memory = connection, memory
         self._map: mmap.mmap | None = None
         self._place = self._unanswered = 0
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(connection, selectors.EVENT_READ)
 
     def say(self, **message: Any) -> None:
         self._connection.sendall(json.dumps(message).encode() + b"\n")
@@ -62,16 +64,16 @@ class Wire:
         self._map = mmap.mmap(self._memory, size)
 
     def _hear(self, timeout: float | None) -> None:
-        if select.select([self._connection], [], [], timeout)[0]:
+        if self._selector.select(timeout):
             answers = self._connection.recv(64)
             if not answers:
                 sys.exit(0)  # the parent is gone
             self._unanswered -= len(answers)
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
     """Open, read and hand over until the camera fails or the parent has had enough."""
-    connection, memory, parent = map(int, arguments)
+    connection, memory, parent = map(int, sys.argv[1:])
     die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", FFMPEG_OPTIONS)
@@ -90,7 +92,3 @@ def main(arguments: list[str]) -> None:
             wire.say(failed=" ".join(str(error).split()))
         except OSError:  # the parent is gone
             sys.exit(0)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

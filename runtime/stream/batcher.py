@@ -1,12 +1,14 @@
 """One device, one order: the newest frames of all cameras, encoded in one batch, decoded in shared chunks.
 
 Whatever is captured while a batch is processed waits in its slot, where newer frames replace it. So a frame that is
-taken is at most one batch or one frame interval old, whichever is less, and its views are ready one batch later.
+taken is at most one batch or one frame interval old, whichever is less, and its views are ready one batch later. A
+result that a sink has not taken after two batches and a frame interval is not given to it any more.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from diinn.runtime.bicubic import bicubic
 from diinn.runtime.calibration import Calibration
-from diinn.runtime.errors import InputError
+from diinn.runtime.errors import DiinnError, InputError
 from diinn.runtime.grid import Size
 from diinn.runtime.images import UInt8
 from diinn.runtime.resolver import Encoded, SuperResolver
@@ -27,7 +29,10 @@ from diinn.runtime.view import View
 from diinn.runtime.view_spec import ViewSpec
 
 log = logging.getLogger(__name__)
-ZOOM_SECONDS = 1.0  # between two views for a viewer, where cameras leave no time
+LEAST_SHARE = 0.1  # of the time, for viewers' own views where cameras leave none
+LEARN = 0.1  # weight of the newest batch in how busy we are
+FADING = 0.98  # of the slowest batch, with each that is faster
+MOST_SAID = 100  # different things that are logged of one camera
 IDLE_SECONDS = 0.2  # how long to wait for a frame before looking again
 
 
@@ -37,7 +42,8 @@ class Lane:
     specs: its views by name; zooms: those that viewers ask for; both are replaced, never changed
     weight: its share when there is not time for all
     interval: seconds between two of its frames at least; calibration: the camera's own
-    size: (width, height) of its last frame; trouble: what is wrong with its views
+    size: (width, height) of its last frame; spacing: seconds between its last frames' arrivals
+    trouble: what is wrong with its views; zoom_troubles: with a viewer's, by name
     """
 
     def __init__(
@@ -52,11 +58,13 @@ class Lane:
         self.source, self.specs, self.weight, self.calibration = source, dict(specs), weight, calibration
         self.interval = 1 / max_fps if max_fps else 0.0
         self.zooms: dict[str, ViewSpec] = {}
-        self._current = self._current_zooms = self.zooms
+        self.zoom_troubles: dict[str, str] = {}
         self.size: Size | None = None
+        self.spacing = 0.0
         self.trouble = ""
         self._views: dict[tuple[str, int], tuple[ViewSpec, Size, View | InputError]] = {}
-        self.due, self._credit, self._replaced = 0.0, 0.0, 0  # due: of time.monotonic
+        self.due, self._credit, self._replaced, self._arrived = 0.0, 0.0, 0, 0.0  # due: of time.monotonic
+        self._said: set[str] = set()
 
     @property
     def name(self) -> str:
@@ -79,44 +87,41 @@ class Lane:
         frame = self.source.slot.take()
         if frame is not None:
             self.due = max(self.due + self.interval, now + self.interval / 2)
-            self._current, self._current_zooms = self.specs, self.zooms
+            stated = 1 / self.source.rate if self.source.rate else 0.0
+            self.spacing = max(stated, frame.arrived - self._arrived if self._arrived else 0.0)
+            self._arrived = frame.arrived
         return frame
 
-    def views(self, size: Size, reduce: int, *, zooms: bool = False) -> dict[str, View]:
-        """The views of a frame of ``size`` that was taken, or the viewers'; InputError at the first frame for one that
-        does not fit, later on such a view is left out."""
-        first = self.size is None
-        self.trouble = self.trouble if zooms else ""
-        found = {}
-        for name, spec in (self._current_zooms if zooms else self._current).items():
-            known = self._views.get((name, reduce))
-            if known is None or known[0] is not spec or known[1] != size:
-                known = (spec, size, self._view(spec, size, reduce))
-                self._views[name, reduce] = known
-            view = known[2]
-            if isinstance(view, View):
-                found[name] = view
-            elif first:
-                raise view
-            else:
-                self.trouble = f"view {name}: {view}"
-        for key in [key for key in self._views if key[0] not in self._current and key[0] not in self._current_zooms]:
-            del self._views[key]
-        self.size = size
-        return found
+    def view(self, name: str, spec: ViewSpec, size: Size, reduce: int = 1) -> View:
+        """A view of frames of ``size``, made once; InputError, each time, where it does not fit them."""
+        known = self._views.get((name, reduce))
+        if known is None or known[0] is not spec or known[1] != size:
+            try:
+                made: View | InputError = spec.view(size, self.calibration, reduce=reduce)
+            except InputError as error:
+                made = error
+            known = self._views[name, reduce] = (spec, size, made)
+        if isinstance(known[2], InputError):
+            raise known[2]
+        return known[2]
 
-    def _view(self, spec: ViewSpec, size: Size, reduce: int) -> View | InputError:
-        try:
-            return spec.view(size, self.calibration, reduce=reduce)
-        except InputError as error:
-            if self.size is not None:
-                log.warning("camera %s: %s", self.name, error)
-            return error
+    def forget(self) -> None:
+        """Let go of views that nobody wants any more."""
+        for name, reduce in list(self._views):
+            if name not in self.specs and name not in self.zooms:
+                self._views.pop((name, reduce), None)
+
+    def say(self, error: DiinnError) -> None:
+        """Note what is wrong, and log it once."""
+        self.trouble = str(error)
+        if self.trouble not in self._said and len(self._said) < MOST_SAID:
+            self._said.add(self.trouble)
+            log.warning("camera %s: %s", self.name, error)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Job:
-    """A frame in a batch. views: what is decoded, by name; whole: what was asked for."""
+    """A frame in a batch. views: what is decoded, by name; whole: what was asked for"""
 
     lane: Lane
     frame: Frame
@@ -147,7 +152,9 @@ class Batcher:
         self.deadline = Deadline(deadline, {lane.name: lane.weight for lane in lanes}) if deadline else None
         self._changed = threading.Condition()
         self._stop = False
-        self._next_zoom = 0.0
+        self._next_zoom = self._busy = self._slowest = 0.0  # busy: share of the time that batches take
+        self._ended = time.monotonic()
+        self._zoomed: dict[tuple[str, str], float] = {}  # when each was shown last
 
     def wake(self) -> None:
         """Something has changed: a frame has come, a sink has room, views are others."""
@@ -161,20 +168,44 @@ class Batcher:
 
     def run(self) -> None:
         """Until stopped, all sources ended or ``most`` frames done. Raises what a file or the device raises."""
-        while not self._stop:
+        while not self._stop and (self.most is None or self.stats.processed < self.most):
             taken = self._take()
             if taken:
                 self._process(taken)
             elif all(lane.source.ended for lane in self.lanes):
                 break
             for lane in self.lanes:
-                if lane.source.failure is not None and not lane.source.live and not lane.source.slot.full:
-                    raise lane.source.failure
+                failure = lane.source.failure
+                if (
+                    failure is not None
+                    and not lane.source.live
+                    and not lane.source.slot.full
+                    and not self._others(lane)
+                ):
+                    raise failure
+
+    def _others(self, lane: Lane) -> bool:
+        """Whether a live camera goes on without it."""
+        return any(other.source.live and not other.source.ended for other in self.lanes if other is not lane)
+
+    def _refuse(self, lane: Lane, error: InputError) -> None:
+        """A frame or view of a camera that cannot be: what was asked for is wrong if nothing has worked yet; later on
+        the others do not suffer for it."""
+        if lane.source.live:
+            if not self.stats.processed:
+                raise error
+            lane.say(error)
+            return
+        if not self._others(lane):
+            raise error
+        lane.source.fail(error)
 
     def _take(self) -> list[tuple[Lane, Frame]]:
         """The frames of the next batch, after a short wait none."""
+        until = time.monotonic() + IDLE_SECONDS
         with self._changed:
-            self._changed.wait_for(lambda: self._stop or any(map(self._ready, self.lanes)), self._wait())
+            while not self._stop and not any(map(self._ready, self.lanes)) and time.monotonic() < until:
+                self._changed.wait(self._wait())
         if self._stop:
             return []
         now = time.monotonic()
@@ -182,7 +213,6 @@ class Batcher:
         taken: list[tuple[Lane, Frame]] = []
         for lane in filter(self._ready, self.lanes):
             if self.most is not None and self.stats.processed + len(taken) >= self.most:
-                self._stop = True
                 break
             if lane.may_go(heaviest) and (frame := lane.take(now)) is not None:
                 taken.append((lane, frame))
@@ -202,80 +232,127 @@ class Batcher:
         return max(0.001, min([IDLE_SECONDS, *(wait for wait in due if wait > 0)]))
 
     def _process(self, taken: Sequence[tuple[Lane, Frame]]) -> None:
-        jobs, loads, levels = self._planned(taken)
         began = time.perf_counter()
+        jobs, loads, levels = self._planned(taken)
         decoded = [job for job in jobs if job.quality != BICUBIC and job.views]
-        encoded = self.resolver.encode([job.frame.image for job in decoded])
-        middle = time.perf_counter()
-        pictures = self.resolver.decode_all(
-            [(frame, list(job.views.values())) for frame, job in zip(encoded, decoded, strict=True)]
-        )
-        end = time.perf_counter()
-        if self.deadline:
-            self.deadline.learn(loads, levels, middle - began, end - middle)
-        ready = dict(zip((job.lane.name for job in decoded), zip(encoded, pictures, strict=True), strict=True))
+        ready, encode, decode = self._computed(decoded)
+        if self.deadline and ready:
+            self.deadline.learn(loads, levels, encode, decode)
+        done = []
         for job in jobs:
-            images = ready[job.lane.name][1] if job.lane.name in ready else _bicubics(job.frame, job.views)
-            self._hand_on(job, dict(zip(job.views, images, strict=True)))
-        self.stats.batch(
-            [(job.lane.name, job.quality) for job in jobs],
-            encode=(middle - began) * 1e3,
-            decode=(end - middle) * 1e3,
-            total=(time.perf_counter() - began) * 1e3,
-        )
+            if not job.whole or (job in decoded and job.lane.name not in ready):
+                continue  # it was refused
+            images = ready[job.lane.name][1] if job in decoded else _bicubics(job.frame, job.views)
+            self._hand_on(job, dict(zip(job.views, images, strict=True)), time.perf_counter() - began)
+            done.append((job.lane.name, job.quality))
+        total = time.perf_counter() - began
+        if done:
+            self.stats.batch(done, encode=encode * 1e3, decode=decode * 1e3, total=total * 1e3)
+        self._slowest = max(total, FADING * self._slowest)
+        now = time.monotonic()
+        self._busy += LEARN * (min(1.0, total / max(total, now - self._ended)) - self._busy)
+        self._ended = now
         self._zoom(jobs, {name: frame for name, (frame, _) in ready.items()})
 
+    def _computed(self, jobs: Sequence[_Job]) -> tuple[dict[str, tuple[Encoded, list[UInt8]]], float, float]:
+        """Encoded frames and images of each camera, and the seconds of encoding and decoding. Where one asks for what
+        cannot be, each is tried alone and that one refused."""
+        if not jobs:
+            return {}, 0.0, 0.0
+        began = time.perf_counter()
+        try:
+            encoded = self.resolver.encode([job.frame.image for job in jobs])
+            middle = time.perf_counter()
+            asked = [(frame, list(job.views.values())) for frame, job in zip(encoded, jobs, strict=True)]
+            pictures = self.resolver.decode_all(asked)
+        except InputError as error:
+            if len(jobs) == 1:
+                self._refuse(jobs[0].lane, error)
+                return {}, 0.0, 0.0
+            alone = [self._computed([job]) for job in jobs]
+            found = {name: value for part, _, _ in alone for name, value in part.items()}
+            return found, sum(part[1] for part in alone), sum(part[2] for part in alone)
+        end = time.perf_counter()
+        values = zip(encoded, pictures, strict=True)
+        return dict(zip((job.lane.name for job in jobs), values, strict=True)), middle - began, end - middle
+
     def _zoom(self, jobs: Sequence[_Job], encoded: Mapping[str, Encoded]) -> None:
-        """What viewers want to see closer: of the time that cameras leave, and once a second in any case."""
-        now = time.monotonic()
-        jobs = [job for job in jobs if job.lane.zooms]
-        if not jobs or (now < self._next_zoom and any(lane.source.slot.full for lane in self.lanes)):
+        """One of the views that viewers ask for, the one that has waited longest: half of the time that cameras leave,
+        and in any case ``LEAST_SHARE`` of all time."""
+        waiting = [
+            (self._zoomed.get((job.lane.name, name), 0.0), name, job)
+            for job in jobs
+            for name in job.lane.zooms
+            if name not in job.lane.zoom_troubles
+        ]
+        began = time.monotonic()
+        if not waiting or began < self._next_zoom:
             return
-        self._next_zoom = now + ZOOM_SECONDS
-        for job in jobs:
-            views = job.lane.views(job.frame.size, 1, zooms=True)
+        _, name, job = min(waiting, key=lambda entry: entry[:2])
+        try:
+            spec = job.lane.zooms.get(name)
+            if spec is None:  # its viewer has gone
+                return
+            views = {name: job.lane.view(name, spec, job.frame.size)}
             if job.lane.name in encoded:
-                images = self.resolver.decode(encoded[job.lane.name], list(views.values()))
+                images, quality = self.resolver.decode(encoded[job.lane.name], list(views.values())), WHOLE
             else:
-                images = _bicubics(job.frame, views)
-            quality = WHOLE if job.lane.name in encoded else BICUBIC
-            self._hand_on(
-                replace(job, quality=quality, views=views, whole=views), dict(zip(views, images, strict=True))
-            )
+                images, quality = _bicubics(job.frame, views), BICUBIC
+            self._hand_on(replace(job, quality=quality, views=views, whole=views), {name: images[0]}, 0.0)
+        except InputError as error:  # the viewer's affair, who is told
+            job.lane.zoom_troubles[name] = str(error)
+        end = time.monotonic()
+        share = max(LEAST_SHARE, (1 - self._busy) / 2)
+        self._next_zoom = end + (end - began) * (1 / share - 1)
+        self._ended = end  # it was nobody's batch
+        here = {(job.lane.name, name) for _, name, job in waiting}
+        self._zoomed = {key: at for key, at in self._zoomed.items() if key in here} | {(job.lane.name, name): end}
 
     def _planned(self, taken: Sequence[tuple[Lane, Frame]]) -> tuple[list[_Job], list[Load], dict[str, str]]:
         """What each frame gets, and without a deadline all it asks for."""
-        wholes = []
-        for lane, frame in taken:
-            new = lane.size != frame.size
-            whole = lane.views(frame.size, 1)
-            if new:
-                for name in filter(lane.specs.__contains__, whole):
-                    self._announce(frame, name, whole[name])
-            wholes.append(whole)
+        parts = [(lane, frame, *self._views(lane, frame)) for lane, frame in taken]
         if not self.deadline:
-            jobs = [_Job(lane, frame, WHOLE, whole, whole) for (lane, frame), whole in zip(taken, wholes, strict=True)]
-            return jobs, [], {}
-        jobs, loads = [], []
-        halves = [lane.views(frame.size, 2) for lane, frame in taken]
-        for (lane, frame), whole, half in zip(taken, wholes, halves, strict=True):
+            return [_Job(lane, frame, WHOLE, whole, whole) for lane, frame, whole, _ in parts], [], {}
+        loads = []
+        for lane, frame, whole, half in parts:
             width, height = frame.size
             queries, reduced = (sum(_queries(v, frame.size) for v in views.values()) for views in (whole, half))
             loads.append(Load(lane.name, width * height, queries, reduced))
         now = time.monotonic()
         levels = self.deadline.plan(loads, max(now - frame.arrived for _, frame in taken), now)
-        for (lane, frame), whole, half in zip(taken, wholes, halves, strict=True):
+        jobs = []
+        for lane, frame, whole, half in parts:
             quality = levels[lane.name]
             jobs.append(_Job(lane, frame, quality, half if quality == REDUCED else whole, whole))
         return jobs, loads, levels
 
-    def _hand_on(self, job: _Job, images: Mapping[str, UInt8]) -> None:
+    def _views(self, lane: Lane, frame: Frame) -> tuple[dict[str, View], dict[str, View]]:
+        """A frame's views, and with a deadline the same at half their size; those that do not fit are left out."""
+        new, lane.size, lane.trouble = lane.size != frame.size, frame.size, ""
+        whole: dict[str, View] = {}
+        half: dict[str, View] = {}
+        for name, spec in lane.specs.items():
+            try:
+                view = lane.view(name, spec, frame.size)
+                if self.deadline:
+                    half[name] = lane.view(name, spec, frame.size, 2)
+            except InputError as error:
+                self._refuse(lane, InputError(f"view {name}: {error}"))
+                continue
+            whole[name] = view
+            if new:
+                self._announce(frame, name, view)
+        lane.forget()
+        return whole, half
+
+    def _hand_on(self, job: _Job, images: Mapping[str, UInt8], took: float) -> None:
         now = time.monotonic()
+        bound = 2 * max(took, self._slowest) + job.lane.spacing if job.lane.source.live else math.inf
         for name, image in images.items():
             whole = job.whole[name]
             if job.quality == REDUCED:
                 image = bicubic(image, View.resize(whole.dsize))
-            result = Result(image, job.lane.name, name, job.frame, job.quality, whole, now)
+            result = Result(image, job.lane.name, name, job.frame, job.quality, whole, now, job.frame.arrived + bound)
             for outlet in self.outlets:
                 if outlet.wants(result.key):
                     outlet.put(result)

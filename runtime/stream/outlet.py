@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 import time
@@ -12,7 +11,6 @@ from diinn.runtime.errors import DiinnError
 from diinn.runtime.sinks.base import Sink
 from diinn.runtime.stream.result import ZOOM, Result
 
-log = logging.getLogger(__name__)
 Key = tuple[str, str]  # (camera, view)
 
 
@@ -20,12 +18,14 @@ class Mailbox:
     """The newest result of every live stream, the next one of every other, until somebody takes them.
 
     keys: the streams it is for, None for all; zooms: whether viewers' own views are wanted too
-    written, dropped: results that were taken, and replaced before anybody took them
+    written, dropped: results that were taken, and replaced or too old before anybody took them
+    on_taken: called with a result that left, and whether it was not too old; on_put: called after each ``put``
     """
 
     def __init__(self, keys: frozenset[Key] | None = None, *, zooms: bool = False) -> None:
         self.keys, self.zooms = keys, zooms
-        self.on_taken: Callable[[Result], None] = lambda result: None
+        self.on_taken: Callable[[Result, bool], None] = lambda result, used: None
+        self.on_put: Callable[[], None] = lambda: None
         self.written = self.dropped = 0
         self._held: dict[Key, Result] = {}  # in the order in which they came to wait
         self._changed = threading.Condition()
@@ -46,16 +46,24 @@ class Mailbox:
             self.dropped += result.key in self._held
             self._held[result.key] = result
             self._changed.notify_all()
+        self.on_put()
 
     def take(self, timeout: float | None) -> Result | None:
         """The next result, streams in turn; None after ``timeout`` seconds, or when it is closed and empty."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._held, timeout)
-            if not self._held:
-                return None
-            result = self._held.pop(next(iter(self._held)))
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        while True:
+            with self._changed:
+                left = None if timeout is None else max(0.0, until - time.monotonic())
+                self._changed.wait_for(lambda: self._closed or self._held, left)
+                if not self._held:
+                    return None
+                result = self._held.pop(next(iter(self._held)))
+            if time.monotonic() <= result.expires:
+                break
+            self.dropped += 1  # its camera has stalled since
+            self.on_taken(result, False)
         self.written += 1
-        self.on_taken(result)
+        self.on_taken(result, True)
         return result
 
     def close(self) -> None:
@@ -68,7 +76,8 @@ class Mailbox:
 class Outlet(Mailbox):
     """A mailbox whose results go to a sink, by a thread of its own or, for a window, whenever ``pump`` is called.
 
-    on_written: called with the sink's milliseconds; failure: why the sink takes no more
+    on_written: called with the sink's milliseconds; failure: why the sink takes no more; on_failure: called with it,
+        and with what is no error of the sink's own; abandoned: it was left before it had finished
     """
 
     def __init__(self, sink: Sink, keys: frozenset[Key] | None = None) -> None:
@@ -77,7 +86,8 @@ class Outlet(Mailbox):
         self.failure: Exception | None = None
         self.on_written: Callable[[float], None] = lambda milliseconds: None
         self.on_change: Callable[[], None] = lambda: None
-        self._failed = False
+        self.on_failure: Callable[[str, Exception | None], None] = lambda text, error: None
+        self.abandoned = self._failed = False
         self._thread = threading.Thread(target=self._run, name=f"diinn-sink-{sink.where}", daemon=True)
 
     @property
@@ -90,9 +100,10 @@ class Outlet(Mailbox):
             self._thread.start()
 
     def pump(self) -> None:
-        """Write what is there, in the caller's thread."""
-        while not self._closed and (result := self.take(0)) is not None:
-            self._write(result)
+        """Write what is there, one result of each stream at most, in the caller's thread."""
+        for _ in range(len(self._held)):
+            if not self._closed and (result := self.take(0)) is not None:
+                self._write(result)
         self.sink.idle()
 
     def end(self, *, failed: bool) -> None:
@@ -100,12 +111,14 @@ class Outlet(Mailbox):
         self._failed = failed
         self.close()
 
-    def wait(self, hurried: Callable[[], bool]) -> None:
-        """Until that is done; once it is hurried, for as long as the sink deserves."""
+    def wait(self, after: Callable[[float], float]) -> None:
+        """Until that is done, or over: ``after`` says when, ``time.monotonic`` seconds, for a sink of so many
+        ``closing_seconds``. It is then left to itself."""
         if not self.sink.threaded:
             self._run()
-        elif not join(self._thread, hurried, self.sink.closing_seconds):
-            self.failure = DiinnError(f"output {self.sink.where} did not finish within {self.sink.closing_seconds:g} s")
+        elif not join(self._thread, lambda: after(self.sink.closing_seconds)):
+            self.failure = self.failure or DiinnError("it did not finish in time and was left")
+            self.abandoned = True
 
     def _run(self) -> None:
         while not (self._closed and self.failure) and (result := self.take(None)) is not None:
@@ -124,17 +137,15 @@ class Outlet(Mailbox):
         except Exception as error:  # a full disk, a reader that is gone: the cameras and the other sinks go on
             self.failure = error
             self.close()
-            if not isinstance(error, BrokenPipeError):
-                log.debug("output %s: %s", self.sink.where, error)
+            if not isinstance(error, BrokenPipeError):  # its reader says so itself
+                known = isinstance(error, DiinnError | OSError)
+                self.on_failure(f"output {self.sink.where}: {error}", None if known else error)
         self.on_written((time.perf_counter() - began) * 1e3)
         self.on_change()
 
 
-def join(thread: threading.Thread, hurried: Callable[[], bool], seconds: float) -> bool:
-    """Wait for a thread's end, for ``seconds`` from when it is hurried on; whether it has ended. Signals are heard."""
-    until = math.inf
-    while thread.is_alive() and time.monotonic() < until:
-        thread.join(0.05)
-        if until == math.inf and hurried():
-            until = time.monotonic() + seconds
+def join(thread: threading.Thread, until: Callable[[], float]) -> bool:
+    """Wait for a thread's end, until ``until``, ``time.monotonic`` seconds, is over; whether it has ended."""
+    while thread.is_alive() and time.monotonic() < until():
+        thread.join(0.02)  # signals are heard between
     return not thread.is_alive()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -20,7 +21,8 @@ class Result:
     """One view of one frame.
 
     image: uint8 [h, w, 3] BGR; camera, view: their names; frame: what it was made from
-    quality: one of ``QUALITIES``; shown: the geometry; finished: ``time.monotonic`` seconds
+    quality: one of ``QUALITIES``; geometry: the view itself; finished: ``time.monotonic`` seconds
+    expires: ``time.monotonic`` seconds after which it is too old to be taken
     """
 
     image: UInt8
@@ -28,8 +30,9 @@ class Result:
     view: str
     frame: Frame
     quality: str
-    shown: View
+    geometry: View
     finished: float
+    expires: float = math.inf
 
     @property
     def key(self) -> tuple[str, str]:

@@ -66,8 +66,12 @@ def load(path: str | Path, base: CameraSettings) -> list[CameraSettings]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise InputError(f"cannot read cameras {str(path)!r}: {reason}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{str(path)!r} is not YAML: {' '.join(str(error).split())[:150]}") from None
+    except yaml.YAMLError as error:  # its text would quote the line, and with it what may be secret
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise InputError(
+            f"{str(path)!r} is not YAML{where}: {getattr(error, 'problem', None) or 'unreadable'}"
+        ) from None
     if not isinstance(document, dict) or not isinstance(document.get("cameras"), list) or not document["cameras"]:
         raise InputError(f"{str(path)!r} has no cameras: write 'cameras:' and a block for each, '- uri: 0'")
     for key in document:
@@ -104,7 +108,9 @@ def _camera(block: Any, base: CameraSettings, folder: Path) -> CameraSettings:
             raise InputError(f"loop {given['loop']!r} is neither true nor false")
         asked = replace(asked, loop=given["loop"])
     uri = str(given["uri"])
-    if "://" not in uri and not uri.isdigit() and not uri.startswith(("demo", "/dev/")):
+    if uri.startswith("file://"):
+        uri = f"file://{folder / uri.removeprefix('file://')}"
+    elif ":" not in uri and uri != "demo" and not uri.isdigit() and not uri.startswith("/"):
         uri = str(folder / uri)
     out = replace(base, uri=uri, asked=asked, name=str(given["name"]) if "name" in given else None)
     if "calibration" in given:
@@ -121,8 +127,8 @@ def _camera(block: Any, base: CameraSettings, folder: Path) -> CameraSettings:
 
 
 def _number(value: Any, key: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"{key} {value!r} is not a number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e12:
+        raise InputError(f"{key} {str(value)[:30]!r} is not a number")
     return float(value)
 
 

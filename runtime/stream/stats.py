@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from diinn.runtime.stream.outlet import Outlet
 
 WINDOW = 10_000  # frames that percentiles look back
-RECENT = 5.0  # seconds over which frames a second are told while it runs
+RECENT = 5.0  # seconds that frames a second and ages of a camera look back while it runs
 MIB = 2**20
 
 
@@ -26,7 +26,7 @@ class _Camera:
     def __init__(self) -> None:
         self.processed = 0
         self.qualities: Counter[str] = Counter()
-        self.ages: deque[float] = deque(maxlen=WINDOW)  # milliseconds
+        self.ages: deque[tuple[float, float]] = deque(maxlen=WINDOW)  # (when, milliseconds)
         self.first = 0.0
         self.finished: deque[float] = deque(maxlen=1000)
 
@@ -69,7 +69,7 @@ class Stats:
     def taken(self, camera: str, age: float) -> None:
         """A view reached a sink ``age`` milliseconds after its frame arrived."""
         with self._lock:
-            self._cameras.setdefault(camera, _Camera()).ages.append(age)
+            self._cameras.setdefault(camera, _Camera()).ages.append((time.monotonic(), age))
             self._add(age=age)
 
     def written(self, milliseconds: float) -> None:
@@ -144,7 +144,7 @@ class Stats:
             "dropped": max(0, captured - camera.processed),
             "reconnects": source.reconnects,
             "fps": camera.fps(since),
-            "age_ms": percentiles(camera.ages),
+            "age_ms": percentiles(age for at, age in camera.ages if at > since),
             "degraded": {quality: camera.qualities[quality] for quality in QUALITIES if quality != WHOLE},
         }
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 TICK_SECONDS = 0.05
-HURRY_SECONDS = 1.0
+HURRY_SECONDS = 0.8  # for the batch in work, once somebody hurries
+LIVE_SECONDS = 30.0  # for a batch, and for all sinks, where nothing but live cameras would be lost
 
 
 class Stream:
@@ -64,14 +67,20 @@ class Stream:
         if deadline_ms is not None and not 0 < deadline_ms <= 60_000:
             raise InputError(f"a deadline of {deadline_ms:g} ms is not above 0 and up to a minute")
         settings = [CameraSettings(camera) if isinstance(camera, str) else camera for camera in cameras]
-        self.sources = list(sources) if sources is not None else open_sources(settings)
+        check_apart([s.uri for s in settings])
+        self._own = not isinstance(resolver, SuperResolver)
+        self.resolver = resolver if isinstance(resolver, SuperResolver) else SuperResolver.open(resolver)
+        try:
+            self.sources = list(sources) if sources is not None else open_sources(settings)
+        except BaseException:
+            if self._own:
+                self.resolver.close()
+            raise
         self.lanes = [
             Lane(source, s.specs, weight=s.weight, max_fps=s.max_fps, calibration=s.calibration)
             for source, s in zip(self.sources, settings, strict=True)
         ]
         self.stats = Stats()
-        self._own = not isinstance(resolver, SuperResolver)
-        self.resolver = resolver if isinstance(resolver, SuperResolver) else SuperResolver.open(resolver)
         self.outlets = [Outlet(*(sink if isinstance(sink, tuple) else (sink, None))) for sink in sinks]
         if on_result is not None:
             self.outlets.append(Outlet(_Callback(on_result)))
@@ -87,8 +96,10 @@ class Stream:
         )
         self._persistent = persistent
         self._error: BaseException | None = None
+        self._zooms = 0
         self._told: set[Source] = set()  # of the failure of
         self._views_lock = threading.Lock()
+        self._shown = threading.Event()  # something for a window has come
         self._closing = threading.Lock()
         self._state = "new"  # then "running", then "closed"
         self._thread = threading.Thread(target=self._batch, name="diinn-batcher", daemon=True)
@@ -103,14 +114,21 @@ class Stream:
         for outlet in self.outlets:
             outlet.on_written = self.stats.written
             outlet.on_change = self._batcher.wake
+            outlet.on_failure = self._sink_failed
+            if not outlet.sink.threaded:
+                outlet.on_put = self._shown.set
             outlet.sink.attach(self)
             outlet.start()
         for source in self.sources:
             source.start(self._batcher.wake)
         self._thread.start()
 
-    def _taken(self, result: Result) -> None:
-        if not result.view.startswith(ZOOM):
+    def _sink_failed(self, text: str, error: Exception | None) -> None:
+        if any(not outlet.done for outlet in self.outlets):  # otherwise it ends, and says so
+            log.error("%s", text, exc_info=error)
+
+    def _taken(self, result: Result, used: bool) -> None:
+        if used and not result.view.startswith(ZOOM):
             self.stats.taken(result.camera, result.age * 1e3)
         self._batcher.wake()
 
@@ -128,14 +146,15 @@ class Stream:
     ) -> None:
         """Until ``stopped``, the sources' end or a sink's; ``tick`` is called now and then, windows are shown in this
         thread. Then everything is closed, see ``close``; the first error of device, file or sink is raised."""
-        self.start()
         try:
+            self.start()
             while not stopped() and not self._finished():
                 for outlet in self.outlets:
                     if not outlet.sink.threaded:
                         outlet.pump()
                 tick()
-                self._thread.join(TICK_SECONDS)
+                self._shown.wait(TICK_SECONDS)  # a window is shown at once
+                self._shown.clear()
         finally:
             self.close(hurried)
         self.check()
@@ -144,8 +163,8 @@ class Stream:
         """Results as they come, newest of each stream; closes the stream at the end."""
         mailbox = Mailbox()
         self._mailboxes.append(mailbox)
-        self.start()
         try:
+            self.start()
             while True:
                 result = mailbox.take(TICK_SECONDS)
                 if result is not None:
@@ -190,22 +209,34 @@ class Stream:
 
     def set_views(self, camera: str, views: Mapping[str, ViewSpec | str]) -> None:
         """Other views of a camera from its next frame on, by name, as ``ViewSpec`` or in words."""
-        lane = self._lane(camera)
+        lane = self.lane(camera)
         specs = CameraSettings(lane.name, views=views).specs  # what is wrong with them is said there
         with self._views_lock:
             lane.specs = specs
         self._batcher.wake()
 
-    def zoom(self, camera: str, name: str, spec: ViewSpec | None) -> None:
-        """A view for one viewer, beside the camera's own; None ends it. Its results bear ``~name`` as view."""
-        lane = self._lane(camera)
+    def zoom(self, camera: str, spec: ViewSpec) -> str:
+        """Another view, for one viewer, beside the camera's own: its name, which is its results' too. It is made now,
+        in the caller's thread; InputError where it does not fit the frames."""
+        lane = self.lane(camera)
         with self._views_lock:
-            zooms = {key: value for key, value in lane.zooms.items() if key != ZOOM + name}
-            if spec is not None:
-                zooms[ZOOM + name] = spec
-            lane.zooms = zooms
+            self._zooms += 1
+            name = f"{ZOOM}{self._zooms}"
+            if lane.size is not None:
+                view = lane.view(name, spec, lane.size)
+                view.queries(lane.size, self.resolver.bundle.scales, self.resolver.bundle.layout)
+            lane.zooms = {**lane.zooms, name: spec}
+        return name
 
-    def _lane(self, camera: str) -> Lane:
+    def unzoom(self, camera: str, name: str) -> None:
+        """The end of such a view."""
+        lane = self.lane(camera)
+        with self._views_lock:
+            lane.zooms = {key: spec for key, spec in lane.zooms.items() if key != name}
+            lane.zoom_troubles.pop(name, None)
+
+    def lane(self, camera: str) -> Lane:
+        """A camera on its way, by its name."""
         found = next((lane for lane in self.lanes if lane.name == camera), None)
         if found is None:
             raise InputError(unknown("camera", camera, [lane.name for lane in self.lanes]))
@@ -229,18 +260,21 @@ class Stream:
         closers = [threading.Thread(target=source.close, daemon=True) for source in self.sources]
         for closer in closers:
             closer.start()
+        patience = LIVE_SECONDS if all(source.live for source in self.sources) else math.inf
+        limit = _Limit(hurried, patience)
         if running and self._thread is not threading.current_thread():
-            join(self._thread, hurried, HURRY_SECONDS)
+            join(self._thread, lambda: limit.after(HURRY_SECONDS))
         for outlet in self.outlets:  # all begin to finish, then each is waited for
             outlet.end(failed=self._error is not None or not running)
+        limit = _Limit(hurried, patience)
         for outlet in self.outlets:
             if running:
-                outlet.wait(hurried)
+                outlet.wait(limit.after)
             else:
                 with contextlib.suppress(DiinnError):
                     outlet.sink.close(failed=True)
         for closer in closers:
-            closer.join(2)
+            closer.join(max(0.0, limit.began + 2 - time.monotonic()))
         if self._own and not self.busy:
             self.resolver.close()
 
@@ -256,6 +290,20 @@ class Stream:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _Limit:
+    """When an ending takes too long: counted from its beginning, or from when somebody hurries it on."""
+
+    def __init__(self, hurried: Callable[[], bool], patience: float) -> None:
+        self.began = time.monotonic()
+        self._hurried, self._patience, self._since = hurried, patience, math.inf
+
+    def after(self, in_a_hurry: float) -> float:
+        """``time.monotonic`` seconds at which it is over, ``in_a_hurry`` seconds after it was hurried on."""
+        if self._since == math.inf and self._hurried():
+            self._since = time.monotonic()
+        return min(self._since + in_a_hurry, self.began + self._patience)
 
 
 class _Callback(Sink):
@@ -274,15 +322,13 @@ def open_sources(settings: Sequence[CameraSettings]) -> list[Source]:
     """The sources of several cameras, under names of their own; those opened are closed when one fails."""
     check_apart([s.uri for s in settings])
     opened: list[Source] = []
-    try:
+    with contextlib.ExitStack() as failing:
         for s in settings:
             opened.append(open_source(s.uri, s.asked))
+            failing.callback(opened[-1].close)
             opened[-1].name = s.name or opened[-1].name
         name_apart(opened)
-    except BaseException:
-        for source in opened:
-            source.close()
-        raise
+        failing.pop_all()
     return opened
 
 

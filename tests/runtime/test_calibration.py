@@ -137,6 +137,14 @@ def test_what_the_camera_cannot_see_is_outside(tmp_path: Path) -> None:
         ViewSpec.parse("virtual:180,0,60:64x48").view((320, 240))
 
 
+def test_a_fisheye_whose_polynomial_turns_back_shows_nothing_twice(tmp_path: Path) -> None:
+    info = Calibration.load(ros(tmp_path / "info.yaml", "equidistant", [-0.12, -0.03, 0, 0]))
+    map_x, _ = info.maps(np.eye(3), pinhole(170, (800, 20)), (800, 20))
+    seen = np.abs(map_x[10]) < 1e5
+    assert (np.diff(map_x[10][seen]) > 0).all()
+    assert 100 < seen.sum() < 800
+
+
 def test_frames_of_another_size(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     info = Calibration.load(ros(tmp_path / "info.yaml"))
     half = info.fitted((160, 120))
@@ -158,6 +166,15 @@ BAD = {
     "wide": (ROS.format(model="plumb_bob", data=[0.1, 0.2], width=320).encode(), "2 distortion coefficients"),
     "nan": (ROS.format(model="plumb_bob", data=[".nan", 0, 0, 0, 0], width=320).encode(), "is no camera calibration"),
     "zero": (ROS.format(model="plumb_bob", data=BARREL, width=0).encode(), "must be above 0"),
+    "infinite": (ROS.format(model="plumb_bob", data=BARREL, width=".inf").encode(), "is no camera calibration"),
+    "no rotation": (
+        ROS.format(model="plumb_bob", data=BARREL, width=320).replace("[1, 0, 0, 0, 1", "[0, 0, 0, 0, 1").encode(),
+        "is no rotation",
+    ),
+    "flat": (
+        ROS.format(model="plumb_bob", data=BARREL, width=320).replace("121, 0, 0, 1]", "121, 0, 0, 0]").encode(),
+        "cannot be inverted",
+    ),
     "model": (ROS.format(model="plum_bob", data=BARREL, width=320).encode(), "did you mean 'plumb_bob'"),
     "opencv without": (b"%YAML:1.0\n---\nimage_width: 320\n", "it has no 'camera_matrix'"),
     "broken opencv": (b"%YAML:1.0\n---\n{{{", "is no camera calibration"),

@@ -176,6 +176,23 @@ def test_a_video_fills_what_a_live_camera_dropped(tmp_path: Path, caplog: pytest
     assert caplog.text.count("cam changed its size to 16x6: fitted to the 16x12") == 1
 
 
+def test_a_camera_that_was_gone_leaves_a_short_gap(tmp_path: Path) -> None:
+    sink = VideoFile(tmp_path / "v.avi", lambda: 10.0, live=True)
+    image = demo.frame(0, (16, 12))
+    for sequence, arrived in enumerate((5.0, 5.1, 50_000.0, 50_000.1)):  # a night without it
+        sink.write(result(image, sequence, arrived))
+    sink.close()
+    assert 300 <= count_frames(tmp_path / "v.avi")[0] <= 310
+
+
+def test_names_that_look_alike_as_files_stay_apart(run) -> None:
+    Path("c.yaml").write_text(
+        "cameras:\n  - {uri: demo, name: a/b, size: 32x24}\n  - {uri: demo, name: a_b, size: 32x24}\n"
+    )
+    assert run("--cameras", "c.yaml", "--max-frames", "12", "--output", "out")[0] == 0
+    assert sorted(p.name for p in Path("out").iterdir()) == ["a_b-2.mp4", "a_b.mp4"]
+
+
 def test_several_cameras_go_to_a_folder(run) -> None:
     code, out, _ = run(
         *("--camera", "demo", "--camera", "demo", "--input-size", "32x24", "--max-frames", "6", "--output", "out")
@@ -337,7 +354,10 @@ BAD = {
     "max fps": (["--camera", "demo", "--max-fps", "0"], "'0' is not a number of frames a second"),
     "two on stdout": (["--camera", "demo", "--output", "-", "--stats", "-"], "are one standard output"),
     "two in a pipe": (["--camera", "demo", "--camera", "demo", "--output", "-"], "--output - holds one stream"),
-    "output twice": (["--camera", "demo", "--output", "a.mp4", "--output", "a.mp4"], "is given twice"),
+    "output twice": (["--camera", "demo", "--output", "a.mp4", "--output", "./a.mp4"], "is given twice"),
+    "secret in capitals": (["--input", "RTSP://u:secret@h/x"], "'RTSP://h/x' is a stream: give it as --camera"),
+    "stall for ever": (["--camera", "demo", "--stall-timeout", "1e300"], "'1e300' is not a number of seconds"),
+    "view too large": (["--camera", "demo", "--view", "virtual:0,0,60:60000x60000"], "GiB of memory"),
     "shared memory": (["--camera", "demo", "--output", "shm://a/b"], "is no name for shared memory"),
     "preview": (["--camera", "demo", "--output", "http://127.0.0.1:99999"], "is no address for the preview"),
     "preview host": (["--camera", "demo", "--output", "http://256.1.1.1:80"], "write http://127.0.0.1:8080"),

@@ -112,6 +112,41 @@ def test_a_camera_that_hangs_in_open_is_tried_again(silent: str) -> None:
     source.close()
 
 
+def test_a_camera_that_gives_one_frame_and_stalls_is_given_up(mjpeg: Callable[..., Served]) -> None:
+    """One frame an opening is no settled camera: the pauses grow and the retries end."""
+    served = mjpeg()
+    source = started(served.url, patience=Patience(opening=5, stall=0.6, retries=1, first_pause=0.1, settled=0.5))
+    next_frame(source)
+    served.freeze()
+    until(lambda: source.state == FAILED, 30)
+    assert "after 2 attempts in a row" in str(source.failure)
+    assert not isinstance(source.failure, InputError)  # it has worked: no bad input
+    source.close()
+    served.thaw()
+
+
+def test_few_frames_a_second_are_no_stall() -> None:
+    source = started("demo", rate=0.8)  # IMPATIENT: 0.7 s
+    next_frame(source)
+    next_frame(source)
+    assert source.reconnects == 0
+    source.close()
+
+
+def test_a_module_in_the_current_folder_is_not_a_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('not me')\n")
+    monkeypatch.chdir(tmp_path)
+    source = started("demo")
+    next_frame(source)
+    source.close()
+
+
+def test_files_are_flipped_too(photo_path: Path, photo: np.ndarray) -> None:
+    source = started(str(photo_path), flip="vertical")
+    np.testing.assert_array_equal(next_frame(source).image, photo[::-1])
+    source.close()
+
+
 def test_retries_end(silent: str) -> None:
     port = int(silent.rstrip("/").rpartition(":")[2])
     source = started(f"http://127.0.0.1:{port}/", patience=Patience(opening=0.3, retries=2, first_pause=0.05))
@@ -231,6 +266,9 @@ def test_time_stamps_of_the_driver_that_jump_are_not_believed() -> None:
         ("rtsp://admin:pa/s@s@host:554/s?user=a&password=b", "rtsp://host:554/s"),
         ("rtsp://host:554/user=admin_password=tlJwpbo6_channel=1", "rtsp://host:554/…"),
         ("http://cam/video", "http://cam/video"),
+        ("http://cam/video;secret", "http://cam/video"),
+        ("RTSP://user:pass@cam/live", "RTSP://cam/live"),
+        ("rtsp:/user:pass@cam/live", "rtsp:/cam/live"),
         ("rtsp://[bad", "rtsp://[bad"),
         ("gst://rtspsrc location=rtsp://u:p@cam user-pw=x ! decodebin", "gst://rtspsrc"),
     ],
@@ -241,6 +279,8 @@ def test_secrets_are_not_shown(uri: str, shown: str) -> None:
 
 def test_what_is_one_device() -> None:
     assert same_device("0") == same_device("/dev/video0") == same_device("v4l2:///dev/video0")
+    assert same_device("0") == same_device("V4L2:///dev/video0") == same_device("v4l2://0")
+    assert same_device("csi://0") == same_device("CSI://00")
     assert same_device("1") != same_device("0")
     assert same_device("csi://0") == "csi://0"
     assert same_device("demo") is same_device("rtsp://cam/live") is None

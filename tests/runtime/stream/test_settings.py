@@ -64,6 +64,9 @@ BAD = {
     "cameras": ("camera:\n  - uri: 0\n", "has no cameras"),
     "empty": ("cameras: []\n", "has no cameras"),
     "not yaml": ("cameras: [\n", "is not YAML"),
+    "secret": ("cameras:\n  - uri: rtsp://admin:secret@10.0.0.2/x: front\n", "is not YAML, line 2, column"),
+    "huge": (f"cameras:\n  - uri: 0\n    rate: {'9' * 400}\n", "is not a number"),
+    "one slash": ("cameras:\n  - uri: rtsp:/admin:secret@10.0.0.2/x\n    flip: no\n", "unknown flip"),
     "a number": ("cameras:\n  - 7\n", "camera 1: it has no uri"),
     "other": ("cameras:\n  - uri: 0\nviews: {}\n", "unknown key 'views'"),
     "key": (
@@ -93,6 +96,7 @@ def test_bad_files_name_the_block_and_the_nearest_key(tmp_path: Path, case: str)
     assert word in str(error.value)
     assert "cameras.yaml" in str(error.value)
     assert "\n" not in str(error.value)
+    assert "secret" not in str(error.value)
 
 
 def loads(*names: str) -> list[Load]:

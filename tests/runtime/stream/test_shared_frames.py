@@ -119,10 +119,17 @@ time.sleep(60)
     assert other.stdout.readline() == "there\n"
     with pytest.raises(InputError, match="is in use by another process"):
         SharedWriter(name, "a", "b")
+    reading = SharedReader(name)
     other.kill()
     other.communicate()
     assert segment(name).exists()
     writer = SharedWriter(name, "a", "b")  # what was left is taken over
+    assert reading.closed  # and whoever reads it is told, and may go on reading
+    frame = reading.newest()
+    assert frame is not None
+    assert frame.image.sum() == 0
+    del frame
+    reading.close()
     assert segment(name).stat().st_mode & 0o777 == 0o600
     writer.close()
 

@@ -1,0 +1,181 @@
+"""What ``diinn-run`` says of a run: to people, and as lines of JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from diinn.runtime.errors import DiinnError
+from diinn.runtime.sinks import VIDEO_SUFFIXES
+from diinn.runtime.sources import Frame
+from diinn.runtime.stream.stream import Stream
+from diinn.runtime.view import View
+
+log = logging.getLogger(__name__)
+MOST_SAID = 1000
+
+
+def finish(stream: Stream, stopped_by: int | None, human: TextIO, *, asked: bool, benchmark: bool) -> int:
+    """Say how a run ended; its exit code.
+
+    stopped_by: the signal; asked: whether an output was named; benchmark: whether stage times are wanted"""
+    summary = stream.snapshot(final=True)
+    failures = [line for source in stream.sources for line in source.failures]
+    lost = [str(source.failure) for source in stream.sources if source.failure is not None]
+    broken = [
+        f"output {outlet.sink.where}: {outlet.failure}"
+        for outlet in stream.outlets
+        if outlet.failure is not None and not (outlet.abandoned and stopped_by is not None)
+    ]
+    if not summary["processed"] and stopped_by is None and not failures:
+        raise DiinnError("no frame arrived: check the camera, or give it more time with a longer --duration")
+    print(_closing_line(summary), file=human)
+    if {output["where"] for output in summary["outputs"]} == {"none"} and not asked and not benchmark:
+        print("nothing was shown or saved, there is no display here: add --output FILE or FOLDER", file=human)
+    if benchmark:
+        for stage, times in summary["ms"].items():
+            line = f"  {stage:7} median {times['p50']:8.2f} ms   p95 {times['p95']:8.2f}   p99 {times['p99']:8.2f}"
+            print(line, file=human)
+    if failures:
+        total = len(failures) + summary["processed"]
+        print(f"diinn-run: {len(failures)} of {total} images could not be read", file=sys.stderr)
+    for line in (*lost, *broken):
+        print(f"diinn-run: {line}", file=sys.stderr)
+    if failures or lost or broken:
+        return 1
+    return 0 if stopped_by is None else 128 + stopped_by
+
+
+def _closing_line(summary: dict[str, Any]) -> str:
+    if not summary["processed"]:
+        return "ended before the first frame: nothing was written"
+    age = summary["ms"].get("age", {"p50": 0.0, "p95": 0.0})
+    done = f"{summary['processed']} frame{'s' * (summary['processed'] > 1)}"
+    speed = f"{summary['fps']:.1f} frames/s, " if summary["fps"] else ""
+    outputs = ", ".join(sorted({output["where"] for output in summary["outputs"]}))
+    return (
+        f"{done}, {speed}frame age {age['p50']:.0f} ms (p95 {age['p95']:.0f}), {summary['dropped']} dropped; "
+        f"output: {outputs}"
+    )
+
+
+class Announcements:
+    """What is done with each view, said once per frame size: noted by the thread that processes, printed by another, so
+    that a terminal that stands still stops no camera."""
+
+    def __init__(self, human: TextIO) -> None:
+        self._human = human
+        self._waiting: deque[str] = deque(maxlen=MOST_SAID)
+        self._said: set[str] = set()
+
+    def note(self, stream: Stream, frame: Frame, name: str, view: View) -> None:
+        """A view whose frames have a new size."""
+        for line in _announcement(stream, frame, name, view):
+            self.say(line)
+
+    def say(self, line: str) -> None:
+        """Print ``line`` soon, unless it was said before; sizes may come and go."""
+        if line not in self._said and len(self._said) < MOST_SAID:
+            self._said.add(line)
+            self._waiting.append(line)
+
+    def tell(self) -> None:
+        """Print what was noted."""
+        while self._waiting:
+            print(self._waiting.popleft(), file=self._human, flush=True)
+
+
+def _announcement(stream: Stream, frame: Frame, name: str, view: View) -> Iterator[str]:
+    width, height = frame.size
+    inner = view.rect[2:] if view.rect else (width, height)
+    across, down = view.dsize[0] / inner[0], view.dsize[1] / inner[1]
+    ratio = f"{across:.3g}" if math.isclose(across, down, rel_tol=5e-3) else f"{across:.3g} by {down:.3g}"
+    part = f" ROI {','.join(f'{v:g}' for v in view.rect)}" if view.rect else ""
+    lane = stream.lane(frame.source)
+    label = f"{frame.source} {name}" if len(lane.specs) > 1 else frame.source
+    where = [outlet.sink.where for outlet in stream.outlets if outlet.wants((frame.source, name))]
+    yield (
+        f"{label}: {width}x{height}{part} -> {view.dsize[0]}x{view.dsize[1]} (scale {ratio}), "
+        f"model {stream.resolver.bundle.name}, {stream.resolver.backend.describe()}, output {', '.join(where)}"
+    )
+    if any(Path(w).suffix.lower() in VIDEO_SUFFIXES for w in where) and not lane.source.live:
+        yield "audio, if there is any, is dropped"
+
+
+@contextmanager
+def statistics(target: str | None, stream: Stream) -> Iterator[Callable[[], None]]:
+    """Writes a line of JSON whenever it is called and a second has passed, and the summary at the end; a disk that is
+    full is said once, and at the end."""
+    if target is None:
+        yield lambda: None
+        return
+    problem: OSError | None = None
+    due = time.monotonic() + 1
+    file: TextIO | None = None
+
+    def write(*, final: bool) -> None:
+        nonlocal problem, file
+        head = {"model": stream.resolver.bundle.name, "backend": stream.resolver.backend.describe()} if final else {}
+        try:
+            if file is None:
+                file = sys.stdout if target == "-" else open(target, "w", encoding="utf-8")  # noqa: SIM115
+            file.write(json.dumps({**head, **stream.snapshot(final=final)}) + "\n")
+            file.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            if problem is None:
+                log.warning("cannot write --stats %r: %s", target, error.strerror)
+            problem = error
+
+    def tick() -> None:
+        nonlocal due
+        if time.monotonic() >= due:
+            due += 1
+            write(final=False)
+
+    try:
+        yield tick
+    finally:
+        write(final=True)
+        if file is not None and file is not sys.stdout:
+            try:
+                file.close()
+            except OSError as error:
+                problem = problem or error
+    if problem is not None:
+        raise DiinnError(f"cannot write --stats {target!r}: {problem.strerror}")
+
+
+@contextmanager
+def progress(stream: Stream, frames: int | None, wanted: bool) -> Iterator[Callable[[], None]]:
+    """A progress line with frames per second and frame age, on a terminal that can show one."""
+    if not (wanted and sys.stderr.isatty()):
+        yield lambda: None
+        return
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    except ImportError:  # a system that brings its own OpenCV and backend needs nothing else
+        yield lambda: None
+        return
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("waiting for frames", total=frames)
+
+        def tick() -> None:
+            stats = stream.stats
+            if stats.processed:
+                text = f"{stats.fps:.1f} frames/s, age {stats.latest('age'):.0f} ms"
+                progress.update(task, completed=stats.processed, description=text)
+
+        yield tick
