@@ -79,6 +79,10 @@ class Running:
                 total += process.memory_full_info().pss
         return total / MIB
 
+    def own_memory(self) -> float:
+        """MiB that ``diinn-run`` itself holds alone, without its workers and libraries that others map, too."""
+        return float(self.watched.memory_full_info().uss) / MIB
+
     def end(self) -> tuple[int, str, dict[str, Any]]:
         """Stop it as Ctrl-C does: exit code, what it said on standard error, and its summary."""
         with contextlib.suppress(ProcessLookupError):

@@ -1,0 +1,39 @@
+"""What the soak calls wrong."""
+
+from typing import Any
+
+from diinn.benchmarks.soak import Findings, duration, verdict
+
+
+def summary(reconnects: int = 3, other: int = 0) -> dict[str, Any]:
+    calm = {"reconnects": 0, "processed": 9}
+    cameras = {"a": calm, "b": calm, "c": {**calm, "reconnects": other}, "d": {**calm, "reconnects": reconnects}}
+    return {"cameras": cameras}
+
+
+def findings(threads: float = 0.0, files: float = 0.0, memory: float = 0.0) -> Findings:
+    """Forty samples that grow by so much a sample."""
+    samples = [(2.0 * i, 10 + int(threads * i), 20 + int(files * i), 200 + memory * i) for i in range(40)]
+    return Findings(samples, pictures=5, visits=3, flaps=3)
+
+
+def test_level_is_level() -> None:
+    said = "diinn-run: camera d: stopped delivering frames; next try in 0.4 s\n"
+    assert verdict(findings(), summary(), said) == []
+
+
+def test_what_grows_is_wrong() -> None:
+    assert "threads grew" in verdict(findings(threads=0.5), summary(), "")[0]
+    assert "open files grew" in verdict(findings(files=0.5), summary(), "")[0]
+    assert "memory grew" in verdict(findings(memory=2.0), summary(), "")[0]
+
+
+def test_what_else_is_wrong() -> None:
+    assert "d fell out 3 times and came back 1 times" in verdict(findings(), summary(reconnects=1), "")
+    assert "c: 2 reconnects" in verdict(findings(), summary(other=2), "")[0]
+    assert verdict(findings(), summary(), "Traceback\n") == ["it said: Traceback"]
+    assert verdict(Findings(), summary(), "")[0] == "it ended before it could be watched"
+
+
+def test_durations() -> None:
+    assert [duration(text) for text in ("60s", "10m", "8h")] == [60, 600, 28800]
