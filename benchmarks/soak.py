@@ -43,7 +43,8 @@ MORE_HANDLES = 3  # threads or files: a viewer may be about to go
 
 @dataclass
 class Findings:
-    """What was seen. samples: (seconds, threads, files, MiB of its own); pictures: viewers were sent; errors: what complained"""
+    """What was seen. samples: (seconds, threads, files, MiB of its own); pictures: that viewers were sent; errors: what
+    complained"""
 
     samples: list[tuple[float, int, int, float]] = field(default_factory=list)
     pictures: int = 0
