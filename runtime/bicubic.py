@@ -6,12 +6,15 @@ from typing import Any
 
 import cv2
 import numpy as np
+from diinn.runtime import memory
 from diinn.runtime.images import UInt8
 from diinn.runtime.view import View
 
 
 def bicubic(frame: UInt8, view: View) -> UInt8:
-    """``view`` of ``frame``, uint8 BGR [H, W, 3], by OpenCV's bicubic interpolation: uint8 [h, w, 3]."""
+    """``view`` of ``frame``, uint8 BGR [H, W, 3], by OpenCV's bicubic interpolation: uint8 [h, w, 3]. InputError where
+    there is no memory for it."""
+    memory.require(view.dsize[0] * view.dsize[1] * 3, f"a {view.dsize[0]}x{view.dsize[1]} output")
     if view.maps is not None:
         border = cv2.BORDER_REPLICATE if view.replicate else cv2.BORDER_CONSTANT
         value = [round(255 * view.border_value)] * 3

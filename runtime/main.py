@@ -153,8 +153,7 @@ def settings(args: argparse.Namespace) -> tuple[list[CameraSettings], list[Sourc
     from diinn.runtime.calibration import Calibration
     from diinn.runtime.sources import Asked, Patience, open_camera, open_input
     from diinn.runtime.stream import settings as files
-    from diinn.runtime.stream.settings import CameraSettings, check_apart
-    from diinn.runtime.stream.stream import name_apart, open_sources
+    from diinn.runtime.stream.settings import CameraSettings, check_apart, name_apart, open_sources
 
     retries = None if args.retries in (None, math.inf) else args.retries
     patience = Patience(stall=args.stall_timeout, retries=retries)

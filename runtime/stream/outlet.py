@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from diinn.runtime.errors import DiinnError
 from diinn.runtime.sinks.base import Sink
+from diinn.runtime.stream.ending import join
 from diinn.runtime.stream.result import ZOOM, Result
 
 Key = tuple[str, str]  # (camera, view)
@@ -142,10 +143,3 @@ class Outlet(Mailbox):
                 self.on_failure(f"output {self.sink.where}: {error}", None if known else error)
         self.on_written((time.perf_counter() - began) * 1e3)
         self.on_change()
-
-
-def join(thread: threading.Thread, until: Callable[[], float]) -> bool:
-    """Wait for a thread's end, until ``until``, ``time.monotonic`` seconds, is over; whether it has ended."""
-    while thread.is_alive() and time.monotonic() < until():
-        thread.join(0.02)  # signals are heard between
-    return not thread.is_alive()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from diinn.runtime.calibration import Calibration
 from diinn.runtime.errors import InputError, unknown
-from diinn.runtime.sources import Asked, public, same_device
+from diinn.runtime.sources import Asked, Source, open_source, public, same_device
 from diinn.runtime.stream.result import ZOOM
 from diinn.runtime.view_spec import ViewSpec, parse_size
 
@@ -142,3 +143,28 @@ def check_apart(uris: Sequence[str]) -> None:
             raise InputError(f"two cameras are one device, {both}: a device can be opened once; give it several --view")
         if device is not None:
             seen[device] = uri
+
+
+def open_sources(settings: Sequence[CameraSettings]) -> list[Source]:
+    """The sources of several cameras, under names of their own; those opened are closed when one fails."""
+    check_apart([s.uri for s in settings])
+    opened: list[Source] = []
+    with ExitStack() as failing:
+        for s in settings:
+            opened.append(open_source(s.uri, s.asked))
+            failing.callback(opened[-1].close)
+            opened[-1].name = s.name or opened[-1].name
+        name_apart(opened)
+        failing.pop_all()
+    return opened
+
+
+def name_apart(opened: Sequence[Source]) -> None:
+    """Number sources that bear the same name, so that their files and statistics stay apart."""
+    taken: set[str] = set()
+    for source in opened:
+        wanted, number = source.name, 1
+        while source.name in taken:
+            number += 1
+            source.name = f"{wanted}-{number}"
+        taken.add(source.name)

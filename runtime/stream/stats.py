@@ -14,7 +14,7 @@ from diinn.runtime import memory
 from diinn.runtime.stream.result import QUALITIES, WHOLE
 
 if TYPE_CHECKING:
-    from diinn.runtime.stream.batcher import Lane
+    from diinn.runtime.stream.lane import Lane
     from diinn.runtime.stream.outlet import Outlet
 
 WINDOW = 10_000  # frames that percentiles look back

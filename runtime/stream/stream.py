@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 from diinn.runtime.errors import DiinnError, InputError, SourceError, unknown
 from diinn.runtime.resolver import SuperResolver
 from diinn.runtime.sinks.base import Sink
-from diinn.runtime.sources import Frame, Source, open_source
+from diinn.runtime.sources import Frame, Source
 from diinn.runtime.sources.base import FAILED, RETRYING
-from diinn.runtime.stream.batcher import Batcher, Lane
-from diinn.runtime.stream.outlet import Key, Mailbox, Outlet, join
+from diinn.runtime.stream.batcher import Batcher
+from diinn.runtime.stream.ending import Limit, join
+from diinn.runtime.stream.lane import Lane
+from diinn.runtime.stream.outlet import Key, Mailbox, Outlet
 from diinn.runtime.stream.result import ZOOM, Result
-from diinn.runtime.stream.settings import CameraSettings, check_apart
+from diinn.runtime.stream.settings import CameraSettings, check_apart, open_sources
 from diinn.runtime.stream.stats import Stats
 from diinn.runtime.view import View
 from diinn.runtime.view_spec import ViewSpec
@@ -261,12 +263,12 @@ class Stream:
         for closer in closers:
             closer.start()
         patience = LIVE_SECONDS if all(source.live for source in self.sources) else math.inf
-        limit = _Limit(hurried, patience)
+        limit = Limit(hurried, patience)
         if running and self._thread is not threading.current_thread():
             join(self._thread, lambda: limit.after(HURRY_SECONDS))
         for outlet in self.outlets:  # all begin to finish, then each is waited for
             outlet.end(failed=self._error is not None or not running)
-        limit = _Limit(hurried, patience)
+        limit = Limit(hurried, patience)
         for outlet in self.outlets:
             if running:
                 outlet.wait(limit.after)
@@ -292,20 +294,6 @@ class Stream:
         self.close()
 
 
-class _Limit:
-    """When an ending takes too long: counted from its beginning, or from when somebody hurries it on."""
-
-    def __init__(self, hurried: Callable[[], bool], patience: float) -> None:
-        self.began = time.monotonic()
-        self._hurried, self._patience, self._since = hurried, patience, math.inf
-
-    def after(self, in_a_hurry: float) -> float:
-        """``time.monotonic`` seconds at which it is over, ``in_a_hurry`` seconds after it was hurried on."""
-        if self._since == math.inf and self._hurried():
-            self._since = time.monotonic()
-        return min(self._since + in_a_hurry, self.began + self._patience)
-
-
 class _Callback(Sink):
     """Results to a function of the user's."""
 
@@ -316,28 +304,3 @@ class _Callback(Sink):
 
     def write(self, result: Result) -> None:
         self._function(result)
-
-
-def open_sources(settings: Sequence[CameraSettings]) -> list[Source]:
-    """The sources of several cameras, under names of their own; those opened are closed when one fails."""
-    check_apart([s.uri for s in settings])
-    opened: list[Source] = []
-    with contextlib.ExitStack() as failing:
-        for s in settings:
-            opened.append(open_source(s.uri, s.asked))
-            failing.callback(opened[-1].close)
-            opened[-1].name = s.name or opened[-1].name
-        name_apart(opened)
-        failing.pop_all()
-    return opened
-
-
-def name_apart(opened: Sequence[Source]) -> None:
-    """Number sources that bear the same name, so that their files and statistics stay apart."""
-    taken: set[str] = set()
-    for source in opened:
-        wanted, number = source.name, 1
-        while source.name in taken:
-            number += 1
-            source.name = f"{wanted}-{number}"
-        taken.add(source.name)

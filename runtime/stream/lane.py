@@ -1,0 +1,99 @@
+"""One camera on its way through the batcher."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from diinn.runtime.calibration import Calibration
+from diinn.runtime.errors import DiinnError, InputError
+from diinn.runtime.grid import Size
+from diinn.runtime.sources import Frame, Source
+from diinn.runtime.view import View
+from diinn.runtime.view_spec import ViewSpec
+
+log = logging.getLogger(__name__)
+MOST_SAID = 100  # different things that are logged of one camera
+
+
+class Lane:
+    """A camera's views, turns and troubles.
+
+    specs: its views by name; zooms: those that viewers ask for; both are replaced, never changed
+    weight: its share when there is not time for all
+    interval: seconds between two of its frames at least; calibration: the camera's own
+    size: (width, height) of its last frame; spacing: seconds between its last frames' arrivals
+    trouble: what is wrong with its views; zoom_troubles: with a viewer's, by name
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        specs: Mapping[str, ViewSpec],
+        *,
+        weight: float = 1.0,
+        max_fps: float | None = None,
+        calibration: Calibration | None = None,
+    ) -> None:
+        self.source, self.specs, self.weight, self.calibration = source, dict(specs), weight, calibration
+        self.interval = 1 / max_fps if max_fps else 0.0
+        self.zooms: dict[str, ViewSpec] = {}
+        self.zoom_troubles: dict[str, str] = {}
+        self.size: Size | None = None
+        self.spacing = 0.0
+        self.trouble = ""
+        self._views: dict[tuple[str, int], tuple[ViewSpec, Size, View | InputError]] = {}
+        self.due, self._credit, self._replaced, self._arrived = 0.0, 0.0, 0, 0.0  # due: of time.monotonic
+        self._said: set[str] = set()
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    def may_go(self, heaviest: float) -> bool:
+        """Whether its frame is for this batch and not passed over.
+
+        A camera of less weight is passed over now and then, but only while newer frames keep replacing its own: time
+        is short, and what it loses it would have lost anyway."""
+        overrun = self.source.slot.replaced > self._replaced
+        self._replaced = self.source.slot.replaced
+        self._credit = min(1.0, self._credit + self.weight / heaviest)
+        if overrun and self._credit < 1 - 1e-9:
+            return False
+        self._credit = max(0.0, self._credit - 1)
+        return True
+
+    def take(self, now: float) -> Frame | None:
+        frame = self.source.slot.take()
+        if frame is not None:
+            self.due = max(self.due + self.interval, now + self.interval / 2)
+            stated = 1 / self.source.rate if self.source.rate else 0.0
+            self.spacing = max(stated, frame.arrived - self._arrived if self._arrived else 0.0)
+            self._arrived = frame.arrived
+        return frame
+
+    def view(self, name: str, spec: ViewSpec, size: Size, reduce: int = 1) -> View:
+        """A view of frames of ``size``, made once; InputError, each time, where it does not fit them."""
+        known = self._views.get((name, reduce))
+        if known is None or known[0] is not spec or known[1] != size:
+            try:
+                made: View | InputError = spec.view(size, self.calibration, reduce=reduce)
+            except InputError as error:
+                made = error
+            known = self._views[name, reduce] = (spec, size, made)
+        if isinstance(known[2], InputError):
+            raise known[2]
+        return known[2]
+
+    def forget(self) -> None:
+        """Let go of views that nobody wants any more."""
+        for name, reduce in list(self._views):
+            if name not in self.specs and name not in self.zooms:
+                self._views.pop((name, reduce), None)
+
+    def say(self, error: DiinnError) -> None:
+        """Note what is wrong, and log it once."""
+        self.trouble = str(error)
+        if self.trouble not in self._said and len(self._said) < MOST_SAID:
+            self._said.add(self.trouble)
+            log.warning("camera %s: %s", self.name, error)
