@@ -182,7 +182,9 @@ def verdict(found: Findings, summary: dict[str, Any], said: str) -> list[str]:
         wrong.append("no viewer got a picture")
     flapping = re.escape(names[FLAPPING])
     lines = [
-        line for line in said.splitlines() if not re.search(rf"camera {flapping}: .*next try in|was trained for", line)
+        line
+        for line in said.splitlines()
+        if not re.search(rf"camera {flapping}(: .*next try in| is back)|was trained for", line)
     ]
     return wrong + [f"it said: {line}" for line in lines]
 

@@ -11,6 +11,7 @@ _HOME = {
     "Encoded": "diinn.runtime.resolver",
     "View": "diinn.runtime.view",
     "ViewSpec": "diinn.runtime.view_spec",
+    "Asked": "diinn.runtime.sources.uri",
     "Calibration": "diinn.runtime.calibration",
     "Stream": "diinn.runtime.stream.stream",
     "CameraSettings": "diinn.runtime.stream.settings",

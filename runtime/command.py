@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Callable
@@ -21,13 +22,17 @@ class Parser(argparse.ArgumentParser):
     hint = ""
 
     def __init__(self, *args: Any, **options: Any) -> None:
+        options.setdefault("allow_abbrev", False)  # a typing error is none of our options
         if options.get("description"):  # a module's docstring
             options["description"] = options["description"].replace("``", "")
         super().__init__(*args, **options)
 
     def error(self, message: str) -> NoReturn:
-        if message.startswith("unrecognized arguments") and self.hint:
-            message += f": {self.hint}"
+        if message.startswith("unrecognized arguments"):
+            word = message.partition(": ")[2].split()[0].partition("=")[0]
+            near = difflib.get_close_matches(word, self._option_string_actions, n=1) if word.startswith("-") else []
+            hint = f"did you mean {near[0]}?" if near else self.hint
+            message += f": {hint}" if hint else ""
         self.exit(2, f"{self.prog}: {message}\n")
 
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from diinn.runtime.view_spec import ViewSpec
 
 STANDARD_OUTPUT = "-"
+OPENING_STALLS = 3  # a camera may take so many times longer to open than between two frames
+STARTING_SECONDS = 10.0  # that --duration waits for the first frame
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,13 +102,18 @@ def run(args: argparse.Namespace) -> int:
                 memory_budget=args.memory_budget * MIB,
             )
             stream = _stream(args, stop, cameras, sources, resolver, frames, said)
-            stop.deadline = time.monotonic() + (args.duration or math.inf)
+            stop.deadline = time.monotonic() + (args.duration or math.inf) + STARTING_SECONDS
+            begun = False
             with (
                 report.statistics(args.stats, stream) as count,
                 report.progress(stream, frames, not args.no_progress) as show,
             ):
 
                 def tick() -> None:
+                    nonlocal begun
+                    if stream.stats.processed and not begun:  # the duration counts from the first frame
+                        begun = True
+                        stop.deadline = time.monotonic() + (args.duration or math.inf)
                     said.tell()
                     count()
                     show()
@@ -156,7 +163,7 @@ def settings(args: argparse.Namespace) -> tuple[list[CameraSettings], list[Sourc
     from diinn.runtime.stream.settings import CameraSettings, check_apart, name_apart, open_sources
 
     retries = None if args.retries in (None, math.inf) else args.retries
-    patience = Patience(stall=args.stall_timeout, retries=retries)
+    patience = Patience(OPENING_STALLS * args.stall_timeout, args.stall_timeout, retries)
     asked = Asked(
         args.input_size, args.input_rate, args.input_codec, args.flip, args.loop, not args.benchmark, patience
     )

@@ -55,14 +55,15 @@ def parser() -> argparse.ArgumentParser:
         "--retries",
         type=retries,
         metavar="N|forever",
-        help="times in a row a camera may fail before it is given up (default: forever, once any camera has been open)",
+        help="how often in a row a camera that fails is tried again before it is given up (default: forever, once "
+        "any has been open)",
     )
     source.add_argument(
         "--stall-timeout",
         type=seconds,
         default=5.0,
         metavar="S",
-        help="a camera without a frame for so long is opened again (default: 5)",
+        help="a camera without a frame for so long is opened again; opening may take three times as long (default: 5)",
     )
     source.add_argument("--list-devices", action="store_true", help="list the cameras of this machine and exit")
     view = top.add_argument_group("what is made of it")
@@ -203,7 +204,9 @@ def rate(text: str) -> float:
 
 def retries(text: str) -> float:
     """A whole number from 0 up, or infinity for ever."""
-    return math.inf if text == "forever" else 0 if text == "0" else count(text)
+    if not (text == "forever" or (text.isascii() and text.isdigit() and len(text) < 10)):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number from 0 up nor 'forever'")
+    return math.inf if text == "forever" else int(text)
 
 
 def _number(text: str) -> float:

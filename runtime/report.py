@@ -7,7 +7,7 @@ import logging
 import math
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,7 +48,8 @@ def finish(stream: Stream, stopped_by: int | None, human: TextIO, *, asked: bool
         total = len(failures) + summary["processed"]
         print(f"diinn-run: {len(failures)} of {total} images could not be read", file=sys.stderr)
     for line in (*lost, *broken):
-        print(f"diinn-run: {line}", file=sys.stderr)
+        if line not in stream.said:  # when it happened
+            print(f"diinn-run: {line}", file=sys.stderr)
     if failures or lost or broken:
         return 1
     return 0 if stopped_by is None else 128 + stopped_by
@@ -60,10 +61,14 @@ def _closing_line(summary: dict[str, Any]) -> str:
     age = summary["ms"].get("age", {"p50": 0.0, "p95": 0.0})
     done = f"{summary['processed']} frame{'s' * (summary['processed'] > 1)}"
     speed = f"{summary['fps']:.1f} frames/s, " if summary["fps"] else ""
-    outputs = ", ".join(sorted({output["where"] for output in summary["outputs"]}))
+    lowered: Counter[str] = Counter()
+    for camera in summary["cameras"].values():
+        lowered.update(camera["degraded"])
+    given_up = "".join(f", {count} {quality}" for quality, count in lowered.items() if count)
+    written = {o["where"] for o in summary["outputs"] if o["written"] and not o["failure"]}
     return (
-        f"{done}, {speed}frame age {age['p50']:.0f} ms (p95 {age['p95']:.0f}), {summary['dropped']} dropped; "
-        f"output: {outputs}"
+        f"{done}, {speed}frame age {age['p50']:.0f} ms (p95 {age['p95']:.0f}), {summary['dropped']} dropped{given_up}; "
+        f"output: {', '.join(sorted(written)) or 'none'}"
     )
 
 

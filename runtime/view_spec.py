@@ -56,7 +56,10 @@ class ViewSpec:
             raise InputError(f"scale {self.scale:g} is not above 0 and up to 1000")
         turned_far = not (abs(self.pan) <= 180 and abs(self.tilt) <= 90 and 0 < self.fov < 179)
         if self.kind == VIRTUAL and turned_far:
-            raise InputError("a virtual view has pan in [-180, 180], tilt in [-90, 90] and fov in (0, 179), degrees")
+            raise InputError(
+                f"a virtual view with pan {self.pan:g}, tilt {self.tilt:g}, fov {self.fov:g}: pan is in [-180, 180], "
+                "tilt in [-90, 90], fov in (0, 179), degrees"
+            )
         if self.kind in (RECTIFY, VIRTUAL) and self.dsize is None:
             raise InputError(f"a {self.kind} view has a size of its own: write {EXAMPLES[self.kind]}")
 
@@ -122,7 +125,10 @@ class ViewSpec:
     def _remapped(self, src_size: Size, calibration: Calibration | None, dsize: Size) -> View:
         known = self.calibration or calibration
         if known is None and self.kind == RECTIFY:
-            raise InputError(f"a rectified view wants a calibration: write {EXAMPLES[RECTIFY]}")
+            raise InputError(
+                f"a rectified view wants a calibration: the view's, {EXAMPLES[RECTIFY]}, or the camera's, "
+                "--calibration FILE or 'calibration:' in a file of cameras"
+            )
         camera = known.fitted(src_size) if known else Calibration.assumed(src_size)
         memory.require(dsize[0] * dsize[1] * BYTES_A_PIXEL, f"a {dsize[0]}x{dsize[1]} {self.kind} view")
         x, y, w, h = self.crop

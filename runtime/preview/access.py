@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hmac
 import ipaddress
 import os
@@ -46,17 +47,27 @@ class Address:
             self.socket.listen(64)
         except OSError as error:
             self.socket.close()
-            raise InputError(
-                f"cannot listen on http://{text}: {error.strerror}: choose another port, such as {port % 65535 + 1}"
-            ) from None
+            remedies = {
+                errno.EADDRNOTAVAIL: "use 127.0.0.1, 0.0.0.0 or an address of this machine",
+                errno.EACCES: "choose a port above 1023",
+            }
+            remedy = remedies.get(error.errno or 0, f"choose another port, such as {port % 65535 + 1}")
+            raise InputError(f"cannot listen on http://{text}: {error.strerror}: {remedy}") from None
         self.port: int = self.socket.getsockname()[1]
         self.bound: str = self.socket.getsockname()[0]
         self.local = ipaddress.ip_address(self.bound).is_loopback
 
     @property
     def url(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        return self._as_url(self.host)
+
+    @property
+    def reachable(self) -> str:
+        """As others call it, where it is all addresses of this machine."""
+        return self._as_url(socket.gethostname()) if ipaddress.ip_address(self.bound).is_unspecified else self.url
+
+    def _as_url(self, host: str) -> str:
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 
 class Guard:
@@ -110,7 +121,7 @@ def _host(address: str) -> str:
 
 def _token() -> str:
     given = os.environ.get(TOKEN_VARIABLE)
-    if given is None:
+    if not given:
         return secrets.token_urlsafe(24)
     if len(given) < LEAST_TOKEN or not given.isascii() or not given.isprintable() or any(c in given for c in ' ;,"\\'):
         raise InputError(f"{TOKEN_VARIABLE} is no token: use {LEAST_TOKEN} or more letters, digits, - and _")

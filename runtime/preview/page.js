@@ -27,7 +27,7 @@ class Pane {
   }
 
   watch() {
-    say({ do: "watch", pane: this.id, camera: this.camera, view: this.view, compare: this.slider.value > 0 });
+    say({ do: "watch", pane: this.id, camera: this.camera, view: this.view, compare: this.slider.value < 100 });
   }
 
   compare() {
@@ -56,7 +56,7 @@ class Pane {
     }
     const context = canvas.getContext("2d");
     context.drawImage(ours, 0, 0);
-    const edge = bicubic ? Math.round(canvas.width * this.slider.value / 100) : 0;
+    const edge = bicubic ? Math.round(canvas.width * (100 - this.slider.value) / 100) : 0;
     if (edge > 0) {
       context.drawImage(bicubic, 0, 0, edge, canvas.height, 0, 0, edge, canvas.height);
       context.fillStyle = "#6cb6ff";

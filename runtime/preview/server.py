@@ -51,7 +51,7 @@ class Preview(Sink):
             address.socket.close()
             raise
         self.where = address.url
-        self.link = f"{self.where}/?token={self._guard.token}" if self._guard.token else f"{self.where}/"
+        self.link = f"{address.reachable}/" + (f"?token={self._guard.token}" if self._guard.token else "")
         self._shown: dict[Key, Shown] = {}
         self._viewers: set[Viewer] = set()
         self._stream: Stream | None = None
@@ -145,7 +145,7 @@ class Preview(Sink):
         camera, view = request.query.get("camera", ""), request.query.get("view", "")
         shown = self._shown.get((camera, view))
         if shown is None:
-            raise web.HTTPNotFound(text=f"there is no picture of {camera} {view} yet\n")
+            raise web.HTTPNotFound(text=f"there is no picture of camera {camera!r}, view {view!r}\n")
         body = await self._in_thread(lambda: encoded(".png", shown.result.image))
         name = "".join(c if c.isascii() and c.isalnum() else "-" for c in f"{camera} {view} {shown.result.sequence}")
         headers = {"Content-Disposition": f'attachment; filename="{name}.png"'}

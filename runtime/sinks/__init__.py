@@ -13,7 +13,7 @@ from pathlib import Path
 from diinn.runtime import images
 from diinn.runtime.errors import InputError, unknown
 from diinn.runtime.sinks.base import Nowhere, Sink
-from diinn.runtime.sinks.files import VIDEO_SUFFIXES, ImageFile, ImageFolder, VideoFile
+from diinn.runtime.sinks.files import VIDEO_SUFFIXES, ImageFile, ImageFolder, VideoFile, check_folder
 from diinn.runtime.sinks.raw import Pipe, SharedMemory
 from diinn.runtime.sinks.window import Window, has_display
 from diinn.runtime.sources import Source
@@ -123,9 +123,15 @@ def _windows(streams: Streams, stopped: Callable[[], bool]) -> Iterator[Keyed]:
 def _file(path: Path, streams: Streams, source: Source, view: str) -> Sink:
     suffix = path.suffix.lower()
     still = bool(source.files)
+    check_folder(path if path.is_dir() or not suffix else path.parent)
     several = len(streams.each) > 1
     if path.is_dir() or not suffix:
         label = streams.labels[source.name, view]
+        if len(source.files) == 1 and several:
+            ending = source.files[0][1].suffix
+            target = path / f"{label.replace(ending, '')}{ending}"
+            _keep_apart(source, lambda _: target)
+            return ImageFile(target)
         if still:
             folder = path / label if several else path
             _keep_apart(source, lambda relative: folder / relative)

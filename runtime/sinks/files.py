@@ -108,6 +108,8 @@ class VideoFile(Sink):
         if not os.access(self._path.parent, os.W_OK):
             raise InputError(f"cannot write to {str(self._path.parent)!r}: choose another --output")
         stat = os.statvfs(self._path.parent)
+        if not stat.f_blocks:
+            raise InputError(f"cannot write to {str(self._path.parent)!r}, it is no disk: choose another --output")
         if stat.f_bavail * stat.f_frsize < LEAST_FREE:
             raise DiinnError(f"the disk of {self.where!r} is full: the video was ended after {self._count} frames")
 
@@ -142,6 +144,13 @@ def fitted_is_said(told: bool, result: Result, size: Size, where: str) -> bool:
             *(result.camera, width, height, *size, where),
         )
     return True
+
+
+def check_folder(folder: Path) -> None:
+    """InputError where nothing can be written to ``folder``, which may have to be made yet."""
+    there = next((part for part in (folder, *folder.absolute().parents) if part.exists()), Path("/"))
+    if there.is_dir() and not os.access(there, os.W_OK):
+        raise InputError(f"cannot write to {str(there)!r}: choose another --output")
 
 
 def make_folder(folder: Path) -> None:

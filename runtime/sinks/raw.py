@@ -8,7 +8,7 @@ import sys
 
 import cv2
 import numpy as np
-from diinn.runtime.errors import InputError
+from diinn.runtime.errors import DiinnError, InputError
 from diinn.runtime.grid import Size
 from diinn.runtime.shared_frames import SharedWriter
 from diinn.runtime.sinks.base import Sink
@@ -41,8 +41,13 @@ class Pipe(Sink):
             self._told = fitted_is_said(self._told, result, self._size, "standard output")
             image = np.asarray(cv2.resize(image, self._size, interpolation=cv2.INTER_AREA), np.uint8)
         rest = memoryview(image.tobytes())
-        while rest:
-            rest = rest[os.write(self._file, rest) :]
+        try:
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise DiinnError(f"cannot write raw frames to standard output: {error.strerror}") from None
 
     def close(self, *, failed: bool = False) -> None:
         os.close(self._file)

@@ -40,7 +40,7 @@ class Patience:
     """How long a camera is waited for, seconds.
 
     opening: until it is open; stall: without a frame, once open
-    retries: attempts in a row that may fail before it is given up, None for ever
+    retries: how often in a row one that fails is tried again before it is given up, None for ever
     first_pause, longest_pause: before it is opened again; doubles from one to the other, less up to half at random
     settled: between a camera's first and last frame, after which the pauses start small again
     """
@@ -212,11 +212,10 @@ class Camera(Source):
             self._stop.wait(pause)
 
     def _given_up(self, reason: str, failures: int) -> DiinnError:
-        tries = "" if failures == 1 else f" after {failures} attempts in a row"
+        tries = "" if failures == 1 else f"; given up after {failures} attempts in a row"
+        network = "the address and that it is on" if self.device.network else "that it is connected and not in use"
         kind = DiinnError if self.captured else SourceError  # it was no bad input if it has worked
-        return kind(
-            f"camera {self.name} {reason}{tries}: check that it is connected and not in use, or try --camera demo"
-        )
+        return kind(f"camera {self.name} {reason}{tries}: check {network}")
 
     def _stream(self) -> None:
         """One worker process, until it fails or we stop; SourceError says how it failed."""
@@ -238,6 +237,8 @@ class Camera(Source):
                     self.captured = before + message["count"]
                     if not counted:
                         self.reconnects += before > 0
+                        if before:
+                            log.warning("camera %s is back", self.name)
                         self.state, self.trouble = LIVE, ""
                     counted = message["count"]
                     times = message["captured"], message["arrived"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import cv2
 from diinn.runtime import demo
@@ -102,7 +104,8 @@ class Camera(Opened):
         ]
         self._capture = cv2.VideoCapture(device.address, device.api, limits if device.network else [])
         if not self._capture.isOpened():
-            raise SourceError("cannot be opened")
+            why = unreachable(str(device.address), 2.0) if device.network else ""
+            raise SourceError(f"cannot be opened{why}")
         if not device.network:
             self._ask()
         self.rate = stated_rate(self._capture)
@@ -135,6 +138,19 @@ class Camera(Opened):
         captured = time.time() - age_by_driver(by_driver, arrived)
         upright = to_bgr(image, self._device.codec)
         return FLIPS[self._device.flip](upright) if self._device.flip else upright, captured, arrived
+
+
+def unreachable(url: str, seconds: float) -> str:
+    """Why a network stream may not have opened, to be put behind that it has not."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or {"rtsp": 554, "rtsps": 322, "https": 443}.get(parts.scheme.lower(), 80)
+        socket.create_connection((parts.hostname or "", port), seconds).close()
+    except TimeoutError:
+        return f", nothing answers at port {port}"
+    except (OSError, ValueError, UnicodeError) as error:
+        return f", {(getattr(error, 'strerror', None) or 'its address is none').lower()}"
+    return ", the server answers but gives no such stream: look at path, user and password"
 
 
 def _milliseconds(seconds: float) -> int:

@@ -67,6 +67,7 @@ class Batcher:
         self.deadline = Deadline(deadline, {lane.name: lane.weight for lane in lanes}) if deadline else None
         self._changed = threading.Condition()
         self._stop = False
+        self._lowered = {WHOLE}  # qualities that were told of
         self._next_zoom = self._busy = self._slowest = 0.0  # busy: share of the time that batches take
         self._ended = time.monotonic()
         self._zoomed: dict[tuple[str, str], float] = {}  # when each was shown last
@@ -242,6 +243,12 @@ class Batcher:
         jobs = []
         for lane, frame, whole, half in parts:
             quality = levels[lane.name]
+            if quality not in self._lowered:
+                self._lowered.add(quality)
+                log.warning(
+                    "a deadline of %.0f ms is short for %s here: views of %s are %s now, the statistics count them",
+                    *(self.deadline.seconds * 1e3, self.resolver.bundle.name, lane.name, quality),
+                )
             jobs.append(_Job(lane, frame, quality, half if quality == REDUCED else whole, whole))
         return jobs, loads, levels
 

@@ -38,7 +38,7 @@ class CameraSettings:
     calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
-        who = self.name or public(self.uri)
+        who = self.name or public(self.uri) or "of the options"
         if not 0 < self.weight <= LARGEST_WEIGHT:
             raise InputError(f"camera {who}: weight {self.weight:g} is not above 0 and up to {LARGEST_WEIGHT:g}")
         if self.max_fps is not None and not 0 < self.max_fps <= 1000:
@@ -48,6 +48,7 @@ class CameraSettings:
         for name in self.views:
             if not name or name.startswith(ZOOM) or "/" in name:
                 raise InputError(f"camera {who}: {name!r} is no name for a view: use letters, digits, - and _")
+        self.specs  # noqa: B018  what is wrong with their words is said now
 
     @property
     def specs(self) -> dict[str, ViewSpec]:
@@ -84,6 +85,10 @@ def load(path: str | Path, base: CameraSettings) -> list[CameraSettings]:
             cameras.append(_camera(block, base, path.parent))
         except InputError as error:
             raise InputError(f"{str(path)!r}, camera {number}: {error}") from None
+    names = [camera.name for camera in cameras if camera.name]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{str(path)!r}: two cameras are called {name!r}: give them different names")
     return cameras
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 TICK_SECONDS = 0.05
 HURRY_SECONDS = 0.8  # for the batch in work, once somebody hurries
+MOST_SAID = 1000
 LIVE_SECONDS = 30.0  # for a batch, and for all sinks, where nothing but live cameras would be lost
 
 
@@ -99,7 +100,7 @@ class Stream:
         self._persistent = persistent
         self._error: BaseException | None = None
         self._zooms = 0
-        self._told: set[Source] = set()  # of the failure of
+        self.said: set[str] = set()  # what was logged of cameras and sinks
         self._views_lock = threading.Lock()
         self._shown = threading.Event()  # something for a window has come
         self._closing = threading.Lock()
@@ -127,6 +128,7 @@ class Stream:
 
     def _sink_failed(self, text: str, error: Exception | None) -> None:
         if any(not outlet.done for outlet in self.outlets):  # otherwise it ends, and says so
+            self.said.add(text)
             log.error("%s", text, exc_info=error)
 
     def _taken(self, result: Result, used: bool) -> None:
@@ -178,11 +180,7 @@ class Stream:
         self.check()
 
     def _finished(self) -> bool:
-        lost = {source for source in self.sources if source.failure is not None}
-        if len(lost) < len(self.sources):  # otherwise it ends, and says so
-            for source in lost - self._told:
-                log.error("%s", source.failure)
-        self._told = lost
+        self._tell()
         if not self._thread.is_alive():
             return True
         if self.outlets and any(outlet.sink.closed for outlet in self.outlets):
@@ -197,6 +195,18 @@ class Stream:
         )
         return True
 
+    def _tell(self) -> None:
+        """Log once what has become of single cameras, while others go on."""
+        if not any(source.captured and source.failure is None for source in self.sources):
+            return
+        for source in self.sources:
+            text = str(source.failure) if source.failure is not None else ""
+            if source.live and source.state == RETRYING and not source.captured:
+                text = f"camera {source.name} {source.trouble}: it is tried again and again"
+            if text and text not in self.said and len(self.said) < MOST_SAID:
+                self.said.add(text)
+                log.error("%s", text)
+
     def check(self) -> None:
         """Raise what ended the stream, if it was an error: of the device, a file, the only camera, all sinks."""
         if self._error is not None:
@@ -210,9 +220,13 @@ class Stream:
             raise lost[0]
 
     def set_views(self, camera: str, views: Mapping[str, ViewSpec | str]) -> None:
-        """Other views of a camera from its next frame on, by name, as ``ViewSpec`` or in words."""
+        """Other views of a camera from its next frame on, by name, as ``ViewSpec`` or in words. InputError where one
+        does not fit: then all stay."""
         lane = self.lane(camera)
         specs = CameraSettings(lane.name, views=views).specs  # what is wrong with them is said there
+        if lane.size is not None:
+            for spec in specs.values():
+                spec.view(lane.size, lane.calibration)
         with self._views_lock:
             lane.specs = specs
         self._batcher.wake()

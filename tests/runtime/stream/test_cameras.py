@@ -14,10 +14,10 @@ from diinn.benchmarks.camera import burnt
 from diinn.runtime import DiinnError, InputError
 from diinn.runtime.sources import Asked, Camera, Frame, Patience, Source, open_source, public, same_device
 from diinn.runtime.sources.base import FAILED, LIVE, RETRYING
-from diinn.runtime.sources.devices import Device, age_by_driver
+from diinn.runtime.sources.devices import Device, age_by_driver, unreachable
 from diinn.runtime.sources.listing import devices
 from diinn.runtime.sources.pixels import to_bgr
-from served import Served, children, open_files, until
+from served import Served, children, free_port, open_files, until
 
 pytestmark = pytest.mark.usefixtures("nothing_leaks")
 IMPATIENT = Patience(opening=1.0, stall=0.7, first_pause=0.1, longest_pause=0.3, settled=0.5)
@@ -119,7 +119,7 @@ def test_a_camera_that_gives_one_frame_and_stalls_is_given_up(mjpeg: Callable[..
     next_frame(source)
     served.freeze()
     until(lambda: source.state == FAILED, 30)
-    assert "after 2 attempts in a row" in str(source.failure)
+    assert "given up after 2 attempts in a row" in str(source.failure)
     assert not isinstance(source.failure, InputError)  # it has worked: no bad input
     source.close()
     served.thaw()
@@ -152,8 +152,21 @@ def test_retries_end(silent: str) -> None:
     source = started(f"http://127.0.0.1:{port}/", patience=Patience(opening=0.3, retries=2, first_pause=0.05))
     until(lambda: source.state == FAILED)
     assert source.ended
-    assert "did not open for 0.3 s after 3 attempts in a row" in str(source.failure)
+    assert "did not open for 0.3 s; given up after 3 attempts in a row: check the address" in str(source.failure)
     source.close()
+
+
+def test_why_a_network_camera_does_not_open_is_said(mjpeg: Callable[..., Served]) -> None:
+    served = mjpeg()
+    served.kill()
+    source = started(served.url)
+    until(lambda: "cannot be opened, connection refused" in source.trouble)
+    source.close()
+    text = unreachable(f"http://127.0.0.1:{free_port()}/", 1.0)
+    assert text == ", connection refused"
+    assert "no such stream" in unreachable(mjpeg().url, 1.0)
+    assert unreachable("rtsp://nowhere.invalid/x", 1.0)
+    assert unreachable("http://[", 1.0) == ", its address is none"
 
 
 def test_pauses_grow_and_differ() -> None:

@@ -92,7 +92,7 @@ def test_the_slider_moves_between_bicubic_and_ours(browser: webdriver.Chrome, pr
     ActionChains(browser).move_to_element(slider).click().perform()  # its middle
     until(lambda: canvas(browser, "left").get_attribute("data-compared") == "true")
     assert 40 <= int(slider.get_attribute("value") or 0) <= 60
-    edge = round(320 * int(slider.get_attribute("value") or 0) / 100)
+    edge = round(320 * (100 - int(slider.get_attribute("value") or 0)) / 100)
     until(lambda: pixel(browser, "left", edge, 120)[:3] == [0x6C, 0xB6, 0xFF])  # the line between them
     assert canvas(browser, "right").get_attribute("data-compared") == "false"
 

@@ -81,6 +81,8 @@ BAD = {
     "weight": ("cameras:\n  - uri: 0\n    weight: -1\n", "weight -1 is not above 0"),
     "loop": ("cameras:\n  - uri: 0\n    loop: maybe\n", "loop 'maybe' is neither true nor false"),
     "codec": ("cameras:\n  - uri: 0\n    codec: mjepg\n", "did you mean 'mjpeg'"),
+    "two of a name": ("cameras:\n  - {uri: 0, name: a}\n  - {uri: 1, name: a}\n", "two cameras are called 'a'"),
+    "fov": ("cameras:\n  - uri: 0\n    views: {a: 'virtual:0,0,200:64x48'}\n", "fov 200"),
     "views": ("cameras:\n  - uri: 0\n    views: full:64x48\n", "views are names with a view each"),
     "no views": ("cameras:\n  - uri: 0\n    views: {}\n", "has no views"),
     "view": ("cameras:\n  - uri: 0\n    views: {a: ful:64x48}\n", "did you mean 'full'"),

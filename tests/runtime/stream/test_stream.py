@@ -175,6 +175,10 @@ def test_views_change_while_it_runs(mjpeg: Callable[..., Served], nano: SuperRes
         stream.set_views("fron", {"a": "full:64x48"})
     with pytest.raises(InputError, match="has no views"):
         stream.set_views("front", {})
+    with pytest.raises(InputError, match="not inside the 160x120 frame"):
+        stream.set_views("front", {"a": "roi:1000,0,5,5:64x48"})
+    with pytest.raises(InputError, match="wants a calibration"):
+        stream.set_views("front", {"a": "rectify:64x48"})
     with pytest.raises(InputError, match="did you mean 'full'"):
         stream.set_views("front", {"a": "ful:64x48"})
     stream.close()
@@ -250,8 +254,10 @@ def test_a_deadline_degrades_rather_than_being_late(mjpeg: Callable[..., Served]
     assert np.abs(plain.image[8:-8, 8:-8].astype(int) - expected[8:-8, 8:-8]).max() <= 3
 
 
-def test_what_a_deadline_took_comes_back(mjpeg: Callable[..., Served], nano: SuperResolver) -> None:
-    """A moment in which everything seemed to take a second: bicubic at first, then whole again."""
+def test_what_a_deadline_took_comes_back(
+    mjpeg: Callable[..., Served], nano: SuperResolver, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A moment in which everything seemed to take a second: bicubic at first, which is said, then whole again."""
     sink = Kept()
     stream = Stream([camera(mjpeg().url)], nano, sinks=[sink], deadline_ms=1000)
     stream.start()
@@ -262,6 +268,7 @@ def test_what_a_deadline_took_comes_back(mjpeg: Callable[..., Served], nano: Sup
     until(lambda: sink.results[-1].quality == BICUBIC)
     until(lambda: sink.results[-1].quality == WHOLE, 60)
     stream.close()
+    assert "a deadline of 1000 ms is short for nano here" in caplog.text
 
 
 def test_files_never_drop_and_live_cameras_go_on(
