@@ -37,8 +37,9 @@ class Served:
         return said
 
     def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate()
+        if self.process.returncode is None:
+            self.process.kill()
+            self.process.communicate()
 
     def freeze(self) -> None:
         self.process.send_signal(signal.SIGSTOP)

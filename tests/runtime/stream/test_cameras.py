@@ -78,7 +78,7 @@ def test_a_camera_that_stalls_is_opened_again(mjpeg: Callable[..., Served]) -> N
     source = started(camera.url)
     next_frame(source)
     camera.freeze()
-    until(lambda: "stalled, no frame for 0.7 s" in source.trouble)
+    until(lambda: "stalled, no frame for 0.7 s" in source.trouble or "stopped delivering" in source.trouble)
     camera.thaw()
     source.slot.take()
     next_frame(source)
