@@ -149,7 +149,7 @@ def fitted_is_said(told: bool, result: Result, size: Size, where: str) -> bool:
 def check_folder(folder: Path) -> None:
     """InputError where nothing can be written to ``folder``, which may have to be made yet."""
     there = next((part for part in (folder, *folder.absolute().parents) if part.exists()), Path("/"))
-    if there.is_dir() and not os.access(there, os.W_OK):
+    if there.is_dir() and not (os.access(there, os.W_OK) and os.statvfs(there).f_blocks):  # /proc has no blocks
         raise InputError(f"cannot write to {str(there)!r}: choose another --output")
 
 

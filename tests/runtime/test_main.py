@@ -189,13 +189,13 @@ def test_names_that_look_alike_as_files_stay_apart(run) -> None:
     Path("c.yaml").write_text(
         "cameras:\n  - {uri: demo, name: a/b, size: 32x24}\n  - {uri: demo, name: a_b, size: 32x24}\n"
     )
-    assert run("--cameras", "c.yaml", "--max-frames", "12", "--output", "out")[0] == 0
+    assert run("--cameras", "c.yaml", "--duration", "5", "--output", "out")[0] == 0
     assert sorted(p.name for p in Path("out").iterdir()) == ["a_b-2.mp4", "a_b.mp4"]
 
 
 def test_several_cameras_go_to_a_folder(run) -> None:
     code, out, _ = run(
-        *("--camera", "demo", "--camera", "demo", "--input-size", "32x24", "--max-frames", "6", "--output", "out")
+        *("--camera", "demo", "--camera", "demo", "--input-size", "32x24", "--duration", "5", "--output", "out")
     )
     assert code == 0
     assert "demo-2: 32x24" in out
