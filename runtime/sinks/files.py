@@ -150,7 +150,7 @@ def check_folder(folder: Path) -> None:
     """InputError where nothing can be written to ``folder``, which may have to be made yet."""
     there = next((part for part in (folder, *folder.absolute().parents) if part.exists()), Path("/"))
     if there.is_dir() and not (os.access(there, os.W_OK) and os.statvfs(there).f_blocks):  # /proc has no blocks
-        raise InputError(f"cannot write to {str(there)!r}: choose another --output")
+        raise InputError(f"cannot write to {str(folder)!r}: choose another --output")
 
 
 def make_folder(folder: Path) -> None:
