@@ -60,7 +60,8 @@ def test_engines_are_listed_judged_and_cleaned(
 def test_no_backend_is_exit_code_1(bundle_path: Path, monkeypatch: Patch, capsys: Output) -> None:
     for name in ("tensorrt", "onnxruntime"):
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, "diinn.runtime.backends.onnxruntime", raising=False)
+    for name in ("backends.onnxruntime", "onnx_runtime"):
+        monkeypatch.delitem(sys.modules, f"diinn.runtime.{name}", raising=False)
     assert doctor.main([str(bundle_path)]) == 1
     assert "no backend works here" in capsys.readouterr().out
 
