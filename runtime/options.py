@@ -180,26 +180,17 @@ def threads(text: str) -> int:
 
 def seconds(text: str) -> float:
     """A time above 0, at most some years."""
-    value = _number(text)
-    if not 0 < value <= 1e8:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
-    return value
+    return _above_zero(text, 1e8, "a number of seconds above 0")
 
 
 def milliseconds(text: str) -> float:
     """A deadline above 0."""
-    value = _number(text)
-    if not 0 < value <= 60_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of milliseconds above 0 and up to a minute")
-    return value
+    return _above_zero(text, 60_000, "a number of milliseconds above 0 and up to a minute")
 
 
 def rate(text: str) -> float:
     """Frames per second."""
-    value = _number(text)
-    if not 0 < value <= 1000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of frames a second above 0 and up to 1000")
-    return value
+    return _above_zero(text, 1000, "a number of frames a second above 0 and up to 1000")
 
 
 def retries(text: str) -> float:
@@ -207,6 +198,13 @@ def retries(text: str) -> float:
     if not (text == "forever" or (text.isascii() and text.isdigit() and len(text) < 10)):
         raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number from 0 up nor 'forever'")
     return math.inf if text == "forever" else int(text)
+
+
+def _above_zero(text: str, most: float, what: str) -> float:
+    value = _number(text)
+    if not 0 < value <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    return value
 
 
 def _number(text: str) -> float:
