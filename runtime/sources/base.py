@@ -44,6 +44,7 @@ class Source(ABC):
     """Frames, one at a time, in ``slot``: the newest of a live source, each in turn of any other.
 
     live: newest frame wins, others are dropped; rate: frames per second, None for still images
+    interval: seconds between the last two frames of a live source, 0 if there were none
     captured: frames so far, dropped ones included; reconnects: how often a live source came back
     state, trouble: what it is doing, and what went wrong last; failure: why it will give no more frames
     failures: what could not be read and was left out, a line each
@@ -57,6 +58,7 @@ class Source(ABC):
         self.name = name
         self.slot: Slot[Frame] = Slot(newest=self.live)
         self.state, self.trouble = OPENING, ""
+        self.interval = 0.0
         self.captured = self.reconnects = 0
         self.failure: DiinnError | None = None
         self.failures: list[str] = []

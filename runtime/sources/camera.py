@@ -235,13 +235,15 @@ class Camera(Source):
                 while (message := self._next(worker, stall, "stalled, no frame")) is not None:
                     image = worker.image(message)
                     self.captured = before + message["count"]
+                    times = message["captured"], message["arrived"]
+                    if self._last:  # all that were counted, whether they came this far or not
+                        self.interval = (times[1] - self._last) / (message["count"] - counted)
                     if not counted:
                         self.reconnects += before > 0
                         if before:
                             log.warning("camera %s is back", self.name)
                         self.state, self.trouble = LIVE, ""
                     counted = message["count"]
-                    times = message["captured"], message["arrived"]
                     self._first, self._last = self._first or times[1], times[1]
                     self.slot.put(Frame(image, self.name, self.captured - 1, *times))
             finally:

@@ -22,7 +22,7 @@ class Lane:
     specs: its views by name; zooms: those that viewers ask for; both are replaced, never changed
     weight: its share when there is not time for all
     interval: seconds between two of its frames at least; calibration: the camera's own
-    size: (width, height) of its last frame; spacing: seconds between its last frames' arrivals
+    size: (width, height) of its last frame
     trouble: what is wrong with its views; zoom_troubles: with a viewer's, by name
     """
 
@@ -40,15 +40,19 @@ class Lane:
         self.zooms: dict[str, ViewSpec] = {}
         self.zoom_troubles: dict[str, str] = {}
         self.size: Size | None = None
-        self.spacing = 0.0
         self.trouble = ""
         self._views: dict[tuple[str, int], tuple[ViewSpec, Size, View | InputError]] = {}
-        self.due, self._credit, self._replaced, self._arrived = 0.0, 0.0, 0, 0.0  # due: of time.monotonic
+        self.due, self._credit, self._replaced = 0.0, 0.0, 0  # due: of time.monotonic
         self._said: set[str] = set()
 
     @property
     def name(self) -> str:
         return self.source.name
+
+    @property
+    def spacing(self) -> float:
+        """Seconds from a frame to the next, as stated or as they came, whichever is more."""
+        return max(1 / self.source.rate if self.source.rate else 0.0, self.source.interval)
 
     def may_go(self, heaviest: float) -> bool:
         """Whether its frame is for this batch and not passed over.
@@ -67,9 +71,6 @@ class Lane:
         frame = self.source.slot.take()
         if frame is not None:
             self.due = max(self.due + self.interval, now + self.interval / 2)
-            stated = 1 / self.source.rate if self.source.rate else 0.0
-            self.spacing = max(stated, frame.arrived - self._arrived if self._arrived else 0.0)
-            self._arrived = frame.arrived
         return frame
 
     def view(self, name: str, spec: ViewSpec, size: Size, reduce: int = 1) -> View:

@@ -233,7 +233,7 @@ def test_statistics_are_a_line_a_second_and_a_summary(run) -> None:
     code, out, err = run(*args[:-4], "--max-frames", "3", "--output", "none", "--stats", "-")
     assert code == 0
     assert [json.loads(line)["type"] for line in out.splitlines()][-1] == "summary"
-    assert "demo: 32x24 -> 64x48" in err  # what is for people goes elsewhere
+    assert ": 32x24 -> 64x48" in err  # what is for people goes elsewhere
 
 
 def test_views_and_outputs_of_several_kinds(run, tmp_path: Path) -> None:
