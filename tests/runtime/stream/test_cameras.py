@@ -51,7 +51,8 @@ def test_the_newest_frame_is_there_and_order_never_runs_backwards(mjpeg: Callabl
         numbers.append(burnt(frame.image))
         sequences.append(frame.sequence)
     source.close()
-    assert all(b - a == d - c for a, b, c, d in zip(numbers, numbers[1:], sequences, sequences[1:], strict=False))
+    behind = [number - sequence for number, sequence in zip(numbers, sequences, strict=True)]
+    assert behind == sorted(behind)  # what a busy camera left out itself is not counted, and nothing is twice
     assert all(b > a for a, b in itertools.pairwise(numbers))
     assert source.captured >= sequences[-1] + 1
     assert source.slot.replaced > 20
