@@ -234,13 +234,12 @@ def test_a_lighter_camera_gets_its_share_when_time_is_short(mjpeg: Callable[...,
         camera(mjpeg(rate=40).url, name="heavy", views=big),
         camera(mjpeg(rate=40).url, name="light", views=big, weight=0.25),
     ]
-    with SuperResolver.open("small") as resolver:
-        with Stream(cameras, resolver, sinks=[Nowhere()]) as stream:
-            stream.start()
-            until(lambda: min(processed(stream)) > 0)
-            before = processed(stream)
-            until(lambda: min(processed(stream)) >= min(before) + 4, 60)  # less is not nothing
-            heavy, light = (now - then for now, then in zip(processed(stream), before, strict=True))
+    with SuperResolver.open("small") as resolver, Stream(cameras, resolver, sinks=[Nowhere()]) as stream:
+        stream.start()
+        until(lambda: min(processed(stream)) > 0)
+        before = processed(stream)
+        until(lambda: min(processed(stream)) >= min(before) + 4, 60)  # less is not nothing
+        heavy, light = (now - then for now, then in zip(processed(stream), before, strict=True))
     assert light < 0.6 * heavy
 
 
