@@ -12,12 +12,16 @@ import argparse
 import contextlib
 import sys
 
-import rclpy
 from diinn.runtime.errors import DiinnError
 from diinn.runtime.shared_frames import SharedReader
-from rclpy.node import Node
-from rclpy.qos import qos_profile_sensor_data
-from sensor_msgs.msg import Image
+
+try:
+    import rclpy
+    from rclpy.node import Node
+    from rclpy.qos import qos_profile_sensor_data
+    from sensor_msgs.msg import Image
+except ModuleNotFoundError as missing:
+    sys.exit(f"ROS 2's {missing.name} is not there: source /opt/ros/DISTRO/setup.bash, and use its Python")
 
 POLL_SECONDS = 0.005
 
