@@ -93,8 +93,8 @@ async def come_and_go(url: str, kind: str, found: Findings, end: float) -> None:
     while time.monotonic() < end:
         try:
             await visit(url, kind, found, min(random.uniform(4, 15), max(0.1, end - time.monotonic())))
-        except aiohttp.ClientError as error:
-            found.errors.append(f"viewer: {type(error).__name__} {error}")
+        except Exception as error:  # whatever it is, it is told, and the next visit begins
+            found.errors.append(f"viewer that {kind}: {type(error).__name__} {error}")
         await asyncio.sleep(random.uniform(0.5, 3))
 
 
@@ -137,20 +137,23 @@ async def _viewers(url: str, found: Findings, end: float) -> None:
 
 
 def _url(running: Running) -> str:
-    assert running.process.stdout is not None
-    line = running.process.stdout.readline()
-    match = re.search(r"open (http://\S+)", line)
-    if match is None:
-        raise DiinnError(f"diinn-run did not start: {running.end()[1]}")
-    return match.group(1)
+    while running.process.poll() is None:
+        match = re.search(r"open (http://\S+)\b.*\n", running.out.read_text(encoding="utf-8"))
+        if match is not None:
+            return match.group(1)
+        time.sleep(0.1)
+    raise DiinnError(f"diinn-run did not start: {running.end()[1]}")
 
 
 def _flap(camera: Any, found: Findings, stop: threading.Event) -> None:
     while not stop.wait(UP):
-        camera.stop()
-        found.flaps += 1
-        stop.wait(DOWN)
-        camera.start()
+        try:
+            camera.stop()
+            found.flaps += 1
+            stop.wait(DOWN)
+            camera.start()
+        except Exception as error:
+            found.errors.append(f"the cable: {type(error).__name__} {error}")
 
 
 def verdict(found: Findings, summary: dict[str, Any], said: str) -> list[str]:

@@ -48,12 +48,14 @@ class Camera:
 
 
 class Running:
-    """A ``diinn-run`` in a process of its own, with ``--stats`` to ``stats``."""
+    """A ``diinn-run`` in a process of its own, with ``--stats`` to ``stats``; what it says goes to files beside that,
+    which never fill up as pipes do. out, said: standard output and error"""
 
     def __init__(self, words: Sequence[str], stats: Path) -> None:
-        self.stats = stats
+        self.stats, self.out, self.said = stats, stats.with_suffix(".out"), stats.with_suffix(".err")
         command = [sys.executable, "-m", "diinn.runtime.main", *words, "--stats", str(stats), "--no-progress"]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        with self.out.open("wb") as out, self.said.open("wb") as said:
+            self.process = subprocess.Popen(command, stdout=out, stderr=said)
         self.watched = psutil.Process(self.process.pid)
 
     def tree(self) -> list[psutil.Process]:
@@ -87,9 +89,9 @@ class Running:
         """Stop it as Ctrl-C does: exit code, what it said on standard error, and its summary."""
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGINT)
-        _, said = self.process.communicate(timeout=30)
-        lines = self.stats.read_text(encoding="utf-8").splitlines()
-        return self.process.returncode, said, json.loads(lines[-1])
+        code = self.process.wait(30)
+        lines = self.stats.read_text(encoding="utf-8").splitlines() if self.stats.exists() else []
+        return code, self.said.read_text(encoding="utf-8"), json.loads(lines[-1]) if lines else {}
 
     def lines(self) -> list[dict[str, Any]]:
         """The whole lines of statistics so far."""

@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from diinn.runtime.stopping import Stop
     from diinn.runtime.stream.settings import CameraSettings
     from diinn.runtime.stream.stream import Stream
+    from diinn.runtime.teller import Teller
     from diinn.runtime.view_spec import ViewSpec
 
 STANDARD_OUTPUT = "-"
 OPENING_STALLS = 3  # a camera may take so many times longer to open than between two frames
+LAST_WORDS_SECONDS = 0.5  # for what is still to be said, where nobody reads it
 STARTING_SECONDS = 10.0  # that --duration waits for the first frame
 
 
@@ -46,13 +48,26 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _main(argv: Sequence[str] | None) -> int:
+    from diinn.runtime.teller import Handler, Teller
+
     args = parser().parse_args(argv)
-    logging.basicConfig(level=args.log_level.upper(), format="diinn-run: %(message)s", stream=sys.stderr, force=True)
-    for name in ("asyncio", "aiohttp"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     if args.list_models:
         return list_models()
-    return list_devices() if args.list_devices else run(args)
+    if args.list_devices:
+        return list_devices()
+    teller = Teller()
+    level = args.log_level.upper()
+    logging.basicConfig(level=level, format="diinn-run: %(message)s", handlers=[Handler(teller)], force=True)
+    for name in ("asyncio", "aiohttp"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    code = 1
+    try:
+        code = run(args, teller)
+    finally:
+        if not teller.close(LAST_WORDS_SECONDS):
+            os._exit(code)
+    teller.check()
+    return code
 
 
 def list_models() -> int:
@@ -76,7 +91,7 @@ def list_devices() -> int:
     return 0
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, teller: Teller) -> int:
     """Do what the arguments ask; DiinnError where that cannot be done."""
     from diinn.runtime import report
     from diinn.runtime.options import BENCHMARK_FRAMES
@@ -87,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     cameras, sources = settings(args)
     frames = args.max_frames or (BENCHMARK_FRAMES if args.benchmark and not args.duration else None)
     human = sys.stderr if STANDARD_OUTPUT in (*args.output, args.stats) else sys.stdout
-    said = report.Announcements(human)
+    said = report.Announcements(teller, human)
     stream: Stream | None = None
     resolver: SuperResolver | None = None
     with stopping() as stop:
@@ -105,8 +120,8 @@ def run(args: argparse.Namespace) -> int:
             stop.deadline = time.monotonic() + (args.duration or math.inf) + STARTING_SECONDS
             begun = False
             with (
-                report.statistics(args.stats, stream) as count,
-                report.progress(stream, frames, not args.no_progress) as show,
+                report.statistics(args.stats, stream, teller) as count,
+                report.progress(stream, frames, teller, wanted=not args.no_progress) as show,
             ):
 
                 def tick() -> None:
@@ -114,13 +129,12 @@ def run(args: argparse.Namespace) -> int:
                     if stream.stats.processed and not begun:  # the duration counts from the first frame
                         begun = True
                         stop.deadline = time.monotonic() + (args.duration or math.inf)
-                    said.tell()
+                    teller.check()
                     count()
                     show()
 
                 stream.run(lambda: stop.requested, tick, lambda: stop.signal is not None)
-            said.tell()
-            return report.finish(stream, stop.signal, human, asked=bool(args.output), benchmark=args.benchmark)
+            return report.finish(stream, stop.signal, said, asked=bool(args.output), benchmark=args.benchmark)
         finally:
             if stream is None:
                 for source in sources:
@@ -128,8 +142,7 @@ def run(args: argparse.Namespace) -> int:
             else:
                 stream.close()
             if stream is not None and stream.busy:  # a batch of minutes: Ctrl-C is not to wait for it
-                sys.stdout.flush()
-                sys.stderr.flush()
+                teller.close(LAST_WORDS_SECONDS)
                 os._exit(128 + (stop.signal or 2))
             if resolver is not None:
                 resolver.close()
@@ -235,7 +248,6 @@ def _stream(
     for sink, _ in sinks:
         if sink.link:
             said.say(f"open {sink.link} in a browser")
-    said.tell()
     return stream
 
 

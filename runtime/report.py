@@ -7,7 +7,7 @@ import logging
 import math
 import sys
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,13 +17,15 @@ from diinn.runtime.errors import DiinnError
 from diinn.runtime.sinks import VIDEO_SUFFIXES
 from diinn.runtime.sources import Frame
 from diinn.runtime.stream.stream import Stream
+from diinn.runtime.teller import Teller
 from diinn.runtime.view import View
 
 log = logging.getLogger(__name__)
 MOST_SAID = 1000
+REFRESH_SECONDS = 0.1
 
 
-def finish(stream: Stream, stopped_by: int | None, human: TextIO, *, asked: bool, benchmark: bool) -> int:
+def finish(stream: Stream, stopped_by: int | None, said: Announcements, *, asked: bool, benchmark: bool) -> int:
     """Say how a run ended; its exit code.
 
     stopped_by: the signal; asked: whether an output was named; benchmark: whether stage times are wanted"""
@@ -37,19 +39,18 @@ def finish(stream: Stream, stopped_by: int | None, human: TextIO, *, asked: bool
     ]
     if not summary["processed"] and stopped_by is None and not failures:
         raise DiinnError("no frame arrived: check the camera, or give it more time with a longer --duration")
-    print(_closing_line(summary), file=human)
+    said.say(_closing_line(summary))
     if {output["where"] for output in summary["outputs"]} == {"none"} and not asked and not benchmark:
-        print("nothing was shown or saved, there is no display here: add --output FILE or FOLDER", file=human)
+        said.say("nothing was shown or saved, there is no display here: add --output FILE or FOLDER")
     if benchmark:
         for stage, times in summary["ms"].items():
-            line = f"  {stage:7} median {times['p50']:8.2f} ms   p95 {times['p95']:8.2f}   p99 {times['p99']:8.2f}"
-            print(line, file=human)
+            said.say(f"  {stage:7} median {times['p50']:8.2f} ms   p95 {times['p95']:8.2f}   p99 {times['p99']:8.2f}")
     if failures:
         total = len(failures) + summary["processed"]
-        print(f"diinn-run: {len(failures)} of {total} images could not be read", file=sys.stderr)
+        log.error("%d of %d images could not be read", len(failures), total)
     for line in (*lost, *broken):
         if line not in stream.said:  # when it happened
-            print(f"diinn-run: {line}", file=sys.stderr)
+            log.error("%s", line)
     if failures or lost or broken:
         return 1
     return 0 if stopped_by is None else 128 + stopped_by
@@ -73,12 +74,10 @@ def _closing_line(summary: dict[str, Any]) -> str:
 
 
 class Announcements:
-    """What is done with each view, said once per frame size: noted by the thread that processes, printed by another, so
-    that a terminal that stands still stops no camera."""
+    """What people are told of a run: among other things what is done with each view, once per frame size."""
 
-    def __init__(self, human: TextIO) -> None:
-        self._human = human
-        self._waiting: deque[str] = deque(maxlen=MOST_SAID)
+    def __init__(self, teller: Teller, human: TextIO) -> None:
+        self._teller, self._human = teller, human
         self._said: set[str] = set()
 
     def note(self, stream: Stream, frame: Frame, name: str, view: View) -> None:
@@ -90,12 +89,7 @@ class Announcements:
         """Print ``line`` soon, unless it was said before; sizes may come and go."""
         if line not in self._said and len(self._said) < MOST_SAID:
             self._said.add(line)
-            self._waiting.append(line)
-
-    def tell(self) -> None:
-        """Print what was noted."""
-        while self._waiting:
-            print(self._waiting.popleft(), file=self._human, flush=True)
+            self._teller.say(line, self._human)
 
 
 def _announcement(stream: Stream, frame: Frame, name: str, view: View) -> Iterator[str]:
@@ -116,7 +110,7 @@ def _announcement(stream: Stream, frame: Frame, name: str, view: View) -> Iterat
 
 
 @contextmanager
-def statistics(target: str | None, stream: Stream) -> Iterator[Callable[[], None]]:
+def statistics(target: str | None, stream: Stream, teller: Teller) -> Iterator[Callable[[], None]]:
     """Writes a line of JSON whenever it is called and a second has passed, and the summary at the end; a disk that is
     full is said once, and at the end."""
     if target is None:
@@ -127,12 +121,19 @@ def statistics(target: str | None, stream: Stream) -> Iterator[Callable[[], None
     file: TextIO | None = None
 
     def write(*, final: bool) -> None:
-        nonlocal problem, file
         head = {"model": stream.resolver.bundle.name, "backend": stream.resolver.backend.describe()} if final else {}
+        line = json.dumps({**head, **stream.snapshot(final=final)}) + "\n"
+        if target == "-":
+            teller.do(lambda: put(line))
+        else:
+            put(line)
+
+    def put(line: str) -> None:
+        nonlocal problem, file
         try:
             if file is None:
                 file = sys.stdout if target == "-" else open(target, "w", encoding="utf-8")  # noqa: SIM115
-            file.write(json.dumps({**head, **stream.snapshot(final=final)}) + "\n")
+            file.write(line)
             file.flush()
         except BrokenPipeError:
             raise
@@ -161,8 +162,9 @@ def statistics(target: str | None, stream: Stream) -> Iterator[Callable[[], None
 
 
 @contextmanager
-def progress(stream: Stream, frames: int | None, wanted: bool) -> Iterator[Callable[[], None]]:
-    """A progress line with frames per second and frame age, on a terminal that can show one."""
+def progress(stream: Stream, frames: int | None, teller: Teller, *, wanted: bool) -> Iterator[Callable[[], None]]:
+    """A progress line with frames per second and frame age, on a terminal that can show one; refreshed by whoever calls
+    now and then."""
     if not (wanted and sys.stderr.isatty()):
         yield lambda: None
         return
@@ -174,13 +176,33 @@ def progress(stream: Stream, frames: int | None, wanted: bool) -> Iterator[Calla
         return
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("waiting for frames", total=frames)
+    bar = Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False)
+    task = bar.add_task("waiting for frames", total=frames)
+    due = 0.0
 
-        def tick() -> None:
-            stats = stream.stats
-            if stats.processed:
-                text = f"{stats.fps:.1f} frames/s, age {stats.latest('age'):.0f} ms"
-                progress.update(task, completed=stats.processed, description=text)
+    def begin() -> None:
+        bar.start()
+        teller.console = bar.console
 
+    def refresh() -> None:
+        stats = stream.stats
+        if stats.processed:
+            text = f"{stats.fps:.1f} frames/s, age {stats.latest('age'):.0f} ms"
+            bar.update(task, completed=stats.processed, description=text)
+        bar.refresh()
+
+    def end() -> None:
+        teller.console = None
+        bar.stop()
+
+    def tick() -> None:
+        nonlocal due
+        if time.monotonic() >= due:
+            due = time.monotonic() + REFRESH_SECONDS
+            teller.do(refresh)
+
+    teller.do(begin)
+    try:
         yield tick
+    finally:
+        teller.do(end)

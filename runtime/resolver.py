@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -225,6 +225,22 @@ class SuperResolver:
             for (_, views), row in zip(asked, plans, strict=True)
         ]
 
+    def decode_in_steps(self, encoded: Encoded, view: View) -> Iterator[Image | None]:
+        """One view a little at a time, as much as keeps the device's workers busy once: None after each step, at last
+        the uint8 image. A frame without maps is decoded in one step."""
+        self._check_open()
+        queries, out = self._planned(encoded, view, np.dtype(np.uint8))
+        if queries is None or encoded.maps is None:
+            yield self.decode(encoded, [view])[0]
+            return
+        flat, most = out.reshape(-1, 3), self.backend.chunk * self.backend.workers
+        for start in range(0, queries.count, most):
+            ids = slice(start, min(start + most, queries.count))
+            self.backend.decode(encoded.maps, [Segment(queries, ids, encoded.offset, flat, view.border_value)])
+            if ids.stop < queries.count:
+                yield None
+        yield self._reduced(view, out)
+
     def _planned(self, encoded: Encoded, view: View, kind: np.dtype[Any]) -> tuple[grid.Queries | None, Image]:
         """What to ask for a view and where it goes; no queries where it is there already."""
         size = view.decoded_size(encoded.size)
@@ -252,7 +268,7 @@ class SuperResolver:
         if view.dsize == out.shape[1::-1]:
             return out
         self._once(
-            f"area {out.shape}",
+            "area",  # a preview asks for many
             f"a {view.dsize[0]}x{view.dsize[1]} view is smaller than its source along an axis: "
             "that is not super-resolution, cv2.INTER_AREA reduces it",
         )

@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from diinn.runtime.bicubic import bicubic
 from diinn.runtime.errors import InputError
@@ -25,11 +25,10 @@ from diinn.runtime.stream.lane import Lane
 from diinn.runtime.stream.outlet import Mailbox
 from diinn.runtime.stream.result import BICUBIC, REDUCED, WHOLE, Result
 from diinn.runtime.stream.stats import Stats
+from diinn.runtime.stream.zooms import Zooms
 from diinn.runtime.view import View
 
 log = logging.getLogger(__name__)
-LEAST_SHARE = 0.1  # of the time, for viewers' own views where cameras leave none
-LEARN = 0.1  # weight of the newest batch in how busy we are
 FADING = 0.98  # of the slowest batch, with each that is faster
 IDLE_SECONDS = 0.2  # how long to wait for a frame before looking again
 
@@ -68,9 +67,8 @@ class Batcher:
         self._changed = threading.Condition()
         self._stop = False
         self._lowered = {WHOLE}  # qualities that were told of
-        self._next_zoom = self._busy = self._slowest = 0.0  # busy: share of the time that batches take
-        self._ended = time.monotonic()
-        self._zoomed: dict[tuple[str, str], float] = {}  # when each was shown last
+        self._slowest = 0.0  # batch of late, seconds
+        self._zooms = Zooms(resolver, self._put)
 
     def wake(self) -> None:
         """Something has changed: a frame has come, a sink has room, views are others."""
@@ -88,7 +86,9 @@ class Batcher:
             taken = self._take()
             if taken:
                 self._process(taken)
-            elif all(lane.source.ended for lane in self.lanes):
+            while not self._stop and self._zooms.due(frames_wait=self._frames_wait()):
+                self._zooms.step()
+            if not taken and all(lane.source.ended for lane in self.lanes):
                 break
             for lane in self.lanes:
                 failure = lane.source.failure
@@ -120,7 +120,9 @@ class Batcher:
         """The frames of the next batch, after a short wait none."""
         until = time.monotonic() + IDLE_SECONDS
         with self._changed:
-            while not self._stop and not any(map(self._ready, self.lanes)) and time.monotonic() < until:
+            while not (
+                self._stop or self._frames_wait() or time.monotonic() > until or self._zooms.due(frames_wait=False)
+            ):
                 self._changed.wait(self._wait())
         if self._stop:
             return []
@@ -134,6 +136,9 @@ class Batcher:
                 taken.append((lane, frame))
         return taken
 
+    def _frames_wait(self) -> bool:
+        return any(map(self._ready, self.lanes))
+
     def _ready(self, lane: Lane) -> bool:
         if not lane.source.slot.full or time.monotonic() < lane.due:
             return False
@@ -145,7 +150,7 @@ class Batcher:
     def _wait(self) -> float:
         """Seconds until somebody may be due."""
         due = [lane.due - time.monotonic() for lane in self.lanes if lane.source.slot.full]
-        return max(0.001, min([IDLE_SECONDS, *(wait for wait in due if wait > 0)]))
+        return max(0.001, min([IDLE_SECONDS, self._zooms.rest, *(wait for wait in due if wait > 0)]))
 
     def _process(self, taken: Sequence[tuple[Lane, Frame]]) -> None:
         began = time.perf_counter()
@@ -169,10 +174,10 @@ class Batcher:
         if done:
             self.stats.batch(done, encode=encode * 1e3, decode=decode * 1e3, total=total * 1e3)
         self._slowest = max(total, FADING * self._slowest)
-        now = time.monotonic()
-        self._busy += LEARN * (min(1.0, total / max(total, now - self._ended)) - self._busy)
-        self._ended = now
-        self._zoom(jobs, {name: frame for name, (frame, _) in ready.items()})
+        self._zooms.earn(total)
+        for job in jobs:
+            encoded, _ = ready.get(job.lane.name, (None, None))
+            self._zooms.offer(job.lane, job.frame, encoded)
 
     def _computed(self, jobs: Sequence[_Job]) -> tuple[dict[str, tuple[Encoded, list[UInt8]]], float, float]:
         """Encoded frames and images of each camera, and the seconds of encoding and decoding. Where one asks for what
@@ -195,38 +200,6 @@ class Batcher:
         end = time.perf_counter()
         values = zip(encoded, pictures, strict=True)
         return dict(zip((job.lane.name for job in jobs), values, strict=True)), middle - began, end - middle
-
-    def _zoom(self, jobs: Sequence[_Job], encoded: Mapping[str, Encoded]) -> None:
-        """One of the views that viewers ask for, the one that has waited longest: half of the time that cameras leave,
-        and in any case ``LEAST_SHARE`` of all time."""
-        waiting = [
-            (self._zoomed.get((job.lane.name, name), 0.0), name, job)
-            for job in jobs
-            for name in job.lane.zooms
-            if name not in job.lane.zoom_troubles
-        ]
-        began = time.monotonic()
-        if not waiting or began < self._next_zoom:
-            return
-        _, name, job = min(waiting, key=lambda entry: entry[:2])
-        try:
-            spec = job.lane.zooms.get(name)
-            if spec is None:  # its viewer has gone
-                return
-            views = {name: job.lane.view(name, spec, job.frame.size)}
-            if job.lane.name in encoded:
-                images, quality = self.resolver.decode(encoded[job.lane.name], list(views.values())), WHOLE
-            else:
-                images, quality = _bicubics(job.frame, views), BICUBIC
-            self._hand_on(replace(job, quality=quality, views=views, whole=views), {name: images[0]}, 0.0)
-        except InputError as error:  # the viewer's affair, who is told
-            job.lane.zoom_troubles[name] = str(error)
-        end = time.monotonic()
-        share = max(LEAST_SHARE, (1 - self._busy) / 2)
-        self._next_zoom = end + (end - began) * (1 / share - 1)
-        self._ended = end  # it was nobody's batch
-        here = {(job.lane.name, name) for _, name, job in waiting}
-        self._zoomed = {key: at for key, at in self._zoomed.items() if key in here} | {(job.lane.name, name): end}
 
     def _planned(self, taken: Sequence[tuple[Lane, Frame]]) -> tuple[list[_Job], list[Load], dict[str, str]]:
         """What each frame gets, and without a deadline all it asks for."""
@@ -278,10 +251,13 @@ class Batcher:
             whole = job.whole[name]
             if job.quality == REDUCED:
                 image = bicubic(image, View.resize(whole.dsize))
-            result = Result(image, job.lane.name, name, job.frame, job.quality, whole, now, job.frame.arrived + bound)
-            for outlet in self.outlets:
-                if outlet.wants(result.key):
-                    outlet.put(result)
+            expires = job.frame.arrived + bound
+            self._put(Result(image, job.lane.name, name, job.frame, job.quality, whole, now, expires))
+
+    def _put(self, result: Result) -> None:
+        for outlet in self.outlets:
+            if outlet.wants(result.key):
+                outlet.put(result)
 
 
 def _bicubics(frame: Frame, views: Mapping[str, View]) -> list[UInt8]:

@@ -13,6 +13,7 @@ from diinn.runtime.view import View
 from diinn.runtime.view_spec import ViewSpec
 
 log = logging.getLogger(__name__)
+Made = tuple[ViewSpec, Size, "View | InputError"]  # what was asked for, of frames of a size, and what came of it
 MOST_SAID = 100  # different things that are logged of one camera
 
 
@@ -41,7 +42,7 @@ class Lane:
         self.zoom_troubles: dict[str, str] = {}
         self.size: Size | None = None
         self.trouble = ""
-        self._views: dict[tuple[str, int], tuple[ViewSpec, Size, View | InputError]] = {}
+        self._views: dict[tuple[str, int], Made] = {}
         self.due, self._credit, self._replaced = 0.0, 0.0, 0  # due: of time.monotonic
         self._said: set[str] = set()
 
@@ -85,6 +86,10 @@ class Lane:
         if isinstance(known[2], InputError):
             raise known[2]
         return known[2]
+
+    def adopt(self, made: Mapping[str, Made | None]) -> None:
+        """Views that were made elsewhere, by name; None for those that were not."""
+        self._views.update({(name, 1): one for name, one in made.items() if one is not None})
 
     def forget(self) -> None:
         """Let go of views that nobody wants any more."""

@@ -18,7 +18,7 @@ from diinn.runtime.sources import Frame, Source
 from diinn.runtime.sources.base import FAILED, RETRYING
 from diinn.runtime.stream.batcher import Batcher
 from diinn.runtime.stream.ending import Limit, join
-from diinn.runtime.stream.lane import Lane
+from diinn.runtime.stream.lane import Lane, Made
 from diinn.runtime.stream.outlet import Key, Mailbox, Outlet
 from diinn.runtime.stream.result import ZOOM, Result
 from diinn.runtime.stream.settings import CameraSettings, check_apart, open_sources
@@ -224,10 +224,9 @@ class Stream:
         does not fit: then all stay."""
         lane = self.lane(camera)
         specs = CameraSettings(lane.name, views=views).specs  # what is wrong with them is said there
-        if lane.size is not None:
-            for spec in specs.values():
-                spec.view(lane.size, lane.calibration)
+        made = {name: self._made(lane, spec) for name, spec in specs.items()}
         with self._views_lock:
+            lane.adopt(made)
             lane.specs = specs
         self._batcher.wake()
 
@@ -235,14 +234,21 @@ class Stream:
         """Another view, for one viewer, beside the camera's own: its name, which is its results' too. It is made now,
         in the caller's thread; InputError where it does not fit the frames."""
         lane = self.lane(camera)
+        made = self._made(lane, spec)
         with self._views_lock:
             self._zooms += 1
             name = f"{ZOOM}{self._zooms}"
-            if lane.size is not None:
-                view = lane.view(name, spec, lane.size)
-                view.queries(lane.size, self.resolver.bundle.scales, self.resolver.bundle.layout)
+            lane.adopt({name: made})
             lane.zooms = {**lane.zooms, name: spec}
         return name
+
+    def _made(self, lane: Lane, spec: ViewSpec) -> Made | None:
+        """A view with all its geometry, so that the batcher need not stop for it; None before the first frame."""
+        if (size := lane.size) is None:
+            return None
+        view = spec.view(size, lane.calibration)
+        view.queries(size, self.resolver.bundle.scales, self.resolver.bundle.layout)
+        return spec, size, view
 
     def unzoom(self, camera: str, name: str) -> None:
         """The end of such a view."""

@@ -160,6 +160,7 @@ def test_a_failing_worker_ends_the_others(
 def test_shrinking_is_area_and_said_once(
     resolver: SuperResolver, photo: np.ndarray, caplog: pytest.LogCaptureFixture
 ) -> None:
+    resolver._told.clear()
     for _ in range(2):
         np.testing.assert_array_equal(
             resolver.resize(photo, (40, 30)), cv2.resize(photo, (40, 30), interpolation=cv2.INTER_AREA)
@@ -250,3 +251,21 @@ def test_several_frames_with_views_of_their_own_decode_as_one_by_one(bundle_path
         for one, other in zip(together, apart, strict=True):
             for a, b in zip(one, other, strict=True):
                 np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["roi", "remap", "smaller", "bands"])
+def test_in_steps_it_is_the_same_picture(bundle_path: Path, photo: np.ndarray, name: str) -> None:
+    frame = np.ascontiguousarray(photo[:24, :32])
+    y, x = np.mgrid[0:40, 0:50].astype(np.float32) / 2
+    view = {
+        "roi": View.roi((3, 4, 20, 15), (60, 45)),
+        "remap": View.remap(x, y),
+        "smaller": View.resize((16, 12)),
+        "bands": View.resize((64, 48)),
+    }[name]
+    budget = 1 if name == "bands" else 2**29
+    with SuperResolver.open(bundle_path, chunk=100, threads=2, memory_budget=budget) as resolver:
+        encoded = resolver.encode([frame])[0]
+        *steps, image = resolver.decode_in_steps(encoded, view)
+        assert steps == [None] * {"roi": 13, "remap": 9, "smaller": 0, "bands": 0}[name]
+        np.testing.assert_array_equal(image, resolver.decode(encoded, [view])[0])

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -209,6 +210,12 @@ def test_a_zoom_comes_beside_the_views_and_goes_to_previews_alone(
     assert zoomed.geometry.rect == (40, 60, 80, 30)
     np.testing.assert_array_equal(zoomed.image, nano.roi(zoomed.frame.image, (40, 60, 80, 30), (400, 300)))
     stream.unzoom("front", name)
+    large = stream.zoom("front", replace(spec, crop_size=(1280, 960)))  # takes far longer than a batch
+    until(lambda: sum(r.view == large for r in watching.results) >= 3)
+    sequences = [r.sequence for r in watching.results if r.view == large]
+    assert sequences == sorted(set(sequences))
+    stream.unzoom("front", large)
+    until(lambda: not stream._batcher._zooms._work)
     count = len(watching.results)
     until(lambda: len(watching.results) > count + 5)
     assert watching.results[-1].view == "full"
