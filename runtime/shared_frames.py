@@ -142,7 +142,12 @@ class SharedWriter:
             return
         try:
             fcntl.flock(old, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(old).st_size >= FIRST:
+            size = os.fstat(old).st_size
+            if size and os.pread(old, len(MAGIC), 0) != MAGIC:
+                raise InputError(
+                    f"shm://{self.path.name} is another program's: choose another name, or remove {self.path}"
+                )
+            if size >= FIRST:
                 os.pwrite(old, struct.pack("<I", 1), CLOSED_AT)
             self.path.unlink(missing_ok=True)
         finally:

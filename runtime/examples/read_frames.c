@@ -56,6 +56,8 @@ int main(int argc, char **argv) {
         const struct slot *slot = (const struct slot *)at;
         if (__atomic_load_n(&slot->number, __ATOMIC_ACQUIRE) != 2 * n) continue; /* a newer one is on its way */
         struct slot is = *slot;
+        __atomic_thread_fence(__ATOMIC_ACQUIRE);
+        if (__atomic_load_n(&slot->number, __ATOMIC_RELAXED) != 2 * n) continue; /* what we know of it is mixed */
         const uint8_t *bgr = at + header->pixels; /* [height][row]: use it here, without a copy */
         double sum = 0;
         for (uint32_t y = 0; y < is.height; y++)

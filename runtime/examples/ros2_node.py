@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+from array import array
 
 from diinn.runtime.errors import DiinnError
 from diinn.runtime.shared_frames import SharedReader
@@ -53,7 +54,7 @@ class Publisher(Node):  # type: ignore[misc]
         message.header.frame_id = self._frame_id
         message.height, message.width = frame.image.shape[:2]
         message.encoding, message.step = "bgr8", 3 * message.width
-        message.data = frame.image.tobytes()
+        message.data = array("B", frame.image.tobytes())  # what rclpy takes without looking at each byte
         self._number = frame.number
         if self._reader.whole(frame):  # not written over while it was copied
             self._publisher.publish(message)

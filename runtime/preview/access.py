@@ -6,6 +6,7 @@ import errno
 import hmac
 import ipaddress
 import os
+import re
 import secrets
 import socket
 from urllib.parse import urlsplit
@@ -123,6 +124,6 @@ def _token() -> str:
     given = os.environ.get(TOKEN_VARIABLE)
     if not given:
         return secrets.token_urlsafe(24)
-    if len(given) < LEAST_TOKEN or not given.isascii() or not given.isprintable() or any(c in given for c in ' ;,"\\'):
+    if re.fullmatch(rf"[A-Za-z0-9_-]{{{LEAST_TOKEN},}}", given) is None:  # as it stands in an address
         raise InputError(f"{TOKEN_VARIABLE} is no token: use {LEAST_TOKEN} or more letters, digits, - and _")
     return given

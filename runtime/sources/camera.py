@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 # As ``python -m diinn.runtime.sources.worker``, but a module in the current folder hides none.
 START = "import sys; sys.path[:1] == [''] and sys.path.pop(0); from diinn.runtime.sources.worker import main; main()"
+STARTING_SECONDS = 60.0  # for a process to have Python and OpenCV; several start at once
 REAP_SECONDS = 1.0  # for a process that was killed to be gone
 
 
@@ -223,6 +224,8 @@ class Camera(Source):
             with self._lock:
                 self._worker = worker
             try:
+                if self._next(worker, STARTING_SECONDS, "its process did not start") is None:
+                    return
                 opened = self._next(worker, self.patience.opening, "did not open")
                 if opened is None:
                     return

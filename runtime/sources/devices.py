@@ -16,7 +16,7 @@ from diinn.runtime.errors import SourceError
 from diinn.runtime.grid import Size
 from diinn.runtime.images import UInt8
 from diinn.runtime.sources.base import stated_rate
-from diinn.runtime.sources.pixels import CODECS, FLIPS, to_bgr
+from diinn.runtime.sources.pixels import BAYER, CODECS, FLIPS, folded, to_bgr
 
 DEMO = "demo"
 DEMO_RATE = 30.0
@@ -97,6 +97,7 @@ class Camera(Opened):
         node = f"/dev/video{device.address}" if isinstance(device.address, int) else device.address
         if device.api == cv2.CAP_V4L2 and not Path(node).exists():
             raise SourceError(f"cannot be opened, there is no {node}")
+        began = time.monotonic()
         limits = [
             *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _milliseconds(device.opening)),
             *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, _milliseconds(device.stall)),
@@ -104,7 +105,9 @@ class Camera(Opened):
         ]
         self._capture = cv2.VideoCapture(device.address, device.api, limits if device.network else [])
         if not self._capture.isOpened():
-            why = unreachable(str(device.address), 2.0) if device.network else ""
+            took = time.monotonic() - began
+            left = min(2.0, max(0.05, 0.98 * device.opening - took))  # then the parent ends us
+            why = unreachable(str(device.address), left, silent=took > 0.8 * device.opening) if device.network else ""
             raise SourceError(f"cannot be opened{why}")
         if not device.network:
             self._ask()
@@ -115,7 +118,7 @@ class Camera(Opened):
         device = self._device
         if device.codec:
             self._capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*CODECS[device.codec]))
-            if device.codec.startswith("bayer"):
+            if device.codec in BAYER:
                 self._capture.set(cv2.CAP_PROP_CONVERT_RGB, 0)
         if device.size:
             self._capture.set(cv2.CAP_PROP_FRAME_WIDTH, device.size[0])
@@ -136,12 +139,15 @@ class Camera(Opened):
             self._skipped_until = max(self._skipped_until + 1 / self._device.rate, arrived - 0.5 / self._device.rate)
         by_driver = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3 if self._device.api == cv2.CAP_V4L2 else 0.0
         captured = time.time() - age_by_driver(by_driver, arrived)
+        if self._device.codec in BAYER:
+            size = (self._capture.get(cv2.CAP_PROP_FRAME_WIDTH), self._capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+            image = folded(image, (int(size[0]), int(size[1])))
         upright = to_bgr(image, self._device.codec)
         return FLIPS[self._device.flip](upright) if self._device.flip else upright, captured, arrived
 
 
-def unreachable(url: str, seconds: float) -> str:
-    """Why a network stream may not have opened, to be put behind that it has not."""
+def unreachable(url: str, seconds: float, *, silent: bool = False) -> str:
+    """Why a network stream may not have opened, to be put behind that it has not. silent: it has taken its time"""
     try:
         parts = urlsplit(url)
         port = parts.port or {"rtsp": 554, "rtsps": 322, "https": 443}.get(parts.scheme.lower(), 80)
@@ -150,7 +156,11 @@ def unreachable(url: str, seconds: float) -> str:
         return f", nothing answers at port {port}"
     except (OSError, ValueError, UnicodeError) as error:
         return f", {(getattr(error, 'strerror', None) or 'its address is none').lower()}"
-    return ", the server answers but gives no such stream: look at path, user and password"
+    return ", the server " + (
+        "takes the call but says nothing"
+        if silent
+        else "answers but gives no such stream: look at path, user and password"
+    )
 
 
 def _milliseconds(seconds: float) -> int:

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from diinn.runtime.errors import SourceError
+from diinn.runtime.grid import Size
 from diinn.runtime.images import UInt8
 
 # how --input-codec calls it: the FOURCC that V4L2 knows it by
@@ -23,7 +24,7 @@ CODECS = {
     "bayer-grbg": "GRBG",
     "bayer-rggb": "RGGB",
 }
-_BAYER = {
+BAYER = {
     "bayer-bggr": cv2.COLOR_BayerBGGR2BGR,
     "bayer-gbrg": cv2.COLOR_BayerGBRG2BGR,
     "bayer-grbg": cv2.COLOR_BayerGRBG2BGR,
@@ -38,6 +39,18 @@ FLIPS: dict[str, Callable[[UInt8], Any]] = {
 }
 
 
+def folded(image: npt.NDArray[Any], size: Size) -> npt.NDArray[Any]:
+    """A raw frame of ``size`` (width, height) that came as one row of bytes, as V4L2's do: [H, W]; any other as it is.
+    SourceError where the row has another length."""
+    if image is None or image.shape[0] != 1 or size[1] == 1:
+        return image
+    if image.size != size[0] * size[1]:
+        raise SourceError(
+            f"its raw frames have {image.size} bytes, not {size[0]}x{size[1]}: ask for another --input-codec"
+        )
+    return image.reshape(size[1], size[0])
+
+
 def to_bgr(image: npt.NDArray[Any] | None, codec: str | None) -> UInt8:
     """A camera's frame as uint8 [H, W, 3] BGR: grey, Bayer (``codec`` names the pattern) and YUYV are converted, of 16
     bits the upper 8 are taken, alpha is dropped. SourceError names anything else."""
@@ -48,7 +61,7 @@ def to_bgr(image: npt.NDArray[Any] | None, codec: str | None) -> UInt8:
     if image.dtype not in (np.uint8, np.uint16) or image.ndim not in (2, 3):
         raise SourceError(f"its frames are {image.dtype}{list(image.shape)}: ask it for 8-bit BGR or grey")
     if image.ndim == 2:
-        image = np.asarray(cv2.cvtColor(image, _BAYER.get(codec or "", cv2.COLOR_GRAY2BGR)))
+        image = np.asarray(cv2.cvtColor(image, BAYER.get(codec or "", cv2.COLOR_GRAY2BGR)))
     elif image.shape[2] == 2 and image.dtype == np.uint8:
         image = np.asarray(cv2.cvtColor(image, cv2.COLOR_YUV2BGR_YUY2))
     elif image.shape[2] == 4:

@@ -151,13 +151,18 @@ def open_input(pattern: str, asked: Asked | None = None) -> Source:
 
 
 def public(uri: str) -> str:
-    """``uri`` without what may be secret, for logs, statistics and messages: user name and password (all up to the last
-    @ behind the scheme), the query, what stands behind a path's first ``=``; of a pipeline its first element alone."""
-    if uri.startswith("gst://"):
-        return f"gst://{uri[6:].split('!')[0].split()[0] if uri[6:].strip() else ''}"
-    shown = re.sub(r"^([a-z0-9+.-]+:/+)?(.*@)?([^?#]*).*$", r"\1\3", uri, flags=re.DOTALL | re.IGNORECASE)
-    whole, separator, _ = shown.partition("=")
-    return f"{whole.rpartition('/')[0]}/…" if separator and "/" in whole else shown.partition(";")[0]
+    """``uri`` without what may be secret, for logs, statistics and messages: of a network address scheme, host and port
+    alone (paths and queries hold tokens, too), of a pipeline its first element. Paths of files stay."""
+    found = re.match(r"([a-z][a-z0-9+.-]*:/+)([^/?#;]*)(.*)", uri, flags=re.DOTALL | re.IGNORECASE)
+    if found is None or found[1].lower().startswith(("file:", "v4l2:")):
+        return uri
+    scheme, authority, rest = found.groups()
+    if scheme == "gst://":
+        return scheme + (authority + rest).partition("!")[0].strip().partition(" ")[0]
+    _, at, host = authority.rpartition("@")
+    if "@" in rest and not at:  # a password with a slash in it, which no parser takes for one
+        return f"{scheme}…"
+    return scheme + host
 
 
 def has_gstreamer() -> bool:

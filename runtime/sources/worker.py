@@ -2,7 +2,8 @@
 
 Takes a socket, a file of memory and the parent's process id. Reads what to open from the socket (a line of JSON),
 writes frames into the memory, which both processes map, and says so on the socket, a line of JSON each:
-``{"rate"}`` when opened, ``{"at", "shape", "captured", "arrived", "count"}`` for a frame, ``{"failed"}`` at the end.
+``{"ready"}`` when started, ``{"rate"}`` when opened,
+``{"at", "shape", "captured", "arrived", "count"}`` for a frame, ``{"failed"}`` at the end.
 The parent answers each frame with a byte once it has copied it.
 """
 
@@ -75,13 +76,16 @@ def main() -> None:
     """Open, read and hand over until the camera fails or the parent has had enough."""
     connection, memory, parent = map(int, sys.argv[1:])
     die_with(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides; a service manager tells all its processes
+        signal.signal(number, signal.SIG_IGN)
     os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", FFMPEG_OPTIONS)
     cv2.setNumThreads(1)
     with socket.socket(fileno=connection) as line, line.makefile("rb") as lines:
         wire = Wire(line, memory)
         try:
-            device = open_device(Device.from_json(lines.readline()))
+            asked = Device.from_json(lines.readline())
+            wire.say(ready=True)
+            device = open_device(asked)
             wire.say(rate=device.rate)
             count = 0
             while True:

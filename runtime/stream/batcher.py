@@ -66,6 +66,8 @@ class Batcher:
         self.deadline = Deadline(deadline, {lane.name: lane.weight for lane in lanes}) if deadline else None
         self._changed = threading.Condition()
         self._stop = False
+        self._worked: set[str] = set()  # cameras of which something was seen
+        self._unfit: set[str] = set()  # those of which all that came could not be done
         self._lowered = {WHOLE}  # qualities that were told of
         self._slowest = 0.0  # batch of late, seconds
         self._zooms = Zooms(resolver, self._put)
@@ -105,11 +107,13 @@ class Batcher:
         return any(other.source.live and not other.source.ended for other in self.lanes if other is not lane)
 
     def _refuse(self, lane: Lane, error: InputError) -> None:
-        """A frame or view of a camera that cannot be: what was asked for is wrong if nothing has worked yet; later on
-        the others do not suffer for it."""
+        """A frame or view of a camera that cannot be. It is that camera's trouble alone, unless no camera is left that
+        may have none: then what was asked for is wrong."""
         if lane.source.live:
-            if not self.stats.processed:
-                raise error
+            if lane.name not in self._worked:
+                self._unfit.add(lane.name)
+            if all(other.name in self._unfit or other.source.ended for other in self.lanes):
+                raise InputError(f"camera {lane.name}: {error}") if len(self.lanes) > 1 else error
             lane.say(error)
             return
         if not self._others(lane):
@@ -170,6 +174,8 @@ class Batcher:
                 continue
             self._hand_on(job, dict(zip(job.views, images, strict=True)), time.perf_counter() - began)
             done.append((job.lane.name, job.quality))
+            self._worked.add(job.lane.name)
+            self._unfit.discard(job.lane.name)
         total = time.perf_counter() - began
         if done:
             self.stats.batch(done, encode=encode * 1e3, decode=decode * 1e3, total=total * 1e3)

@@ -23,7 +23,7 @@ class Lane:
     specs: its views by name; zooms: those that viewers ask for; both are replaced, never changed
     weight: its share when there is not time for all
     interval: seconds between two of its frames at least; calibration: the camera's own
-    size: (width, height) of its last frame
+    size: (width, height) of its last frame; dropped: frames of a live source that newer ones have replaced
     trouble: what is wrong with its views; zoom_troubles: with a viewer's, by name
     """
 
@@ -42,6 +42,8 @@ class Lane:
         self.zoom_troubles: dict[str, str] = {}
         self.size: Size | None = None
         self.trouble = ""
+        self.dropped = 0
+        self._next = 0  # the frame that would be taken if none were dropped
         self._views: dict[tuple[str, int], Made] = {}
         self.due, self._credit, self._replaced = 0.0, 0.0, 0  # due: of time.monotonic
         self._said: set[str] = set()
@@ -71,6 +73,8 @@ class Lane:
     def take(self, now: float) -> Frame | None:
         frame = self.source.slot.take()
         if frame is not None:
+            self.dropped += frame.sequence - self._next
+            self._next = frame.sequence + 1
             self.due = max(self.due + self.interval, now + self.interval / 2)
         return frame
 

@@ -78,7 +78,7 @@ class Outlet(Mailbox):
     """A mailbox whose results go to a sink, by a thread of its own or, for a window, whenever ``pump`` is called.
 
     on_written: called with the sink's milliseconds; failure: why the sink takes no more; on_failure: called with it,
-        and with what is no error of the sink's own; abandoned: it was left before it had finished
+        and with what is no error of the sink's own; abandoned: it was left before it had finished; thread: its own
     """
 
     def __init__(self, sink: Sink, keys: frozenset[Key] | None = None) -> None:
@@ -89,7 +89,7 @@ class Outlet(Mailbox):
         self.on_change: Callable[[], None] = lambda: None
         self.on_failure: Callable[[str, Exception | None], None] = lambda text, error: None
         self.abandoned = self._failed = False
-        self._thread = threading.Thread(target=self._run, name=f"diinn-sink-{sink.where}", daemon=True)
+        self.thread = threading.Thread(target=self._run, name=f"diinn-sink-{sink.where}", daemon=True)
 
     @property
     def done(self) -> bool:
@@ -98,7 +98,7 @@ class Outlet(Mailbox):
 
     def start(self) -> None:
         if self.sink.threaded:
-            self._thread.start()
+            self.thread.start()
 
     def pump(self) -> None:
         """Write what is there, one result of each stream at most, in the caller's thread."""
@@ -117,7 +117,9 @@ class Outlet(Mailbox):
         ``closing_seconds``. It is then left to itself."""
         if not self.sink.threaded:
             self._run()
-        elif not join(self._thread, lambda: after(self.sink.closing_seconds)):
+        elif self.thread is threading.current_thread():  # a callback ends the stream: this thread goes on from there
+            return
+        elif not join(self.thread, lambda: after(self.sink.closing_seconds)):
             self.failure = self.failure or DiinnError("it did not finish in time and was left")
             self.abandoned = True
 

@@ -98,15 +98,15 @@ class Stats:
         with self._lock:
             stages = {stage: list(times) for stage, times in self._times.items()}
             processed, batches = self.processed, self.batches
-            each = {lane.name: self._of(lane, 0.0 if final else now - RECENT) for lane in lanes}
+            each = {lane.name: self._of(lane, now, final) for lane in lanes}
         self.look_at_workers(lanes)
-        captured = sum(camera["captured"] for camera in each.values())
+        captured, dropped = (sum(camera[key] for camera in each.values()) for key in ("captured", "dropped"))
         return {
             "type": "summary" if final else "second",
             "time": round(time.time(), 3),
             "captured": captured,
             "processed": processed,
-            "dropped": max(0, captured - processed),
+            "dropped": dropped,
             "batches": batches,
             "seconds": round(now - self._start, 3),
             "fps": round(self.fps if final else sum(c["fps"] for c in each.values()), 2),
@@ -132,7 +132,8 @@ class Stats:
         found = sum(memory.held(process) for lane in lanes for process in lane.source.processes)
         self.workers = found or self.workers
 
-    def _of(self, lane: Lane, since: float) -> dict[str, Any]:
+    def _of(self, lane: Lane, now: float, final: bool) -> dict[str, Any]:
+        since = 0.0 if final else now - RECENT
         camera, source = self._cameras.setdefault(lane.name, _Camera()), lane.source
         captured = source.captured if source.live else camera.processed  # files are read ahead, none is dropped
         return {
@@ -141,7 +142,8 @@ class Stats:
             "size": list(lane.size) if lane.size else None,
             "captured": captured,
             "processed": camera.processed,
-            "dropped": max(0, captured - camera.processed),
+            # At last, what was not processed; before, what is in work or waits may still be.
+            "dropped": max(0, captured - camera.processed) if final else lane.dropped,
             "reconnects": source.reconnects,
             "fps": camera.fps(since),
             "age_ms": percentiles(age for at, age in camera.ages if at > since),

@@ -103,7 +103,8 @@ class Stream:
         self.said: set[str] = set()  # what was logged of cameras and sinks
         self._views_lock = threading.Lock()
         self._shown = threading.Event()  # something for a window has come
-        self._closing = threading.Lock()
+        self._closing, self._closed = threading.Lock(), threading.Event()
+        self._closer: threading.Thread | None = None
         self._state = "new"  # then "running", then "closed"
         self._thread = threading.Thread(target=self._batch, name="diinn-batcher", daemon=True)
 
@@ -170,10 +171,11 @@ class Stream:
         try:
             self.start()
             while True:
-                result = mailbox.take(TICK_SECONDS)
+                ending = self._finished()  # asked first: what came before is still given
+                result = mailbox.take(0 if ending else TICK_SECONDS)
                 if result is not None:
                     yield result
-                elif self._finished():
+                elif ending:
                     break
         finally:
             self.close()
@@ -274,9 +276,18 @@ class Stream:
         hurried: once it is true, a batch or a sink that takes long is left to itself; ``busy`` then says that the batch
         still runs"""
         with self._closing:
-            if self._state == "closed":
-                return
-            running, self._state = self._state == "running", "closed"
+            running, first, self._state = self._state == "running", self._state != "closed", "closed"
+        if not first:  # a callback, say, is about it: what was lent to the stream is in use until it is done
+            if threading.current_thread() not in (self._closer, *(outlet.thread for outlet in self.outlets)):
+                self._closed.wait(LIVE_SECONDS)
+            return
+        self._closer = threading.current_thread()
+        try:
+            self._close(hurried, running)
+        finally:
+            self._closed.set()
+
+    def _close(self, hurried: Callable[[], bool], running: bool) -> None:
         self._batcher.stop()
         self.stats.look_at_workers(self.lanes)
         closers = [threading.Thread(target=source.close, daemon=True) for source in self.sources]

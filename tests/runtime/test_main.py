@@ -401,7 +401,7 @@ BAD = {
     "camera absurd": (["--camera", "9" * 11], "is neither a number"),
     "camera two": (["--camera", "\u00b2"], "is neither a number"),
     "demo too large": (["--camera", "demo", "--input-size", "99999x99999"], "has no 99999x99999 frames"),
-    "stream as input": (["--input", "rtsp://u:secret@cam/live"], "'rtsp://cam/live' is a stream: give it as --camera"),
+    "stream as input": (["--input", "rtsp://u:secret@cam/live"], "'rtsp://cam' is a stream: give it as --camera"),
     "secret": (["--camera", "admin:secret@cam/live"], "camera 'cam/live' is neither"),
     "bare file": (["photo.png", "more.png"], "files are given as --input PATH, a glob in quotes"),
     "camera as input": (["--input", "0"], "for a camera use --camera 0"),

@@ -390,9 +390,10 @@ def test_other_machines_need_the_token(nano: SuperResolver, monkeypatch: pytest.
     fixed = Preview.at("0.0.0.0:0", viewers=1)
     assert fixed.link.endswith("?token=chosen-by-the-user")
     fixed.close()
-    monkeypatch.setenv("DIINN_TOKEN", "short")
-    with pytest.raises(InputError, match="DIINN_TOKEN is no token: use 16 or more"):
-        Preview.at("0.0.0.0:0", viewers=1)
+    for word in ("short", "with+signs/as=base64has", "sixteen-letters-é"):
+        monkeypatch.setenv("DIINN_TOKEN", word)
+        with pytest.raises(InputError, match="DIINN_TOKEN is no token: use 16 or more"):
+            Preview.at("0.0.0.0:0", viewers=1)
 
 
 def test_a_port_in_use() -> None:

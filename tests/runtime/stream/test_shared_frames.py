@@ -134,6 +134,17 @@ time.sleep(60)
     writer.close()
 
 
+def test_what_another_program_holds_is_left_alone(name: str) -> None:
+    theirs = bytes(range(256)) * 32
+    segment(name).write_bytes(theirs)
+    try:
+        with pytest.raises(InputError, match=f"shm://{name} is another program's: choose another name"):
+            SharedWriter(name, "a", "b")
+        assert segment(name).read_bytes() == theirs
+    finally:
+        segment(name).unlink()
+
+
 @pytest.mark.parametrize("bad", ["", "a/b", ".hidden", "x" * 300])
 def test_names_no_segment_can_have(bad: str) -> None:
     with pytest.raises(InputError, match="is no name for shared memory"):

@@ -387,6 +387,38 @@ def test_a_camera_whose_views_never_fit_does_not_end_the_others(
     assert stream.snapshot(final=True)["cameras"]["wrong"]["processed"] == 0
 
 
+def test_where_no_cameras_views_fit_that_is_an_error(mjpeg: Callable[..., Served], nano: SuperResolver) -> None:
+    views = {"a": ViewSpec.parse("roi:150,0,20,20:64x64")}
+    both = [camera(mjpeg().url, name=name, views=views) for name in ("left", "right")]
+    with pytest.raises(InputError, match=r"camera (left|right): view a: ROI .* not inside the 160x120 frame"):
+        run_for(60, Stream(both, nano, sinks=[Nowhere()]))
+
+
+def test_a_callback_may_end_the_stream(mjpeg: Callable[..., Served]) -> None:
+    def seen(result: Result) -> None:
+        if result.sequence > 5:
+            stream.close()
+
+    stream = Stream([camera(mjpeg().url)], "nano", on_result=seen)
+    stream.run()
+    assert not stream.busy
+    assert stream.resolver.backend.closed
+
+
+def test_drops_are_counted_and_never_taken_back(mjpeg: Callable[..., Served], nano: SuperResolver) -> None:
+    stream = Stream([camera(mjpeg(rate=40).url, name="one", views={"big": ViewSpec(dsize=(640, 480))})], nano)
+    drops = []
+    for _ in stream:
+        now = stream.snapshot()
+        assert now["dropped"] == now["cameras"]["one"]["dropped"]
+        drops.append(now["dropped"])
+        if len(drops) >= 30 and drops[-1] > 5:
+            break
+    assert drops == sorted(drops)
+    last = stream.snapshot(final=True)
+    assert drops[-1] <= last["dropped"] == last["captured"] - last["processed"]
+
+
 def test_a_film_that_fails_does_not_end_live_cameras(
     mjpeg: Callable[..., Served], nano: SuperResolver, tmp_path: Path
 ) -> None:
