@@ -111,8 +111,8 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="URI",
-        help="FILE, FOLDER, display://0, http://127.0.0.1:8080 (a page with all cameras), shm://NAME, - (raw frames) "
-        "or none; repeatable; default: a window where there is a display, else none",
+        help="FILE, FOLDER, 'FOLDER/*.png' (an image a frame), display://0, http://127.0.0.1:8080 (a page with all "
+        "cameras), shm://NAME, - (raw frames) or none; repeatable; default: a window, or none without a display",
     )
     out.add_argument("--viewers", type=count, default=8, metavar="N", help="most viewers of the page (default: 8)")
     out.add_argument("--headless", action="store_true", help="never open a window")

@@ -86,13 +86,15 @@ class Pane {
       Object.assign(this.selection.style, { left, top, width, height });
       this.selection.hidden = false;
     };
-    const up = () => {
-      window.removeEventListener("pointermove", move);
+    const done = new AbortController(); // ends all three
+    const end = (event) => {
+      done.abort();
       this.selection.hidden = true;
-      if (area && area[2] > 4 && area[3] > 4) this.zoom(area, box);
+      if (event.type === "pointerup" && area && area[2] > 4 && area[3] > 4) this.zoom(area, box);
     };
-    window.addEventListener("pointermove", move);
-    window.addEventListener("pointerup", up, { once: true });
+    window.addEventListener("pointermove", move, { signal: done.signal });
+    window.addEventListener("pointerup", end, { signal: done.signal });
+    window.addEventListener("pointercancel", end, { signal: done.signal }); // a finger that scrolls
   }
 
   zoom([left, top, width, height], box) {

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+import cv2
 from aiohttp import WSMsgType, web
 from diinn.runtime.errors import DiinnError, InputError
 from diinn.runtime.preview import metrics
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 STATE_SECONDS = 1.0
+CONNECTIONS_A_VIEWER, OTHER_CONNECTIONS = 6, 16  # browsers open so many to a host
 HEARTBEAT = 10.0  # a viewer that does not answer for so long is let go
 CONTENT = {"page.html": "text/html", "page.js": "text/javascript", "page.css": "text/css"}
 HEADERS = {
@@ -36,6 +38,11 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+
+
+class _Refusal(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
 
 
 class Preview(Sink):
@@ -110,14 +117,22 @@ class Preview(Sink):
         app.router.add_get("/metrics", self._metrics)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, keepalive_timeout=5, handle_signals=False)
         await runner.setup()
-        await web.SockSite(runner, self._address.socket).start()
+        accepting = await self._loop.create_server(lambda: self._protocol(runner), sock=self._address.socket)
         ticker = asyncio.ensure_future(self._tell_state())
         await self._ended.wait()
         ticker.cancel()
+        accepting.close()
         goodbyes = [viewer.socket.close(code=1001, message=b"the stream has ended") for viewer in self._viewers]
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(asyncio.gather(*goodbyes, return_exceptions=True), 0.3)
         await runner.cleanup()
+
+    def _protocol(self, runner: web.AppRunner) -> asyncio.BaseProtocol:
+        """What speaks on a new connection: nobody where there are enough, whoever they are, since each is an open
+        file and the cameras need some, too."""
+        assert runner.server is not None
+        most = CONNECTIONS_A_VIEWER * self._most + OTHER_CONNECTIONS
+        return _Refusal() if len(runner.server.connections) >= most else runner.server()
 
     @web.middleware
     async def _guarded(self, request: web.Request, handler: Any) -> web.StreamResponse:
@@ -164,6 +179,7 @@ class Preview(Sink):
             viewer.state = await self._in_thread(self._state)
             viewer.changed.set()
             sender = asyncio.ensure_future(self._send(viewer))
+            sender.add_done_callback(lambda _: asyncio.ensure_future(socket.close()))  # so that the page tries again
             async for message in socket:
                 if message.type is not WSMsgType.TEXT:
                     break
@@ -199,7 +215,12 @@ class Preview(Sink):
                     if not pane.ready or shown is None or shown is pane.sent:
                         continue
                     pane.ready, pane.sent, compare = False, shown, pane.compare
-                    jpegs = await self._in_thread(lambda s=shown, c=compare: s.jpegs(c))
+                    try:
+                        jpegs = await self._in_thread(lambda s=shown, c=compare: s.jpegs(c))
+                    except (DiinnError, cv2.error, MemoryError) as error:  # of this picture; the next may do
+                        pane.ready = True
+                        await viewer.socket.send_json({"error": f"{shown.result.camera}: {error}"})
+                        continue
                     await viewer.socket.send_bytes(packed(name, pane, shown.result, jpegs))
 
     async def _tell_state(self) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from diinn.runtime import images
 from diinn.runtime.errors import InputError, unknown
 from diinn.runtime.sinks.base import Nowhere, Sink
-from diinn.runtime.sinks.files import VIDEO_SUFFIXES, ImageFile, ImageFolder, VideoFile, check_folder
+from diinn.runtime.sinks.files import VIDEO_SUFFIXES, ImageFile, ImageFolder, VideoFile, check_folder, still_name
 from diinn.runtime.sinks.raw import Pipe, SharedMemory
 from diinn.runtime.sinks.window import Window, has_display
 from diinn.runtime.sources import Source
@@ -107,7 +107,9 @@ def _open(output: str, streams: Streams, headless: bool, stopped: Callable[[], b
     elif separator and scheme != "file":
         raise InputError(unknown("output scheme", scheme, SCHEMES))
     elif not (rest if separator else output):
-        raise InputError("--output is empty: give a file, a folder, display://0, http://127.0.0.1:8080 or none")
+        raise InputError(
+            "--output is empty: give a file, a folder, 'FOLDER/*.png', display://0, http://127.0.0.1:8080 or none"
+        )
     else:
         path = Path(rest if separator else output)
         for source, view in streams.each:
@@ -125,6 +127,10 @@ def _file(path: Path, streams: Streams, source: Source, view: str) -> Sink:
     still = bool(source.files)
     check_folder(path if path.is_dir() or not suffix else path.parent)
     several = len(streams.each) > 1
+    if path.name == f"*{suffix}" and suffix in images.SUFFIXES:
+        folder = path.parent / streams.labels[source.name, view] if several else path.parent
+        _keep_apart(source, lambda relative: folder / still_name(relative, suffix))
+        return ImageFolder(folder, suffix, live=source.live)
     if path.is_dir() or not suffix:
         label = streams.labels[source.name, view]
         if len(source.files) == 1 and several:
@@ -148,7 +154,8 @@ def _file(path: Path, streams: Streams, source: Source, view: str) -> Sink:
         raise InputError(f"--output {str(path)!r}: " + unknown("ending", suffix, [*VIDEO_SUFFIXES, *images.SUFFIXES]))
     if not still:
         raise InputError(
-            f"frames of {source.name} do not go into one image {str(path)!r}: give a folder or a video file"
+            f"frames of {source.name} do not go into one image {str(path)!r}: give a video file, a folder, or "
+            f"{str(path.with_name('*' + suffix))!r} for an image of each frame"
         )
     _keep_apart(source, lambda _: path)
     return ImageFile(path)

@@ -18,7 +18,7 @@ from diinn.runtime.stream.result import Result
 
 log = logging.getLogger(__name__)
 VIDEO_SUFFIXES = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "mp4v", ".mov": "mp4v"}
-LEAST_FREE = 16 * 2**20  # bytes a disk must keep while a video is written: OpenCV does not report a full one
+LEAST_FREE = 16 * 2**20  # bytes a disk must keep while frames are written: OpenCV does not report a full one
 LONGEST_GAP = 300  # frames a still picture may stand for in a video
 
 
@@ -34,16 +34,26 @@ class ImageFile(Sink):
 
 
 class ImageFolder(Sink):
-    """Still images under the names they came by."""
+    """An image file for each result: still images under the names they came by, a camera's frames under the time they
+    were captured, seconds since the epoch, those of a video numbered from 0.
 
-    def __init__(self, folder: Path) -> None:
-        self.where, self._folder = str(folder), folder
+    suffix: what kind of image, empty for what a still image is already
+    """
+
+    def __init__(self, folder: Path, suffix: str = "", *, live: bool = False) -> None:
+        self.where, self._folder, self._suffix, self._live = str(folder), folder, suffix, live
+        self._count = 0
 
     def write(self, result: Result) -> None:
-        assert result.frame.path is not None
-        path = self._folder / result.frame.path
+        frame = result.frame
+        name = f"{frame.captured:.6f}" if self._live else f"{frame.sequence:06d}"
+        relative = still_name(frame.path, self._suffix) if frame.path else Path(name + self._suffix)
+        path = self._folder / relative
         make_folder(path.parent)
+        if self._count % 30 == 0:
+            check_disk(path.parent, f"the images in {self.where!r}", self._count)
         images.write(path, result.image)
+        self._count += 1
 
 
 class VideoFile(Sink):
@@ -77,7 +87,7 @@ class VideoFile(Sink):
             self._told = fitted_is_said(self._told, result, self._size, self.where)
             image = np.asarray(cv2.resize(image, self._size, interpolation=cv2.INTER_AREA), np.uint8)
         if self._count % 30 == 0:
-            self._check_disk()
+            check_disk(self._path.parent, f"the video {self.where!r}", self._count)
         if self._live:
             due = round((arrived - self._start) * self._rate)
             if due < self._count:
@@ -93,7 +103,7 @@ class VideoFile(Sink):
 
     def _open(self, size: Size) -> None:
         make_folder(self._path.parent)
-        self._check_disk()
+        check_disk(self._path.parent, f"the video {self.where!r}", 0)
         fourcc = cv2.VideoWriter.fourcc(*VIDEO_SUFFIXES[self._path.suffix.lower()])
         self._rate = self._stated()
         writer = cv2.VideoWriter(str(self._partial), fourcc, self._rate, size)
@@ -103,15 +113,6 @@ class VideoFile(Sink):
                 f"OpenCV cannot write {size[0]}x{size[1]} video to {self.where!r}: use .avi or a smaller size"
             )
         self._writer, self._size = writer, size
-
-    def _check_disk(self) -> None:
-        if not os.access(self._path.parent, os.W_OK):
-            raise InputError(f"cannot write to {str(self._path.parent)!r}: choose another --output")
-        stat = os.statvfs(self._path.parent)
-        if not stat.f_blocks:
-            raise InputError(f"cannot write to {str(self._path.parent)!r}, it is no disk: choose another --output")
-        if stat.f_bavail * stat.f_frsize < LEAST_FREE:
-            raise DiinnError(f"the disk of {self.where!r} is full: the video was ended after {self._count} frames")
 
     def _put(self, image: UInt8) -> None:
         assert self._writer is not None
@@ -135,6 +136,11 @@ class VideoFile(Sink):
         self._partial.replace(self._path)
 
 
+def still_name(path: Path, suffix: str) -> Path:
+    """What an image is called as another kind of image."""
+    return path.with_suffix(suffix) if suffix else path
+
+
 def fitted_is_said(told: bool, result: Result, size: Size, where: str) -> bool:
     """Say once that a view no longer has the size with which ``where`` began; True."""
     if not told:
@@ -151,6 +157,17 @@ def check_folder(folder: Path) -> None:
     there = next((part for part in (folder, *folder.absolute().parents) if part.exists()), Path("/"))
     if there.is_dir() and not (os.access(there, os.W_OK) and os.statvfs(there).f_blocks):  # /proc has no blocks
         raise InputError(f"cannot write to {str(folder)!r}: choose another --output")
+
+
+def check_disk(folder: Path, what: str, count: int) -> None:
+    """InputError where ``folder`` takes nothing, DiinnError where its disk is full, after ``count`` frames of it."""
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"cannot write to {str(folder)!r}: choose another --output")
+    stat = os.statvfs(folder)
+    if not stat.f_blocks:
+        raise InputError(f"cannot write to {str(folder)!r}, it is no disk: choose another --output")
+    if stat.f_bavail * stat.f_frsize < LEAST_FREE:
+        raise DiinnError(f"the disk of {what} is full: it was ended after {count} frames")
 
 
 def make_folder(folder: Path) -> None:

@@ -156,11 +156,9 @@ def unreachable(url: str, seconds: float, *, silent: bool = False) -> str:
         return f", nothing answers at port {port}"
     except (OSError, ValueError, UnicodeError) as error:
         return f", {(getattr(error, 'strerror', None) or 'its address is none').lower()}"
-    return ", the server " + (
-        "takes the call but says nothing"
-        if silent
-        else "answers but gives no such stream: look at path, user and password"
-    )
+    if silent:
+        return ", the server takes the call but says nothing"
+    return ", the server answers but gives no such stream: look at path, user and password"
 
 
 def _milliseconds(seconds: float) -> int:

@@ -154,7 +154,9 @@ def public(uri: str) -> str:
     """``uri`` without what may be secret, for logs, statistics and messages: of a network address scheme, host and port
     alone (paths and queries hold tokens, too), of a pipeline its first element. Paths of files stay."""
     found = re.match(r"([a-z][a-z0-9+.-]*:/+)([^/?#;]*)(.*)", uri, flags=re.DOTALL | re.IGNORECASE)
-    if found is None or found[1].lower().startswith(("file:", "v4l2:")):
+    if found is None:
+        return re.sub(r"^[^/]*:.*@", "", uri)  # an address whose scheme was forgotten
+    if found[1].lower().startswith(("file:", "v4l2:")):
         return uri
     scheme, authority, rest = found.groups()
     if scheme == "gst://":

@@ -261,6 +261,8 @@ class Batcher:
             self._put(Result(image, job.lane.name, name, job.frame, job.quality, whole, now, expires))
 
     def _put(self, result: Result) -> None:
+        for shared in (result.image, result.frame.image):  # by sinks, callbacks and viewers
+            shared.setflags(write=False)
         for outlet in self.outlets:
             if outlet.wants(result.key):
                 outlet.put(result)

@@ -18,7 +18,7 @@ ZOOM = "~"  # views that a viewer asked for begin with it; files and pipes do no
 
 @dataclass(frozen=True)
 class Result:
-    """One view of one frame.
+    """One view of one frame; its pixels belong to all who get it and cannot be written: draw on ``image.copy()``.
 
     image: uint8 [h, w, 3] BGR; camera, view: their names; frame: what it was made from
     quality: one of ``QUALITIES``; geometry: the view itself; finished: ``time.monotonic`` seconds

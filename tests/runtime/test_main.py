@@ -249,6 +249,25 @@ def test_views_and_outputs_of_several_kinds(run, tmp_path: Path) -> None:
     assert count_frames(Path("out/demo-virtual.mp4"))[2] == (32, 24)
 
 
+def test_an_image_of_each_frame(run, photo: np.ndarray) -> None:
+    before = time.time()
+    args = ("--camera", "demo", "--camera", "demo", "--input-size", "32x24", "--duration", "3", "--output", "out/*.png")
+    assert run(*args)[0] == 0
+    for name in ("demo", "demo-2"):
+        times = [float(p.stem) for p in Path("out", name).glob("*.png")]
+        assert len(times) > 1
+        assert before < min(times) < max(times) < time.time()
+    video(Path("clip.avi"), 3)
+    assert run("--input", "clip.avi", "--output", "film/*.jpg")[0] == 0
+    assert sorted(p.name for p in Path("film").iterdir()) == ["000000.jpg", "000001.jpg", "000002.jpg"]
+    Path("stills").mkdir()
+    cv2.imwrite("stills/a.bmp", photo[:8, :8])
+    assert run("--input", "stills", "--output", "big/*.webp")[0] == 0
+    assert [p.name for p in Path("big").iterdir()] == ["a.webp"]
+    code, _, err = run("--input", "stills", "--output", "stills/*.bmp")
+    assert (code, "would replace the input" in err) == (2, True)
+
+
 def test_a_file_of_cameras(run) -> None:
     Path("cameras.yaml").write_text(
         "cameras:\n  - {uri: demo, name: front, size: 32x24, views: {a: 'full:64x48'}}\n"
@@ -360,7 +379,7 @@ BAD = {
     "two on stdout": (["--camera", "demo", "--output", "-", "--stats", "-"], "are one standard output"),
     "two in a pipe": (["--camera", "demo", "--camera", "demo", "--output", "-"], "--output - holds one stream"),
     "output twice": (["--camera", "demo", "--output", "a.mp4", "--output", "./a.mp4"], "is given twice"),
-    "secret in capitals": (["--input", "RTSP://u:secret@h/x"], "'RTSP://h/x' is a stream: give it as --camera"),
+    "secret in capitals": (["--input", "RTSP://u:secret@h/x"], "'RTSP://h' is a stream: give it as --camera"),
     "stall for ever": (["--camera", "demo", "--stall-timeout", "1e300"], "'1e300' is not a number of seconds"),
     "view too large": (["--camera", "demo", "--view", "virtual:0,0,60:60000x60000"], "GiB of memory"),
     "shared memory": (["--camera", "demo", "--output", "shm://a/b"], "is no name for shared memory"),

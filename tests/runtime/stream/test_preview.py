@@ -1,6 +1,7 @@
 """The preview: who gets in, what viewers get, and that none of them slows the cameras."""
 
 import asyncio
+import contextlib
 import json
 import re
 import socket
@@ -16,8 +17,8 @@ import cv2
 import numpy as np
 import pytest
 from diinn.benchmarks.camera import burnt
-from diinn.runtime import CameraSettings, InputError, Stream, SuperResolver
-from diinn.runtime.preview import Preview
+from diinn.runtime import CameraSettings, DiinnError, InputError, Stream, SuperResolver
+from diinn.runtime.preview import Preview, shown
 from diinn.runtime.view_spec import ViewSpec
 from served import Served, until
 
@@ -282,6 +283,45 @@ def test_a_huge_zoom_is_bounded(preview: Preview) -> None:
             await ws.send_json({"do": "zoom", "pane": "1", "rect": [0, 0, 1, 1], "size": [10**6, 10**6]})
             header, _ = await until_zoomed(ws, True)
             assert header["size"][0] * header["size"][1] <= 1280 * 960
+
+    asyncio.run(look())
+
+
+def test_connections_are_counted_whoever_they_are(preview: Preview) -> None:
+    port = int(preview.where.rpartition(":")[2])
+    with contextlib.ExitStack() as idle:
+        for _ in range(60):  # no viewer, no request
+            idle.enter_context(socket.create_connection(("127.0.0.1", port)))
+        last = idle.enter_context(socket.create_connection(("127.0.0.1", port)))
+        last.settimeout(10)
+        assert last.recv(1) == b""
+    until(lambda: _answers(preview))
+
+
+def _answers(preview: Preview) -> bool:
+    with contextlib.suppress(OSError):
+        return ask(preview.where)[0] == 200
+    return False
+
+
+def test_a_picture_that_cannot_be_made_is_told_and_the_next_comes(
+    preview: Preview, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bytes:
+        raise DiinnError("no JPEG today")
+
+    async def look() -> None:
+        async with viewer(preview) as ws:
+            await ws.send_json(watch())
+            await picture(ws)
+            with monkeypatch.context() as broken:
+                broken.setattr(shown, "encoded", fail)
+                for _ in range(100):
+                    message = await ws.receive(timeout=10)
+                    if message.type is aiohttp.WSMsgType.TEXT and "error" in (said := message.json()):
+                        break
+                assert said == {"error": "front: no JPEG today"}
+            await picture(ws)
 
     asyncio.run(look())
 
