@@ -51,10 +51,14 @@ def check_output(path: Path | None, *endings: str) -> None:
         raise InputError(f"cannot write {str(path)!r}: name it {path.stem}{endings[0]}")
 
 
-def guarded(name: str, remedy: str, work: Callable[[], int]) -> int:
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def guarded(name: str, remedy: str, work: Callable[[], int], say: Callable[[str], None] = _to_stderr) -> int:
     """The exit code of ``work``: its own, or 2 for bad input, 1 for a failure while running, 130 for Ctrl-C.
 
-    remedy: what to install where a library is missing
+    remedy: what to install where a library is missing; say: how a failure is told
     """
     try:
         return work()
@@ -72,5 +76,5 @@ def guarded(name: str, remedy: str, work: Callable[[], int]) -> int:
         message, code = f"{error.strerror or error}:{where}", 1
     except KeyboardInterrupt:
         return 130
-    print(f"{name}: {message}", file=sys.stderr)
+    say(f"{name}: {message}")
     return code

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 STANDARD_OUTPUT = "-"
 OPENING_STALLS = 3  # a camera may take so many times longer to open than between two frames
-LAST_WORDS_SECONDS = 0.5  # for what is still to be said, where nobody reads it
+SIGNALLED = 128  # exit codes above are those of signals
+HURRIED_SECONDS, READER_SECONDS = 0.3, 10.0  # for what is still to be said where nobody reads it: after a signal, else
 STARTING_SECONDS = 10.0  # that --duration waits for the first frame
 
 
@@ -37,7 +38,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns 0, 1 for a failure while running, 2 for bad input, 128 + n after signal n."""
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # what goes wrong is said once, by us
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    return guarded("diinn-run", "pip install 'diinn[cpu]'", lambda: _main(argv))
+    from diinn.runtime.teller import Teller
+
+    name, remedy = "diinn-run", "pip install 'diinn[cpu]'"
+    out, err = Teller(sys.stdout), Teller(sys.stderr)
+    code = guarded(name, remedy, lambda: _main(argv, out, err), err.say)
+    patience = HURRIED_SECONDS if code > SIGNALLED else READER_SECONDS
+    told = [teller.close(patience) for teller in (out, err)]
+    if not all(told):  # whoever should read it holds what an ordinary end would wait for
+        os._exit(code or 1)
+    after = guarded(name, remedy, lambda: _check(out))
+    return code or after
+
+
+def _check(out: Teller) -> int:
+    """Raise what went wrong on standard output; what did on standard error stops nothing."""
+    if out.error is not None:
+        raise out.error
+    return int(out.lost > 0)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,27 +65,19 @@ def parser() -> argparse.ArgumentParser:
     return parser()
 
 
-def _main(argv: Sequence[str] | None) -> int:
-    from diinn.runtime.teller import Handler, Teller
+def _main(argv: Sequence[str] | None, out: Teller, err: Teller) -> int:
+    from diinn.runtime.teller import Handler
 
     args = parser().parse_args(argv)
     if args.list_models:
         return list_models()
     if args.list_devices:
         return list_devices()
-    teller = Teller()
     level = args.log_level.upper()
-    logging.basicConfig(level=level, format="diinn-run: %(message)s", handlers=[Handler(teller)], force=True)
+    logging.basicConfig(level=level, format="diinn-run: %(message)s", handlers=[Handler(err)], force=True)
     for name in ("asyncio", "aiohttp"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    code = 1
-    try:
-        code = run(args, teller)
-    finally:
-        if not teller.close(LAST_WORDS_SECONDS):
-            os._exit(code)
-    teller.check()
-    return code
+    return run(args, out, err)
 
 
 def list_models() -> int:
@@ -91,7 +101,7 @@ def list_devices() -> int:
     return 0
 
 
-def run(args: argparse.Namespace, teller: Teller) -> int:
+def run(args: argparse.Namespace, out: Teller, err: Teller) -> int:
     """Do what the arguments ask; DiinnError where that cannot be done."""
     from diinn.runtime import report
     from diinn.runtime.options import BENCHMARK_FRAMES
@@ -101,8 +111,7 @@ def run(args: argparse.Namespace, teller: Teller) -> int:
     backend = _checked_backend(args)
     cameras, sources = settings(args)
     frames = args.max_frames or (BENCHMARK_FRAMES if args.benchmark and not args.duration else None)
-    human = sys.stderr if STANDARD_OUTPUT in (*args.output, args.stats) else sys.stdout
-    said = report.Announcements(teller, human)
+    said = report.Announcements(err if STANDARD_OUTPUT in (*args.output, args.stats) else out)
     stream: Stream | None = None
     resolver: SuperResolver | None = None
     with stopping() as stop:
@@ -120,8 +129,8 @@ def run(args: argparse.Namespace, teller: Teller) -> int:
             stop.deadline = time.monotonic() + (args.duration or math.inf) + STARTING_SECONDS
             begun = False
             with (
-                report.statistics(args.stats, stream, teller) as count,
-                report.progress(stream, frames, teller, wanted=not args.no_progress) as show,
+                report.statistics(args.stats, stream, out) as count,
+                report.progress(stream, frames, out, err, wanted=not args.no_progress) as show,
             ):
 
                 def tick() -> None:
@@ -129,7 +138,8 @@ def run(args: argparse.Namespace, teller: Teller) -> int:
                     if stream.stats.processed and not begun:  # the duration counts from the first frame
                         begun = True
                         stop.deadline = time.monotonic() + (args.duration or math.inf)
-                    teller.check()
+                    if isinstance(out.error, BrokenPipeError):
+                        raise out.error
                     count()
                     show()
 
@@ -142,7 +152,8 @@ def run(args: argparse.Namespace, teller: Teller) -> int:
             else:
                 stream.close()
             if stream is not None and stream.busy:  # a batch of minutes: Ctrl-C is not to wait for it
-                teller.close(LAST_WORDS_SECONDS)
+                out.close(HURRIED_SECONDS)
+                err.close(HURRIED_SECONDS)
                 os._exit(128 + (stop.signal or 2))
             if resolver is not None:
                 resolver.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -76,8 +75,8 @@ def _closing_line(summary: dict[str, Any]) -> str:
 class Announcements:
     """What people are told of a run: among other things what is done with each view, once per frame size."""
 
-    def __init__(self, teller: Teller, human: TextIO) -> None:
-        self._teller, self._human = teller, human
+    def __init__(self, human: Teller) -> None:
+        self._human = human
         self._said: set[str] = set()
 
     def note(self, stream: Stream, frame: Frame, name: str, view: View) -> None:
@@ -89,7 +88,7 @@ class Announcements:
         """Print ``line`` soon, unless it was said before; sizes may come and go."""
         if line not in self._said and len(self._said) < MOST_SAID:
             self._said.add(line)
-            self._teller.say(line, self._human)
+            self._human.say(line)
 
 
 def _announcement(stream: Stream, frame: Frame, name: str, view: View) -> Iterator[str]:
@@ -110,9 +109,9 @@ def _announcement(stream: Stream, frame: Frame, name: str, view: View) -> Iterat
 
 
 @contextmanager
-def statistics(target: str | None, stream: Stream, teller: Teller) -> Iterator[Callable[[], None]]:
-    """Writes a line of JSON whenever it is called and a second has passed, and the summary at the end; a disk that is
-    full is said once, and at the end."""
+def statistics(target: str | None, stream: Stream, out: Teller) -> Iterator[Callable[[], None]]:
+    """Writes a line of JSON whenever it is called and a second has passed, and the summary at the end, to a file or
+    (``-``) by ``out``; a disk that is full is said once, and at the end."""
     if target is None:
         yield lambda: None
         return
@@ -122,9 +121,9 @@ def statistics(target: str | None, stream: Stream, teller: Teller) -> Iterator[C
 
     def write(*, final: bool) -> None:
         head = {"model": stream.resolver.bundle.name, "backend": stream.resolver.backend.describe()} if final else {}
-        line = json.dumps({**head, **stream.snapshot(final=final)}) + "\n"
+        line = json.dumps({**head, **stream.snapshot(final=final)})
         if target == "-":
-            teller.do(lambda: put(line))
+            out.say(line)
         else:
             put(line)
 
@@ -132,11 +131,9 @@ def statistics(target: str | None, stream: Stream, teller: Teller) -> Iterator[C
         nonlocal problem, file
         try:
             if file is None:
-                file = sys.stdout if target == "-" else open(target, "w", encoding="utf-8")  # noqa: SIM115
-            file.write(line)
+                file = open(target, "w", encoding="utf-8")  # noqa: SIM115
+            file.write(line + "\n")
             file.flush()
-        except BrokenPipeError:
-            raise
         except OSError as error:
             if problem is None:
                 log.warning("cannot write --stats %r: %s", target, error.strerror)
@@ -152,7 +149,7 @@ def statistics(target: str | None, stream: Stream, teller: Teller) -> Iterator[C
         yield tick
     finally:
         write(final=True)
-        if file is not None and file is not sys.stdout:
+        if file is not None:
             try:
                 file.close()
             except OSError as error:
@@ -162,10 +159,12 @@ def statistics(target: str | None, stream: Stream, teller: Teller) -> Iterator[C
 
 
 @contextmanager
-def progress(stream: Stream, frames: int | None, teller: Teller, *, wanted: bool) -> Iterator[Callable[[], None]]:
-    """A progress line with frames per second and frame age, on a terminal that can show one; refreshed by whoever calls
-    now and then."""
-    if not (wanted and sys.stderr.isatty()):
+def progress(
+    stream: Stream, frames: int | None, out: Teller, err: Teller, *, wanted: bool
+) -> Iterator[Callable[[], None]]:
+    """A progress line with frames per second and frame age on ``err``, where that is a terminal that can show one;
+    refreshed by whoever calls now and then. Lines stand above it."""
+    if not (wanted and err.file is not None and err.file.isatty()):
         yield lambda: None
         return
     try:
@@ -176,15 +175,25 @@ def progress(stream: Stream, frames: int | None, teller: Teller, *, wanted: bool
         return
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    bar = Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False)
+    bar = Progress(
+        *columns,
+        console=Console(file=err.file),
+        transient=True,
+        auto_refresh=False,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
     task = bar.add_task("waiting for frames", total=frames)
     due = 0.0
+    waiting = False
 
     def begin() -> None:
         bar.start()
-        teller.console = bar.console
+        out.above = err.above = bar.console
 
     def refresh() -> None:
+        nonlocal waiting
+        waiting = False
         stats = stream.stats
         if stats.processed:
             text = f"{stats.fps:.1f} frames/s, age {stats.latest('age'):.0f} ms"
@@ -192,17 +201,17 @@ def progress(stream: Stream, frames: int | None, teller: Teller, *, wanted: bool
         bar.refresh()
 
     def end() -> None:
-        teller.console = None
+        out.above = err.above = None
         bar.stop()
 
     def tick() -> None:
-        nonlocal due
-        if time.monotonic() >= due:
-            due = time.monotonic() + REFRESH_SECONDS
-            teller.do(refresh)
+        nonlocal due, waiting
+        if time.monotonic() >= due and not waiting:
+            due, waiting = time.monotonic() + REFRESH_SECONDS, True
+            err.do(refresh)
 
-    teller.do(begin)
+    err.do(begin)
     try:
         yield tick
     finally:
-        teller.do(end)
+        err.do(end)

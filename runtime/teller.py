@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
-import sys
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO
@@ -17,42 +16,39 @@ MOST_WAITING = 1000  # lines; what nobody reads is left out
 
 
 class Teller:
-    """Prints and does, in order, what it is given, until it is closed.
+    """Writes to one file, in order, until it is closed; its thread begins with the first line.
 
-    console: of a progress bar that is shown, above which lines go
+    file: None where there is none, which takes everything
+    error: what went wrong first; lost: lines that were left out
+    above: the console of a progress bar that is shown, above which lines for a terminal go
     """
 
-    def __init__(self) -> None:
-        self.console: Console | None = None
+    def __init__(self, file: TextIO | None) -> None:
+        self.file = file
+        self.error: Exception | None = None
+        self.lost = 0
+        self.above: Console | None = None
         self._waiting: queue.Queue[Callable[[], None] | None] = queue.Queue(MOST_WAITING)
-        self._error: OSError | None = None
         self._thread = threading.Thread(target=self._run, name="diinn-teller", daemon=True)
-        self._thread.start()
 
-    def say(self, line: str, file: TextIO) -> None:
+    def say(self, line: str) -> None:
         """Print ``line`` soon."""
-
-        def tell() -> None:
-            if self.console is not None and file.isatty():
-                self.console.print(line, markup=False, highlight=False, soft_wrap=True)
-            else:
-                print(line, file=file, flush=True)
-
-        self.do(tell)
+        self.do(lambda: self._print(line))
 
     def do(self, work: Callable[[], None]) -> None:
-        """Do ``work``, which writes to where somebody may not read."""
-        with contextlib.suppress(queue.Full):
+        """Do ``work``, which writes to the file, soon."""
+        if self._thread.ident is None:
+            self._thread.start()
+        try:
             self._waiting.put_nowait(work)
-
-    def check(self) -> None:
-        """Raise what went wrong: BrokenPipeError where a reader has gone, or another OSError."""
-        if self._error is not None:
-            raise self._error
+        except queue.Full:
+            self.lost += 1
 
     def close(self, seconds: float) -> bool:
         """Whether all was told within about so many seconds. If not, the process cannot end as others do: its output
         is held."""
+        if self._thread.ident is None:
+            return True
         try:
             self._waiting.put(None, timeout=seconds)
         except queue.Full:
@@ -60,20 +56,30 @@ class Teller:
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
+    def _print(self, line: str) -> None:
+        if self.file is None:
+            return
+        if self.above is not None and self.file.isatty():
+            self.above.print(line, markup=False, highlight=False, soft_wrap=True)
+            return
+        encoding = self.file.encoding or "utf-8"  # names of files need not be text
+        print(line.encode(encoding, "backslashreplace").decode(encoding), file=self.file, flush=True)
+
     def _run(self) -> None:
         while (work := self._waiting.get()) is not None:
             try:
                 work()
-            except OSError as error:
-                self._error = self._error or error
+            except Exception as error:  # a full disk, a reader that is gone: who asks is told
+                self.error = self.error or error
 
 
 class Handler(logging.Handler):
-    """Log records to a teller, on standard error."""
+    """Log records to a teller."""
 
     def __init__(self, teller: Teller) -> None:
         super().__init__()
         self._teller = teller
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._teller.say(self.format(record), sys.stderr)
+        with contextlib.suppress(Exception):  # as logging does: what cannot be said stops nothing
+            self._teller.say(self.format(record))

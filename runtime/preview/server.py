@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import threading
@@ -40,9 +41,20 @@ HEADERS = {
 }
 
 
-class _Refusal(asyncio.Protocol):
+class _Gate(asyncio.Protocol):
+    """What meets a new connection: it goes to ``server``, or away where there are ``most`` already, whoever they are:
+    each is an open file, and the cameras need some, too."""
+
+    def __init__(self, server: web.Server, most: int) -> None:
+        self._server, self._most = server, most
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport.close()
+        if len(self._server.connections) >= self._most:
+            transport.close()
+            return
+        handler = self._server()
+        transport.set_protocol(handler)
+        handler.connection_made(transport)
 
 
 class Preview(Sink):
@@ -117,7 +129,10 @@ class Preview(Sink):
         app.router.add_get("/metrics", self._metrics)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, keepalive_timeout=5, handle_signals=False)
         await runner.setup()
-        accepting = await self._loop.create_server(lambda: self._protocol(runner), sock=self._address.socket)
+        assert runner.server is not None
+        most = CONNECTIONS_A_VIEWER * self._most + OTHER_CONNECTIONS
+        gate = functools.partial(_Gate, runner.server, most)
+        accepting = await self._loop.create_server(gate, sock=self._address.socket)
         ticker = asyncio.ensure_future(self._tell_state())
         await self._ended.wait()
         ticker.cancel()
@@ -126,13 +141,6 @@ class Preview(Sink):
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(asyncio.gather(*goodbyes, return_exceptions=True), 0.3)
         await runner.cleanup()
-
-    def _protocol(self, runner: web.AppRunner) -> asyncio.BaseProtocol:
-        """What speaks on a new connection: nobody where there are enough, whoever they are, since each is an open
-        file and the cameras need some, too."""
-        assert runner.server is not None
-        most = CONNECTIONS_A_VIEWER * self._most + OTHER_CONNECTIONS
-        return _Refusal() if len(runner.server.connections) >= most else runner.server()
 
     @web.middleware
     async def _guarded(self, request: web.Request, handler: Any) -> web.StreamResponse:

@@ -21,7 +21,7 @@ from aiohttp import web
 from diinn.runtime.errors import InputError
 from diinn.runtime.preview.shown import Shown
 from diinn.runtime.stream.outlet import Key
-from diinn.runtime.stream.result import Result
+from diinn.runtime.stream.result import ZOOM, Result
 from diinn.runtime.view_spec import ViewSpec
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def packed(name: str, pane: Pane, result: Result, jpegs: list[bytes]) -> bytes:
         "camera": result.camera,
         "view": pane.view,
         "still": result.view,
-        "zoomed": bool(pane.zoom),
+        "zoomed": result.view.startswith(ZOOM),
         "sequence": result.sequence,
         "age": round(result.age * 1e3, 1),
         "quality": result.quality,

@@ -162,8 +162,12 @@ def _file(path: Path, streams: Streams, source: Source, view: str) -> Sink:
 
 
 def _keep_apart(source: Source, target: Callable[[Path], Path]) -> None:
-    """InputError if a result would replace the image it is made from."""
+    """InputError if a result would replace the image it is made from, or another result."""
+    taken: set[Path] = set()
     for file, relative in source.files:
+        if target(relative) in taken:
+            raise InputError(f"two images would become {str(target(relative))!r}: give a folder instead")
+        taken.add(target(relative))
         if target(relative).resolve() == file.resolve():
             raise InputError(f"--output would replace the input {str(file)!r}: choose another")
 

@@ -159,12 +159,10 @@ def public(uri: str) -> str:
     if found[1].lower().startswith(("file:", "v4l2:")):
         return uri
     scheme, authority, rest = found.groups()
-    if scheme == "gst://":
-        return scheme + (authority + rest).partition("!")[0].strip().partition(" ")[0]
-    _, at, host = authority.rpartition("@")
-    if "@" in rest and not at:  # a password with a slash in it, which no parser takes for one
-        return f"{scheme}…"
-    return scheme + host
+    if scheme.lower() == "gst://":
+        return scheme + "".join((authority + rest).partition("!")[0].split()[:1])
+    # With an @ later on a password may hold a slash, and what looks like the host be a part of it.
+    return scheme + ("…" if "@" in rest else authority.rpartition("@")[2])
 
 
 def has_gstreamer() -> bool:

@@ -67,7 +67,7 @@ class Batcher:
         self._changed = threading.Condition()
         self._stop = False
         self._worked: set[str] = set()  # cameras of which something was seen
-        self._unfit: set[str] = set()  # those of which all that came could not be done
+        self._unfit: set[str] = set()  # those of which nothing that came could be done
         self._lowered = {WHOLE}  # qualities that were told of
         self._slowest = 0.0  # batch of late, seconds
         self._zooms = Zooms(resolver, self._put)
@@ -106,14 +106,18 @@ class Batcher:
         """Whether a live camera goes on without it."""
         return any(other.source.live and not other.source.ended for other in self.lanes if other is not lane)
 
-    def _refuse(self, lane: Lane, error: InputError) -> None:
-        """A frame or view of a camera that cannot be. It is that camera's trouble alone, unless no camera is left that
-        may have none: then what was asked for is wrong."""
+    def _refuse(self, lane: Lane, error: InputError, *, nothing_left: bool = True) -> None:
+        """A frame or view of a camera that cannot be. It is that camera's trouble alone where there are others; where
+        none has worked yet and none may, what was asked for is wrong.
+
+        nothing_left: whether no view of the camera's frame remains"""
         if lane.source.live:
-            if lane.name not in self._worked:
+            if nothing_left and lane.name not in self._worked:
                 self._unfit.add(lane.name)
-            if all(other.name in self._unfit or other.source.ended for other in self.lanes):
-                raise InputError(f"camera {lane.name}: {error}") if len(self.lanes) > 1 else error
+            if not self._worked and len(self.lanes) == 1:
+                raise error
+            if not self._worked and all(other.name in self._unfit or other.source.ended for other in self.lanes):
+                raise InputError(f"camera {lane.name}: {error}")
             lane.say(error)
             return
         if not self._others(lane):
@@ -236,17 +240,20 @@ class Batcher:
         new, lane.size, lane.trouble = lane.size != frame.size, frame.size, ""
         whole: dict[str, View] = {}
         half: dict[str, View] = {}
+        refused: list[InputError] = []
         for name, spec in lane.specs.items():
             try:
-                view = lane.view(name, spec, frame.size)
+                view = lane.view(spec, frame.size)
                 if self.deadline:
-                    half[name] = lane.view(name, spec, frame.size, 2)
+                    half[name] = lane.view(spec, frame.size, 2)
             except InputError as error:
-                self._refuse(lane, InputError(f"view {name}: {error}"))
+                refused.append(InputError(f"view {name}: {error}"))
                 continue
             whole[name] = view
             if new:
                 self._announce(frame, name, view)
+        for trouble in refused:
+            self._refuse(lane, trouble, nothing_left=not whole)
         lane.forget()
         return whole, half
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Mapping
 
 from diinn.runtime.calibration import Calibration
@@ -44,7 +45,8 @@ class Lane:
         self.trouble = ""
         self.dropped = 0
         self._next = 0  # the frame that would be taken if none were dropped
-        self._views: dict[tuple[str, int], Made] = {}
+        self._views: dict[tuple[int, int], Made] = {}  # by the spec's identity and what divides its size
+        self._lock = threading.Lock()
         self.due, self._credit, self._replaced = 0.0, 0.0, 0  # due: of time.monotonic
         self._said: set[str] = set()
 
@@ -78,28 +80,39 @@ class Lane:
             self.due = max(self.due + self.interval, now + self.interval / 2)
         return frame
 
-    def view(self, name: str, spec: ViewSpec, size: Size, reduce: int = 1) -> View:
+    def view(self, spec: ViewSpec, size: Size, reduce: int = 1) -> View:
         """A view of frames of ``size``, made once; InputError, each time, where it does not fit them."""
-        known = self._views.get((name, reduce))
-        if known is None or known[0] is not spec or known[1] != size:
+        key = id(spec), reduce
+        known = self._views.get(key)
+        if known is None or known[1] != size:
             try:
                 made: View | InputError = spec.view(size, self.calibration, reduce=reduce)
             except InputError as error:
                 made = error
-            known = self._views[name, reduce] = (spec, size, made)
+            known = self._views[key] = (spec, size, made)
         if isinstance(known[2], InputError):
             raise known[2]
         return known[2]
 
-    def adopt(self, made: Mapping[str, Made | None]) -> None:
-        """Views that were made elsewhere, by name; None for those that were not."""
-        self._views.update({(name, 1): one for name, one in made.items() if one is not None})
+    def publish(
+        self,
+        made: Mapping[tuple[int, int], Made],
+        *,
+        specs: Mapping[str, ViewSpec] | None = None,
+        zooms: Mapping[str, ViewSpec] | None = None,
+    ) -> None:
+        """From now on other views, or zooms; with what was made of them elsewhere, by identity and divisor."""
+        with self._lock:
+            self._views.update(made)
+            self.specs = dict(specs) if specs is not None else self.specs
+            self.zooms = dict(zooms) if zooms is not None else self.zooms
 
     def forget(self) -> None:
         """Let go of views that nobody wants any more."""
-        for name, reduce in list(self._views):
-            if name not in self.specs and name not in self.zooms:
-                self._views.pop((name, reduce), None)
+        with self._lock:
+            wanted = {id(spec) for spec in (*self.specs.values(), *self.zooms.values())}
+            for key in [key for key in self._views if key[0] not in wanted]:
+                del self._views[key]
 
     def say(self, error: DiinnError) -> None:
         """Note what is wrong, and log it once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import math
 import threading
@@ -104,7 +105,9 @@ class Stream:
         self._views_lock = threading.Lock()
         self._shown = threading.Event()  # something for a window has come
         self._closing, self._closed = threading.Lock(), threading.Event()
+        self._runner: threading.Thread | None = None  # in which ``run`` waits
         self._closer: threading.Thread | None = None
+        self._leaving = False
         self._state = "new"  # then "running", then "closed"
         self._thread = threading.Thread(target=self._batch, name="diinn-batcher", daemon=True)
 
@@ -151,6 +154,7 @@ class Stream:
     ) -> None:
         """Until ``stopped``, the sources' end or a sink's; ``tick`` is called now and then, windows are shown in this
         thread. Then everything is closed, see ``close``; the first error of device, file or sink is raised."""
+        self._runner = threading.current_thread()
         try:
             self.start()
             while not stopped() and not self._finished():
@@ -183,7 +187,7 @@ class Stream:
 
     def _finished(self) -> bool:
         self._tell()
-        if not self._thread.is_alive():
+        if self._leaving or not self._thread.is_alive():
             return True
         if self.outlets and any(outlet.sink.closed for outlet in self.outlets):
             return True
@@ -226,10 +230,9 @@ class Stream:
         does not fit: then all stay."""
         lane = self.lane(camera)
         specs = CameraSettings(lane.name, views=views).specs  # what is wrong with them is said there
-        made = {name: self._made(lane, spec) for name, spec in specs.items()}
+        made = self._made(lane, *specs.values())
         with self._views_lock:
-            lane.adopt(made)
-            lane.specs = specs
+            lane.publish(made, specs=specs)
         self._batcher.wake()
 
     def zoom(self, camera: str, spec: ViewSpec) -> str:
@@ -240,23 +243,24 @@ class Stream:
         with self._views_lock:
             self._zooms += 1
             name = f"{ZOOM}{self._zooms}"
-            lane.adopt({name: made})
-            lane.zooms = {**lane.zooms, name: spec}
+            lane.publish(made, zooms={**lane.zooms, name: spec})
         return name
 
-    def _made(self, lane: Lane, spec: ViewSpec) -> Made | None:
-        """A view with all its geometry, so that the batcher need not stop for it; None before the first frame."""
-        if (size := lane.size) is None:
-            return None
-        view = spec.view(size, lane.calibration)
-        view.queries(size, self.resolver.bundle.scales, self.resolver.bundle.layout)
-        return spec, size, view
+    def _made(self, lane: Lane, *specs: ViewSpec) -> dict[tuple[int, int], Made]:
+        """Views with all their geometry, so that the batcher need not stop for them; none before the first frame."""
+        made: dict[tuple[int, int], Made] = {}
+        if (size := lane.size) is not None:
+            for spec, reduce in itertools.product(specs, (1, 2) if self._batcher.deadline else (1,)):
+                view = spec.view(size, lane.calibration, reduce=reduce)
+                view.queries(size, self.resolver.bundle.scales, self.resolver.bundle.layout)
+                made[id(spec), reduce] = spec, size, view
+        return made
 
     def unzoom(self, camera: str, name: str) -> None:
         """The end of such a view."""
         lane = self.lane(camera)
         with self._views_lock:
-            lane.zooms = {key: spec for key, spec in lane.zooms.items() if key != name}
+            lane.publish({}, zooms={key: spec for key, spec in lane.zooms.items() if key != name})
             lane.zoom_troubles.pop(name, None)
 
     def lane(self, camera: str) -> Lane:
@@ -275,17 +279,21 @@ class Stream:
 
         hurried: once it is true, a batch or a sink that takes long is left to itself; ``busy`` then says that the batch
         still runs"""
+        here = threading.current_thread()
+        self._leaving = True
         with self._closing:
-            running, first, self._state = self._state == "running", self._state != "closed", "closed"
-        if not first:  # a callback, say, is about it: what was lent to the stream is in use until it is done
-            if threading.current_thread() not in (self._closer, *(outlet.thread for outlet in self.outlets)):
-                self._closed.wait(LIVE_SECONDS)
-            return
-        self._closer = threading.current_thread()
-        try:
-            self._close(hurried, running)
-        finally:
-            self._closed.set()
+            mine = self._state != "closed" and self._runner in (None, here)  # whoever runs it closes it
+            running = self._state == "running"
+            if mine:
+                self._state, self._closer = "closed", here
+        if mine:
+            try:
+                self._close(hurried, running)
+            finally:
+                self._closed.set()
+        elif here not in (self._closer, self._thread, *(outlet.thread for outlet in self.outlets)):
+            while not self._closed.wait(TICK_SECONDS) and not hurried():  # what was lent to it is in use until then
+                pass
 
     def _close(self, hurried: Callable[[], bool], running: bool) -> None:
         self._batcher.stop()

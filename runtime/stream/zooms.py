@@ -18,7 +18,6 @@ from diinn.runtime.view import View
 from diinn.runtime.view_spec import ViewSpec
 
 LEAST_SHARE = 0.1  # of the batches' time, where cameras leave none
-MOST_CREDIT = 1.0  # seconds of it that are saved up
 
 Key = tuple[str, str]  # (camera, name of the zoom)
 
@@ -56,8 +55,8 @@ class Zooms:
             self._newest[lane.name] = lane, frame, encoded
 
     def earn(self, seconds: float) -> None:
-        """A batch took so long."""
-        self._credit = min(self._credit + LEAST_SHARE * seconds, MOST_CREDIT)
+        """A batch took so long. Nothing is saved up: cameras would wait for it."""
+        self._credit = min(self._credit, 0.0) + LEAST_SHARE * seconds
 
     @property
     def rest(self) -> float:
@@ -82,6 +81,8 @@ class Zooms:
     def _waiting(self) -> list[tuple[float, str, str]]:
         """(when it was shown, camera, name) of those that newer frames are there for."""
         found = []
+        for camera in [name for name, (lane, _, _) in self._newest.items() if not lane.zooms]:
+            del self._newest[camera]  # a camera that has stalled since must not keep its maps
         for camera, (lane, frame, _) in self._newest.items():
             for name in lane.zooms:
                 at, last = self._shown.get((camera, name), (0.0, None))
@@ -99,7 +100,7 @@ class Zooms:
         if spec is None:  # its viewer has just gone
             return None
         try:
-            view = lane.view(name, spec, frame.size)
+            view = lane.view(spec, frame.size)
             if encoded is None:
                 return _Work(lane, name, spec, frame, BICUBIC, view, iter([bicubic(frame.image, view)]))
             steps = self._resolver.decode_in_steps(encoded, view)

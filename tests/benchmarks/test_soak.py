@@ -1,8 +1,8 @@
-"""What the soak calls wrong."""
+"""What the soak calls wrong, and that it watches."""
 
 from typing import Any
 
-from diinn.benchmarks.soak import Findings, duration, verdict
+from diinn.benchmarks.soak import Findings, duration, soak, verdict
 
 
 def summary(reconnects: int = 3, other: int = 0) -> dict[str, Any]:
@@ -37,3 +37,13 @@ def test_what_else_is_wrong() -> None:
 
 def test_durations() -> None:
     assert [duration(text) for text in ("60s", "10m", "8h")] == [60, 600, 28800]
+
+
+def test_a_few_seconds_of_it() -> None:
+    found, last, said = soak(8.0)
+    assert found.errors == []
+    assert found.visits >= 3
+    assert found.pictures > 0
+    assert found.samples
+    assert len(last["cameras"]) == 4
+    assert "Traceback" not in said

@@ -290,11 +290,12 @@ def test_a_huge_zoom_is_bounded(preview: Preview) -> None:
 def test_connections_are_counted_whoever_they_are(preview: Preview) -> None:
     port = int(preview.where.rpartition(":")[2])
     with contextlib.ExitStack() as idle:
-        for _ in range(60):  # no viewer, no request
-            idle.enter_context(socket.create_connection(("127.0.0.1", port)))
-        last = idle.enter_context(socket.create_connection(("127.0.0.1", port)))
-        last.settimeout(10)
-        assert last.recv(1) == b""
+        opened = [idle.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(90)]  # no request
+        opened[-1].settimeout(3)  # those without a request are closed after five seconds
+        assert opened[-1].recv(1) == b""
+        opened[0].settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            opened[0].recv(1)
     until(lambda: _answers(preview))
 
 
