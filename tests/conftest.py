@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-pytest_plugins = ("served",)
+pytest_plugins = ("served", "commanded")
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,5 +1,6 @@
 """Real cameras for the tests: MJPEG by ``diinn.benchmarks.camera``, RTSP by GStreamer, and sockets that misbehave."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -135,8 +136,13 @@ def children() -> list[int]:
     return found
 
 
-def open_files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
+def open_files() -> list[str]:
+    """What this process has open, by what it is."""
+    found = []
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # the folder itself
+            found.append(f"{path.name} {path.readlink()}")
+    return found
 
 
 @pytest.fixture
@@ -144,9 +150,14 @@ def nothing_leaks() -> Iterator[None]:
     """No thread, file or process of ours is left behind."""
     threads, files = set(threading.enumerate()), open_files()
     yield
-    until(lambda: not [t for t in set(threading.enumerate()) - threads if t.name.startswith("diinn")], 5)
-    until(lambda: open_files() <= files, 5)
-    assert not children()
+    deadline = time.monotonic() + 10
+    while True:
+        left = [t.name for t in set(threading.enumerate()) - threads if t.name.startswith("diinn")]
+        more = set(open_files()) - set(files) if len(open_files()) > len(files) else set()
+        if not (left or more or children()):
+            return
+        assert time.monotonic() < deadline, (left, more, children())
+        time.sleep(0.05)
 
 
 def chromium() -> str:

@@ -1,0 +1,251 @@
+"""``diinn-run`` where it cannot do what it is told: bad input, broken models, full disks, signals."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from streamed import count_frames, video
+
+BAD = {
+    "no input": ([], "no input"),
+    "size 640": (["--camera", "demo", "--out-size", "640"], "'640' is not WIDTHxHEIGHT"),
+    "size 640x": (["--camera", "demo", "--out-size", "640x"], "'640x'"),
+    "size axb": (["--camera", "demo", "--out-size", "axb"], "'axb'"),
+    "size 0": (["--camera", "demo", "--out-size", "0x480"], "0x480"),
+    "size negative": (["--camera", "demo", "--out-size", "-5x480"], "--out-size"),
+    "size huge": (["--camera", "demo", "--out-size", "1000000x1000000"], "needs 2794.0 GiB"),
+    "size absurd": (["--camera", "demo", "--out-size", "9" * 40 + "x1"], "is too large a size"),
+    "scale 0": (["--camera", "demo", "--scale", "0"], "'0' is not a scale"),
+    "scale negative": (["--camera", "demo", "--scale=-2"], "'-2' is not a scale"),
+    "scale nan": (["--camera", "demo", "--scale", "nan"], "'nan' is not a scale"),
+    "scale inf": (["--camera", "demo", "--scale", "inf"], "'inf' is not a scale"),
+    "scale word": (["--camera", "demo", "--scale", "two"], "'two' is not a scale"),
+    "scale and size": (["--camera", "demo", "--scale", "2", "--out-size", "8x8"], "not allowed with"),
+    "roi outside": (["--camera", "demo", "--roi", "150,0,20,20"], "not inside the 160x120 frame"),
+    "roi words": (["--camera", "demo", "--roi", "1,2,3"], "'1,2,3' is not 4 numbers, write 40,30,80,60"),
+    "backend": (["--camera", "demo", "--backend", "tensorflow"], "unknown backend 'tensorflow'"),
+    "decoder and backend": (
+        ["--camera", "demo", "--decoder", "fused", "--backend", "tensorrt"],
+        "--decoder fused is --backend cuda, not tensorrt: leave out one of them",
+    ),
+    "no gpu": (["--camera", "demo", "--decoder", "fused"], "no CUDA here"),
+    "provider": (["--camera", "demo", "--provider", "cpuu"], "unknown provider 'cpuu': did you mean 'cpu'"),
+    "threads": (["--camera", "demo", "--threads", "0"], "'0' is not a whole number"),
+    "duration": (["--camera", "demo", "--duration", "-1"], "--duration"),
+    "scheme": (["--camera", "rtps://host/x"], "unknown camera scheme 'rtps': did you mean 'rtsp'"),
+    "no camera": (["--camera", "99"], "camera 99 cannot be opened, there is no /dev/video99: check that"),
+    "no device": (["--camera", "/dev/video99"], "there is no /dev/video99"),
+    "given up": (["--camera", "99", "--retries", "1"], "/dev/video99; given up after 2 attempts in a row"),
+    "one device twice": (["--camera", "0", "--camera", "v4l2:///dev/video0"], "two cameras are one device"),
+    "retries": (["--camera", "demo", "--retries", "-1"], "--retries"),
+    "retries often": (["--camera", "demo", "--retries", "often"], "from 0 up nor 'forever'"),
+    "option": (["--camera", "demo", "--out-sise", "64x48"], "did you mean --out-size?"),
+    "short option": (["--camera", "demo", "--viewer", "3"], "did you mean --view"),
+    "not ours": (["--camera", "demo", "--output", "http://10.255.255.1:80"], "or an address of this machine"),
+    "no disk": (["--camera", "demo", "--output", "/proc/x.mp4", "--output", "none"], "cannot write to '/proc'"),
+    "codec": (["--camera", "demo", "--input-codec", "mjpg"], "unknown codec 'mjpg': did you mean 'mjpeg'"),
+    "flip": (["--camera", "demo", "--flip", "horizontl"], "did you mean 'horizontal'"),
+    "no gst": (["--camera", "gst://videotestsrc"], "gst:// needs an OpenCV with GStreamer"),
+    "view kind": (["--camera", "demo", "--view", "a=ful:640x480"], "unknown kind of view 'ful': did you mean 'full'"),
+    "view size": (["--camera", "demo", "--view", "a=full:640"], "'640' is not WIDTHxHEIGHT"),
+    "view rect": (["--camera", "demo", "--view", "a=roi:1,2,3:64x48"], "'1,2,3' is not 4 numbers"),
+    "view twice": (
+        ["--camera", "demo", "--view", "a=full:64x48", "--view", "a=full:32x24"],
+        "two views are called 'a'",
+    ),
+    "view name": (["--camera", "demo", "--view", "~a=full:64x48"], "'~a' is no name for a view"),
+    "view and size": (["--camera", "demo", "--view", "full:64x48", "--scale", "2"], "leave out --out-size"),
+    "no calibration": (
+        ["--camera", "demo", "--view", "rectify:none.yaml:64x48"],
+        "cannot read calibration 'none.yaml'",
+    ),
+    "whose calibration": (["--camera", "demo", "--view", "rectify:64x48"], "a rectified view wants a calibration"),
+    "bad calibration": (["--camera", "demo", "--calibration", "text.png"], "'text.png' is no camera calibration"),
+    "virtual turned away": (["--camera", "demo", "--view", "virtual:170,0,40:64x48"], "sees nothing of this camera"),
+    "no cameras file": (["--cameras", "none.yaml"], "cannot read cameras 'none.yaml'"),
+    "cameras without cameras": (["--cameras", "text.png"], "has no cameras"),
+    "deadline": (["--camera", "demo", "--deadline-ms", "0"], "'0' is not a number of milliseconds"),
+    "max fps": (["--camera", "demo", "--max-fps", "0"], "'0' is not a number of frames a second"),
+    "two on stdout": (["--camera", "demo", "--output", "-", "--stats", "-"], "are one standard output"),
+    "two in a pipe": (["--camera", "demo", "--camera", "demo", "--output", "-"], "--output - holds one stream"),
+    "output twice": (["--camera", "demo", "--output", "a.mp4", "--output", "./a.mp4"], "is given twice"),
+    "secret in capitals": (["--input", "RTSP://u:secret@h/x"], "'RTSP://h' is a stream: give it as --camera"),
+    "stall for ever": (["--camera", "demo", "--stall-timeout", "1e300"], "'1e300' is not a number of seconds"),
+    "view too large": (["--camera", "demo", "--view", "virtual:0,0,60:60000x60000"], "GiB of memory"),
+    "shared memory": (["--camera", "demo", "--output", "shm://a/b"], "is no name for shared memory"),
+    "preview": (["--camera", "demo", "--output", "http://127.0.0.1:99999"], "is no address for the preview"),
+    "preview host": (["--camera", "demo", "--output", "http://256.1.1.1:80"], "write http://127.0.0.1:8080"),
+    "no csi": (["--camera", "csi://0"], "csi:// needs an OpenCV with GStreamer"),
+    "camera is a file": (["--camera", "photo.png"], "for a file use --input photo.png"),
+    "missing": (["--input", "none.jpg"], "none.jpg"),
+    "empty": (["--input", "empty.jpg"], "'empty.jpg' is empty"),
+    "empty video": (["--input", "empty.mp4"], "'empty.mp4' is empty"),
+    "empty folder": (["--input", "emptydir"], "no image in folder 'emptydir'"),
+    "text as image": (["--input", "text.png"], "'text.png' is not an image"),
+    "text as video": (["--input", "text.mp4"], "'text.mp4' is no image or video"),
+    "cut jpeg": (["--input", "cut.jpg"], "'cut.jpg' is cut short"),
+    "cut png": (["--input", "cut.png"], "'cut.png' is cut short"),
+    "output ending": (["--input", "photo.png", "--output", "x.pgn"], "did you mean '.png'"),
+    "output scheme": (["--input", "photo.png", "--output", "displya://0"], "did you mean 'display'"),
+    "no display": (["--input", "photo.png", "--output", "display://0"], "there is no display here"),
+    "video of images": (["--input", "photo.png", "--output", "x.mp4"], "images do not go into a video"),
+    "image of video": (["--camera", "demo", "--output", "x.png"], "do not go into one image"),
+    "one file for two": (["--camera", "demo", "--camera", "demo", "--output", "x.mp4"], "cannot hold several sources"),
+    "output below a file": (["--input", "photo.png", "--output", "photo.png/x.png"], "cannot make folder"),
+    "stats": (["--input", "photo.png", "--stats", "none/s.json"], "cannot write --stats"),
+    "damaged png": (["--input", "badcrc.png"], "'badcrc.png' is cut short or damaged"),
+    "cut video": (["--input", "cut.avi", "--output", "x.avi"], "of 60 frames: it is cut short"),
+    "many into one": (["--input", "two", "--output", "one.png"], "cannot hold several sources, views or images"),
+    "onto itself": (["--input", "photo.png", "--output", "photo.png"], "would replace the input"),
+    "folder onto itself": (["--input", "two", "--output", "two"], "would replace the input"),
+    "video too big": (
+        ["--camera", "demo", "--out-size", "9000x600", "--output", "w.mp4"],
+        "OpenCV cannot write 9000x600",
+    ),
+    "roi outside into a folder": (
+        ["--input", "photo.png", "--roi", "500,0,2,2", "--output", "new/x.png"],
+        "not inside",
+    ),
+    "roi absurd": (["--camera", "demo", "--roi", "0,0,1e308,1e308", "--scale", "1000"], "not inside the 160x120"),
+    "camera absurd": (["--camera", "9" * 11], "is neither a number"),
+    "camera two": (["--camera", "\u00b2"], "is neither a number"),
+    "demo too large": (["--camera", "demo", "--input-size", "99999x99999"], "has no 99999x99999 frames"),
+    "stream as input": (["--input", "rtsp://u:secret@cam/live"], "'rtsp://cam' is a stream: give it as --camera"),
+    "secret": (["--camera", "admin:secret@cam/live"], "camera 'cam/live' is neither"),
+    "bare file": (["photo.png", "more.png"], "files are given as --input PATH, a glob in quotes"),
+    "camera as input": (["--input", "0"], "for a camera use --camera 0"),
+    "empty input": (["--input", ""], "--input is empty"),
+    "empty output": (["--input", "photo.png", "--output", ""], "--output is empty"),
+    "too many threads": (["--camera", "demo", "--threads", "99999"], "more threads than 1024"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    run, photo_path: Path, photo: np.ndarray, tmp_path: Path, case: str
+) -> None:
+    Path("empty.jpg").touch()
+    Path("empty.mp4").touch()
+    Path("emptydir").mkdir()
+    Path("text.png").write_text("hello")
+    Path("text.mp4").write_text("hello")
+    Path("cut.jpg").write_bytes(cv2.imencode(".jpg", photo)[1].tobytes()[:-900])
+    Path("cut.png").write_bytes(cv2.imencode(".png", photo)[1].tobytes()[:-900])
+    Path("badcrc.png").write_bytes(cv2.imencode(".png", photo)[1].tobytes().replace(b"IDAT", b"IDAT\0", 1))
+    Path("two").mkdir()
+    for name in "ab":
+        cv2.imwrite(f"two/{name}.png", photo)
+    whole = video(tmp_path / "clip.avi", 60).read_bytes()
+    Path("cut.avi").write_bytes(whole[: len(whole) // 2])
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    args, word = BAD[case]
+    code, _, err = run(*args)
+    assert err.startswith("diinn-run: ")
+    assert word in err
+    assert len([line for line in err.splitlines() if "was trained for" not in line]) == 1  # a warning, not an error
+    assert code == 2
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+
+
+def test_unknown_and_broken_models(run, photo_path: Path, tmp_path: Path) -> None:
+    assert "unknown model 'smal': did you mean 'small'" in run("--input", photo_path, model="smal")[2]
+    assert "is not a bundle" in run("--input", photo_path, model=tmp_path)[2]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk(run, photo_path: Path) -> None:
+    code, _, err = run("--input", photo_path, "--stats", "/dev/full")
+    assert code == 1
+    assert "No space left" in err
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount a small file system here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up(run, photo_path: Path, tiny_disk: Path) -> None:
+    for args in (
+        ("--input", photo_path, "--out-size", "300x225", "--output", tiny_disk / "x.bmp"),
+        ("--camera", "demo", "--max-frames", "3", "--output", tiny_disk / "x.mp4"),
+    ):
+        code, _, err = run(*args)
+        assert code == 1
+        assert err.count("\n") == 1
+        assert "No space left" in err or "is full" in err
+        assert list(tiny_disk.iterdir()) == []
+
+
+def test_an_output_folder_that_cannot_be_written(run, photo_path: Path) -> None:
+    code, _, err = run("--input", photo_path, "--output", "/proc/none/x.png")
+    assert code == 2
+    assert "/proc/none" in err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_finishes_the_file(bundle_path: Path, tmp_path: Path, number: int, code: int) -> None:
+    out = tmp_path / "live.mp4"
+    command = [sys.executable, "-m", "diinn.runtime.main", "--camera", "demo", "--input-size", "32x24"]
+    process = subprocess.Popen(
+        [*command, "--model", str(bundle_path), "--output", str(out)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert "demo: 32x24" in process.stdout.readline()
+    time.sleep(2.0)
+    process.send_signal(number)
+    printed, err = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert (err, "frames" in printed) == ("", True)
+    assert count_frames(out)[0] > 5
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_arguments_at_random_never_crash(run, photo_path: Path, tmp_path: Path) -> None:
+    """Any words after any option: exit code 0, 1 or 2 and no traceback."""
+    import random
+
+    rng = random.Random(11)
+    options = ["--out-size", "--scale", "--roi", "--threads", "--max-frames", "--provider", "--backend", "--output"]
+    words = [
+        "",
+        "0",
+        "-1",
+        "1e9",
+        "nan",
+        "640x480",
+        "x",
+        "1,2,3,4",
+        "é",
+        "a" * 300,
+        "8x8",
+        "2.5",
+        "none",
+        "∞",
+        "0x",
+        "٣x٣",
+    ]
+    codes = []
+    for _ in range(60):
+        args: list[str] = []
+        for option in rng.sample(options, 2):
+            args += [option, rng.choice(words)]
+        code, _, err = run("--input", photo_path, "--max-frames", "1", *args)
+        assert code in (0, 1, 2), (args, err)
+        assert "Traceback" not in err, (args, err)
+        codes.append(code)
+    assert 2 in codes
