@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,7 @@ class Parser(argparse.ArgumentParser):
             word = message.partition(": ")[2].split()[0].partition("=")[0]
             near = difflib.get_close_matches(word, self._option_string_actions, n=1) if word.startswith("-") else []
             hint = f"did you mean {near[0]}?" if near else self.hint
+            message = re.sub(r"(:/+)\S*@", r"\1…@", message)  # a camera's password is nobody's business
             message += f": {hint}" if hint else ""
         self.exit(2, f"{self.prog}: {message}\n")
 

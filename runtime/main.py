@@ -38,6 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns 0, 1 for a failure while running, 2 for bad input, 128 + n after signal n."""
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # what goes wrong is said once, by us
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    for number in range(3):  # what is closed would become somebody else's socket
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
     from diinn.runtime.teller import Teller
 
     name, remedy = "diinn-run", "pip install 'diinn[cpu]'"
@@ -168,6 +173,8 @@ def _checked_backend(args: argparse.Namespace) -> str:
         raise InputError(f"--decoder {args.decoder} is --backend {backend}, not {args.backend}: leave out one of them")
     if args.view and (args.out_size or args.scale or args.roi):
         raise InputError("--view says size and part of each view: leave out --out-size, --scale and --roi")
+    if args.stats == STANDARD_OUTPUT and sys.stdout is None:
+        raise InputError("--stats - writes to standard output, which is closed: name a file")
     if STANDARD_OUTPUT in args.output and args.stats == STANDARD_OUTPUT:
         raise InputError("--output - and --stats - are one standard output: write the statistics to a file")
     places = [output if "://" in output else os.path.abspath(output) for output in args.output]  # noqa: PTH100

@@ -27,6 +27,7 @@ class Teller:
         self.file = file
         self.error: Exception | None = None
         self.lost = 0
+        self._closed = False
         self.above: Console | None = None
         self._waiting: queue.Queue[Callable[[], None] | None] = queue.Queue(MOST_WAITING)
         self._thread = threading.Thread(target=self._run, name="diinn-teller", daemon=True)
@@ -37,6 +38,8 @@ class Teller:
 
     def do(self, work: Callable[[], None]) -> None:
         """Do ``work``, which writes to the file, soon."""
+        if self._closed:
+            return
         if self._thread.ident is None:
             self._thread.start()
         try:
@@ -47,6 +50,7 @@ class Teller:
     def close(self, seconds: float) -> bool:
         """Whether all was told within about so many seconds. If not, the process cannot end as others do: its output
         is held."""
+        self._closed = True
         if self._thread.ident is None:
             return True
         try:

@@ -25,6 +25,8 @@ class Pipe(Sink):
     where = "-"
 
     def __init__(self) -> None:
+        if sys.stdout is None:
+            raise InputError("--output - writes to standard output, which is closed: name another --output")
         if sys.stdout.isatty():
             raise InputError("--output - writes raw frames, standard output is a terminal: pipe it into a program")
         self._file = os.dup(sys.stdout.fileno())

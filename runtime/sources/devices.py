@@ -6,7 +6,7 @@ import json
 import socket
 import time
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -34,7 +34,7 @@ class Device:
     opening, stall: seconds after which the parent gives up waiting; a network stream gives up by itself before
     """
 
-    address: int | str
+    address: int | str = field(repr=False)  # with what may be secret
     api: int = cv2.CAP_ANY
     size: Size | None = None
     rate: float | None = None

@@ -20,8 +20,10 @@ from diinn.runtime.sources.camera import Camera, Patience
 from diinn.runtime.sources.devices import DEMO, DEMO_RATE, Device
 from diinn.runtime.sources.files import DemoFile, ImageFiles, VideoFile
 from diinn.runtime.sources.pixels import CODECS, FLIPS
+from diinn.runtime.view import check_size
 
 log = logging.getLogger(__name__)
+HOST = re.compile(r"(\[[0-9A-Fa-f:.]+(%\w+)?\]|[\w.-]+)(:\d{1,5})?")  # a name or an address, and a port
 SCHEMES = ("v4l2", "csi", "gst", "rtsp", "http", "https", "file", DEMO)
 DEMO_SIZE = (160, 120)
 DEMO_PIXELS = demo.WIDTH * demo.HEIGHT
@@ -44,6 +46,12 @@ class Asked:
     patience: Patience = field(default_factory=Patience)
 
     def __post_init__(self) -> None:
+        if self.size is not None:
+            check_size(self.size)
+        if self.rate is not None and not isinstance(self.rate, int | float):
+            raise InputError(f"rate {self.rate!r} is not a number of frames a second")
+        if self.rate is not None and not 0 < self.rate <= 1000:
+            raise InputError(f"rate {self.rate:g} is not above 0 and up to 1000 frames/s")
         for what, value, names in (("codec", self.codec, CODECS), ("flip", self.flip, FLIPS)):
             if value is not None and value not in names:
                 raise InputError(unknown(what, value, names))
@@ -87,6 +95,11 @@ def open_camera(uri: str, asked: Asked | None = None) -> Source:
         size, name = None, public(uri)
     else:
         api, name, size = cv2.CAP_FFMPEG, public(uri), None
+        if not HOST.fullmatch(re.split("[/?#;]", rest)[0].rpartition("@")[2]):
+            raise SourceError(
+                f"camera {name} has no host where one belongs: write {scheme}://USER:PASSWORD@HOST:PORT/PATH, and %40, "
+                "%23, %2F for @ # / in the password"
+            )
         if asked.size is not None or asked.codec is not None:
             log.warning("%s: the stream decides its frame size and codec, what is asked is ignored", name)
     return Camera(name, Device(address, api, size, asked.rate, asked.codec, asked.flip), asked.patience)
@@ -161,8 +174,9 @@ def public(uri: str) -> str:
     scheme, authority, rest = found.groups()
     if scheme.lower() == "gst://":
         return scheme + "".join((authority + rest).partition("!")[0].split()[:1])
+    host = authority.rpartition("@")[2]
     # With an @ later on a password may hold a slash, and what looks like the host be a part of it.
-    return scheme + ("…" if "@" in rest else authority.rpartition("@")[2])
+    return scheme + (host if HOST.fullmatch(host) and "@" not in rest else "…")
 
 
 def has_gstreamer() -> bool:

@@ -68,7 +68,7 @@ class Batcher:
         self._stop = False
         self._worked: set[str] = set()  # cameras of which something was seen
         self._unfit: set[str] = set()  # those of which nothing that came could be done
-        self._lowered = {WHOLE}  # qualities that were told of
+        self._lowered: set[tuple[str, str]] = set()  # (camera, quality) that were told of
         self._slowest = 0.0  # batch of late, seconds
         self._zooms = Zooms(resolver, self._put)
 
@@ -226,8 +226,8 @@ class Batcher:
         jobs = []
         for lane, frame, whole, half in parts:
             quality = levels[lane.name]
-            if quality not in self._lowered:
-                self._lowered.add(quality)
+            if quality != WHOLE and (lane.name, quality) not in self._lowered:
+                self._lowered.add((lane.name, quality))
                 log.warning(
                     "a deadline of %.0f ms is short for %s here: views of %s are %s now, the statistics count them",
                     *(self.deadline.seconds * 1e3, self.resolver.bundle.name, lane.name, quality),

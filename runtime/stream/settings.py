@@ -29,7 +29,7 @@ class CameraSettings:
     calibration: of rectified and virtual views
     """
 
-    uri: str
+    uri: str = field(repr=False)  # with what may be secret
     name: str | None = None
     asked: Asked = field(default_factory=Asked)
     views: Mapping[str, ViewSpec | str] = field(default_factory=lambda: {"full": ViewSpec(scale=DEFAULT_SCALE)})
@@ -43,6 +43,8 @@ class CameraSettings:
             raise InputError(f"camera {who}: weight {self.weight:g} is not above 0 and up to {LARGEST_WEIGHT:g}")
         if self.max_fps is not None and not 0 < self.max_fps <= 1000:
             raise InputError(f"camera {who}: {self.max_fps:g} frames/s is not above 0 and up to 1000")
+        if not isinstance(self.views, Mapping) or not all(isinstance(v, str | ViewSpec) for v in self.views.values()):
+            raise InputError(f"camera {who}: views are names with a view each, such as {{'whole': 'full:640x480'}}")
         if not self.views:
             raise InputError(f"camera {who} has no views: give one, such as full:640x480")
         for name in self.views:
@@ -67,7 +69,7 @@ def load(path: str | Path, base: CameraSettings) -> list[CameraSettings]:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise InputError(f"cannot read cameras {str(path)!r}: {reason}") from None
+        raise InputError(f"cannot read cameras {public(str(path))!r}: {reason}") from None
     except yaml.YAMLError as error:  # its text would quote the line, and with it what may be secret
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -103,8 +105,6 @@ def _camera(block: Any, base: CameraSettings, folder: Path) -> CameraSettings:
         asked = replace(asked, size=parse_size(str(given["size"]), "size", "640x480"))
     if "rate" in given:
         asked = replace(asked, rate=_number(given["rate"], "rate"))
-        if not 0 < (asked.rate or 0) <= 1000:
-            raise InputError(f"rate {asked.rate:g} is not above 0 and up to 1000 frames/s")
     if "codec" in given:
         asked = replace(asked, codec=str(given["codec"]))
     if "flip" in given:

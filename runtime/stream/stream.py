@@ -46,7 +46,7 @@ class Stream:
 
     def __init__(
         self,
-        cameras: Sequence[str | CameraSettings],
+        cameras: str | CameraSettings | Sequence[str | CameraSettings],
         resolver: SuperResolver | str = "small",
         *,
         sinks: Sequence[Sink | tuple[Sink, frozenset[Key] | None]] = (),
@@ -66,8 +66,12 @@ class Stream:
         persistent: wait for cameras that cannot be opened even where none can; otherwise that is a SourceError
         sources: opened already, one for each camera
         """
+        if isinstance(cameras, str | CameraSettings):
+            cameras = [cameras]
         if not cameras:
             raise InputError("no camera: give at least one, such as 'demo'")
+        if deadline_ms is not None and not isinstance(deadline_ms, int | float):
+            raise InputError(f"a deadline of {deadline_ms!r} is not a number of milliseconds")
         if deadline_ms is not None and not 0 < deadline_ms <= 60_000:
             raise InputError(f"a deadline of {deadline_ms:g} ms is not above 0 and up to a minute")
         settings = [CameraSettings(camera) if isinstance(camera, str) else camera for camera in cameras]
@@ -107,7 +111,7 @@ class Stream:
         self._closing, self._closed = threading.Lock(), threading.Event()
         self._runner: threading.Thread | None = None  # in which ``run`` waits
         self._closer: threading.Thread | None = None
-        self._leaving = False
+        self._leaving = self._hurried = False
         self._state = "new"  # then "running", then "closed"
         self._thread = threading.Thread(target=self._batch, name="diinn-batcher", daemon=True)
 
@@ -208,7 +212,7 @@ class Stream:
         for source in self.sources:
             text = str(source.failure) if source.failure is not None else ""
             if source.live and source.state == RETRYING and not source.captured:
-                text = f"camera {source.name} {source.trouble}: it is tried again and again"
+                text = f"camera {source.name} {source.trouble}: it is tried again"
             if text and text not in self.said and len(self.said) < MOST_SAID:
                 self.said.add(text)
                 log.error("%s", text)
@@ -217,7 +221,7 @@ class Stream:
         """Raise what ended the stream, if it was an error: of the device, a file, the only camera, all sinks."""
         if self._error is not None:
             raise self._error
-        if self.outlets and all(outlet.failure for outlet in self.outlets):
+        if self.outlets and all(outlet.failure and not (outlet.abandoned and self._hurried) for outlet in self.outlets):
             failure = self.outlets[0].failure
             assert failure is not None
             raise failure
@@ -314,6 +318,7 @@ class Stream:
             else:
                 with contextlib.suppress(DiinnError):
                     outlet.sink.close(failed=True)
+        self._hurried = hurried()
         for closer in closers:
             closer.join(max(0.0, limit.began + 2 - time.monotonic()))
         if self._own and not self.busy:

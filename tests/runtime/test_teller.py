@@ -139,3 +139,34 @@ def test_names_that_are_no_text_are_said(tmp_path: Path) -> None:
         assert teller.close(10)
     assert (tmp_path / "said").read_text() == "caf\\udce9.png, caf\\xe9\n"
     assert teller.error is None
+
+
+@pytest.mark.parametrize("closed", ["0 1", "1 2", "0 1 2"])
+def test_closed_descriptors_are_no_cameras_trouble(bundle_path: Path, tmp_path: Path, closed: str) -> None:
+    command = [*COMMAND, "--model", str(bundle_path), "--output", str(tmp_path / "x.mp4"), "--duration", "1"]
+    close = " ".join(f"{number}>&-" for number in closed.split())
+    assert subprocess.run(["sh", "-c", f'exec "$@" {close}', "sh", *command], timeout=60).returncode == 0
+    assert (tmp_path / "x.mp4").stat().st_size > 0
+
+
+@pytest.mark.parametrize("words", [["--output", "-"], ["--output", "none", "--stats", "-"]])
+def test_a_closed_standard_output_that_is_wanted_is_said(bundle_path: Path, words: list[str]) -> None:
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, "--model", str(bundle_path), "--duration", "1", *words]
+    process = subprocess.run(command, stderr=subprocess.PIPE, timeout=60)
+    assert process.returncode == 2
+    assert b"writes to standard output, which is closed" in process.stderr
+
+
+def test_ctrl_c_while_the_reader_of_frames_stands_still(bundle_path: Path, tmp_path: Path) -> None:
+    reading, writing = full_pipe()
+    stats = tmp_path / "s.jsonl"
+    command = [*COMMAND, "--model", str(bundle_path), "--out-size", "64x48", "--output", "-", "--stats", str(stats)]
+    process = subprocess.Popen(command, stdout=writing, stderr=subprocess.PIPE)
+    until(lambda: stats.exists() and stats.read_text().count("\n") >= 2, 40)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    os.close(reading)
+    os.close(writing)
+    assert process.returncode == 130
+    assert b"dropped; output: " in said
+    assert b"did not finish" not in said

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from diinn.benchmarks.camera import burnt
-from diinn.runtime import DiinnError, InputError
+from diinn.runtime import CameraSettings, DiinnError, InputError
 from diinn.runtime.sources import Asked, Camera, Frame, Patience, Source, open_source, public, same_device
 from diinn.runtime.sources import camera as cameras
 from diinn.runtime.sources.base import FAILED, LIVE, RETRYING
@@ -327,7 +327,10 @@ def test_time_stamps_of_the_driver_that_jump_are_not_believed() -> None:
         ("http://[fe80::1]:80/video", "http://[fe80::1]:80"),
         ("RTSP://user:pass@cam/live", "RTSP://cam"),
         ("rtsp:/user:pass@cam/live", "rtsp:/cam"),
-        ("rtsp://[bad", "rtsp://[bad"),
+        ("rtsp://[bad", "rtsp://…"),
+        ("rtsp://user:hunter2", "rtsp://…"),
+        ("rtsp://user:hunter2:554/live", "rtsp://…"),
+        ("rtsp://admin:hunter2 10.0.0.7/live", "rtsp://…"),
         ("gst://rtspsrc location=rtsp://u:p@cam user-pw=x ! decodebin", "gst://rtspsrc"),
         ("rtsp://admin:p@ss/word@host/s", "rtsp://…"),
         ("gst://", "gst://"),
@@ -340,6 +343,19 @@ def test_time_stamps_of_the_driver_that_jump_are_not_believed() -> None:
 )
 def test_secrets_are_not_shown(uri: str, shown: str) -> None:
     assert public(uri) == shown
+
+
+@pytest.mark.parametrize("uri", ["rtsp://user:hunter2", "rtsp://user:hun#ter2@h/x", "http://h:99x/", "rtsp://"])
+def test_an_address_without_a_host_is_refused_at_once(uri: str) -> None:
+    with pytest.raises(InputError, match=r"has no host where one belongs: write .*HOST:PORT") as refused:
+        open_source(uri)
+    assert "hunter" not in str(refused.value)
+
+
+def test_settings_do_not_print_passwords() -> None:
+    assert "hunter2" not in repr(CameraSettings("rtsp://u:hunter2@h/x"))
+    assert "hunter2" not in repr(open_source("rtsp://u:hunter2@h/x").device)
+    assert public(open_source("http://h/x?mail=a@b").name) == "http://…"  # it may be a password's @
 
 
 def test_what_is_one_device() -> None:

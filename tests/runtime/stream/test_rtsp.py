@@ -49,8 +49,9 @@ def test_one_is_killed_and_comes_back_and_the_other_loses_nothing(
     assert shaky.reconnects == 1
     assert steady.reconnects == 0
     sequences = [sequence for sequence, _ in seen["steady"][began:]]
-    assert steady.captured - len(seen["steady"]) <= first_dropped + 3  # a busy machine may overtake itself
-    assert all(b - a <= 2 for a, b in pairwise(sequences))
+    dropped = steady.captured - len(seen["steady"]) - first_dropped
+    assert dropped <= max(3, len(sequences) // 5)  # a busy machine may overtake itself
+    assert all(b - a <= rate // 2 for a, b in pairwise(sequences))  # no hiccup of a second
     for pairs in seen.values():
         assert all(b > a for a, b in pairwise(sequence for sequence, _ in pairs))
     numbers = [number for _, number in seen["steady"]]
