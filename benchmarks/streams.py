@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,14 @@ class Camera:
 
 class Running:
     """A ``diinn-run`` in a process of its own, with ``--stats`` to ``stats``; what it says goes to files beside that,
-    which never fill up as pipes do. out, said: standard output and error"""
+    which never fill up as pipes do. environment: variables added to this process's; out, said: its
+    standard output and error"""
 
-    def __init__(self, words: Sequence[str], stats: Path) -> None:
+    def __init__(self, words: Sequence[str], stats: Path, environment: Mapping[str, str] | None = None) -> None:
         self.stats, self.out, self.said = stats, stats.with_suffix(".out"), stats.with_suffix(".err")
         command = [sys.executable, "-m", "diinn.runtime.main", *words, "--stats", str(stats), "--no-progress"]
         with self.out.open("wb") as out, self.said.open("wb") as said:
-            self.process = subprocess.Popen(command, stdout=out, stderr=said)
+            self.process = subprocess.Popen(command, stdout=out, stderr=said, env=os.environ | dict(environment or {}))
         self.watched = psutil.Process(self.process.pid)
 
     def tree(self) -> list[psutil.Process]:

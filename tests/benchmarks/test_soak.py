@@ -12,8 +12,12 @@ def summary(reconnects: int = 3, other: int = 0) -> dict[str, Any]:
 
 
 def findings(threads: float = 0.0, files: float = 0.0, memory: float = 0.0) -> Findings:
-    """Forty samples that grow by so much a sample."""
-    samples = [(2.0 * i, 10 + int(threads * i), 20 + int(files * i), 200 + memory * i) for i in range(40)]
+    """Forty samples that grow by so much a sample, while memory comes and goes as that of batches and zooms does."""
+    comes_and_goes = (0, 35, 5, 40, 20)
+    samples = [
+        (2.0 * i, 10 + int(threads * i), 20 + int(files * i), 200 + memory * i + comes_and_goes[i % 5])
+        for i in range(40)
+    ]
     return Findings(samples, pictures=5, visits=3, flaps=3)
 
 
