@@ -133,8 +133,12 @@ def run(args: argparse.Namespace, out: Teller, err: Teller) -> int:
             stream = _stream(args, stop, cameras, sources, resolver, frames, said)
             stop.deadline = time.monotonic() + (args.duration or math.inf) + STARTING_SECONDS
             begun = False
+
+            def patience() -> float:
+                return READER_SECONDS if stop.signal is None else HURRIED_SECONDS
+
             with (
-                report.statistics(args.stats, stream, out) as count,
+                report.statistics(args.stats, stream, out, patience) as count,
                 report.progress(stream, frames, out, err, wanted=not args.no_progress) as show,
             ):
 

@@ -10,13 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from diinn.runtime.errors import DiinnError
 from diinn.runtime.sinks import VIDEO_SUFFIXES
 from diinn.runtime.sources import Frame
 from diinn.runtime.stream.stream import Stream
-from diinn.runtime.teller import Teller
+from diinn.runtime.teller import FileTeller, Teller
 from diinn.runtime.view import View
 
 log = logging.getLogger(__name__)
@@ -109,53 +109,48 @@ def _announcement(stream: Stream, frame: Frame, name: str, view: View) -> Iterat
 
 
 @contextmanager
-def statistics(target: str | None, stream: Stream, out: Teller) -> Iterator[Callable[[], None]]:
+def statistics(
+    target: str | None, stream: Stream, out: Teller, patience: Callable[[], float]
+) -> Iterator[Callable[[], None]]:
     """Writes a line of JSON whenever it is called and a second has passed, and the summary at the end, to a file or
-    (``-``) by ``out``; a disk that is full is said once, and at the end."""
+    (``-``) by ``out``; a disk that is full is said once, and at the end, as is a pipe that takes nothing.
+
+    patience: seconds for which a file is waited for at the end
+    """
     if target is None:
         yield lambda: None
         return
-    problem: OSError | None = None
+    teller = out if target == "-" else FileTeller(target)
     due = time.monotonic() + 1
-    file: TextIO | None = None
+    told = False
 
     def write(*, final: bool) -> None:
         head = {"model": stream.resolver.bundle.name, "backend": stream.resolver.backend.describe()} if final else {}
-        line = json.dumps({**head, **stream.snapshot(final=final)})
-        if target == "-":
-            out.say(line)
-        else:
-            put(line)
+        teller.say(json.dumps({**head, **stream.snapshot(final=final)}))
 
-    def put(line: str) -> None:
-        nonlocal problem, file
-        try:
-            if file is None:
-                file = open(target, "w", encoding="utf-8")  # noqa: SIM115
-            file.write(line + "\n")
-            file.flush()
-        except OSError as error:
-            if problem is None:
-                log.warning("cannot write --stats %r: %s", target, error.strerror)
-            problem = error
+    def problem() -> str:
+        if teller is out or teller.error is None:
+            return ""
+        return f"cannot write --stats {target!r}: {getattr(teller.error, 'strerror', None) or teller.error}"
 
     def tick() -> None:
-        nonlocal due
+        nonlocal due, told
         if time.monotonic() >= due:
             due += 1
             write(final=False)
+        if problem() and not told:
+            told = True
+            log.warning("%s", problem())
 
     try:
         yield tick
     finally:
         write(final=True)
-        if file is not None:
-            try:
-                file.close()
-            except OSError as error:
-                problem = problem or error
-    if problem is not None:
-        raise DiinnError(f"cannot write --stats {target!r}: {problem.strerror}")
+        whole = teller is out or teller.close(patience())
+    if problem():
+        raise DiinnError(problem())
+    if teller is not out and (teller.lost or not whole):
+        raise DiinnError(f"cannot write --stats {target!r}: nobody reads it, or its disk hangs; lines are missing")
 
 
 @contextmanager

@@ -77,6 +77,28 @@ class Teller:
                 self.error = self.error or error
 
 
+class FileTeller(Teller):
+    """Writes to a file of its own, which its thread opens with the first line: a pipe that nobody reads stands still
+    even in that. After an error the next line tries again."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(None)
+        self._path = path
+
+    def _print(self, line: str) -> None:
+        if self.file is None:
+            self.file = open(self._path, "w", encoding="utf-8")  # noqa: SIM115
+        super()._print(line)
+
+    def _run(self) -> None:
+        super()._run()
+        try:
+            if self.file is not None:
+                self.file.close()
+        except OSError as error:
+            self.error = self.error or error
+
+
 class Handler(logging.Handler):
     """Log records to a teller."""
 

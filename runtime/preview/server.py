@@ -11,6 +11,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import cv2
 from aiohttp import WSMsgType, web
@@ -168,7 +169,10 @@ class Preview(Sink):
         camera, view = request.query.get("camera", ""), request.query.get("view", "")
         shown = self._shown.get((camera, view))
         if shown is None:
-            raise web.HTTPNotFound(text=f"there is no picture of camera {camera!r}, view {view!r}\n")
+            there = ", ".join(f"?{urlencode({'camera': c, 'view': v})}" for c, v in sorted(self._shown.copy()))
+            raise web.HTTPNotFound(
+                text=f"no picture of camera {camera!r}, view {view!r}; there is: {there or 'none'}\n"
+            )
         body = await self._in_thread(lambda: encoded(".png", shown.result.image))
         name = "".join(c if c.isascii() and c.isalnum() else "-" for c in f"{camera} {view} {shown.result.sequence}")
         headers = {"Content-Disposition": f'attachment; filename="{name}.png"'}

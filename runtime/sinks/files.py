@@ -161,11 +161,8 @@ def check_folder(folder: Path) -> None:
 
 def check_disk(folder: Path, what: str, count: int) -> None:
     """InputError where ``folder`` takes nothing, DiinnError where its disk has no room left, after ``count`` frames."""
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"cannot write to {str(folder)!r}: choose another --output")
+    check_folder(folder)
     stat = os.statvfs(folder)
-    if not stat.f_blocks:
-        raise InputError(f"cannot write to {str(folder)!r}, it is no disk: choose another --output")
     if stat.f_bavail * stat.f_frsize < LEAST_FREE:
         least = LEAST_FREE // 2**20
         raise DiinnError(f"the disk of {what} has less than {least} MiB left: it was ended after {count} frames")

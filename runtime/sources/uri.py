@@ -95,7 +95,7 @@ def open_camera(uri: str, asked: Asked | None = None) -> Source:
         size, name = None, public(uri)
     else:
         api, name, size = cv2.CAP_FFMPEG, public(uri), None
-        if not HOST.fullmatch(re.split("[/?#;]", rest)[0].rpartition("@")[2]):
+        if not _host(rest)[0]:
             raise SourceError(
                 f"camera {name} has no host where one belongs: write {scheme}://USER:PASSWORD@HOST:PORT/PATH, and %40, "
                 "%23, %2F for @ # / in the password"
@@ -166,17 +166,24 @@ def open_input(pattern: str, asked: Asked | None = None) -> Source:
 def public(uri: str) -> str:
     """``uri`` without what may be secret, for logs, statistics and messages: of a network address scheme, host and port
     alone (paths and queries hold tokens, too), of a pipeline its first element. Paths of files stay."""
-    found = re.match(r"([a-z][a-z0-9+.-]*:/+)([^/?#;]*)(.*)", uri, flags=re.DOTALL | re.IGNORECASE)
+    found = re.match(r"([a-z][a-z0-9+.-]*:/+)(.*)", uri, flags=re.DOTALL | re.IGNORECASE)
     if found is None:
         return re.sub(r"^[^/]*:.*@", "", uri)  # an address whose scheme was forgotten
     if found[1].lower().startswith(("file:", "v4l2:")):
         return uri
-    scheme, authority, rest = found.groups()
+    scheme, rest = found.groups()
     if scheme.lower() == "gst://":
-        return scheme + "".join((authority + rest).partition("!")[0].split()[:1])
-    host = authority.rpartition("@")[2]
+        return scheme + "".join(rest.partition("!")[0].split()[:1])
+    host, path = _host(rest)
     # With an @ later on a password may hold a slash, and what looks like the host be a part of it.
-    return scheme + (host if HOST.fullmatch(host) and "@" not in rest else "…")
+    return scheme + (host if host and "@" not in path else "…")
+
+
+def _host(address: str) -> tuple[str, str]:
+    """Host and port of a network address without its scheme, empty where none can be told, and what follows them."""
+    authority = re.split("[/?#;]", address, maxsplit=1)[0]
+    host = authority.rpartition("@")[2]
+    return host if HOST.fullmatch(host) else "", address[len(authority) :]
 
 
 def has_gstreamer() -> bool:

@@ -51,6 +51,35 @@ def test_a_reader_that_stands_still_stops_neither_statistics_nor_the_end(
     assert json.loads(stats.read_text().splitlines()[-1])["type"] == "summary"
 
 
+@pytest.mark.parametrize("ended", ["by itself", "by Ctrl-C"])
+def test_statistics_for_a_pipe_that_nobody_opens(ended: str, bundle_path: Path, tmp_path: Path) -> None:
+    pipe, frames = tmp_path / "pipe", tmp_path / "frames"
+    os.mkfifo(pipe)
+    seconds = "1" if ended == "by itself" else "60"
+    words = ["--output", str(frames / "*.png"), "--stats", str(pipe), "--duration", seconds]
+    process = subprocess.Popen([*COMMAND, "--model", str(bundle_path), *words], stderr=subprocess.PIPE)
+    try:
+        until(lambda: len(list(frames.glob("*.png"))) > 3, 40)
+        if ended == "by Ctrl-C":
+            process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=25)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 1
+    assert said.decode().endswith("nobody reads it, or its disk hangs; lines are missing\n")
+
+
+def test_statistics_for_a_pipe_that_is_read(bundle_path: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    words = ["--output", "none", "--stats", str(pipe), "--duration", "1.5"]
+    process = subprocess.Popen([*COMMAND, "--model", str(bundle_path), *words])
+    lines = pipe.read_text().splitlines()
+    assert process.wait(20) == 0
+    assert json.loads(lines[-1])["type"] == "summary"
+
+
 def test_lines_stand_above_the_progress_bar(bundle_path: Path) -> None:
     terminal, ours = pty.openpty()
     process = subprocess.Popen(

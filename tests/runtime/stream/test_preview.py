@@ -383,7 +383,9 @@ def test_stills(preview: Preview) -> None:
     assert status == 200
     assert re.fullmatch(r'attachment; filename="front-full-\d+\.png"', headers["Content-Disposition"])
     assert cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_COLOR).shape == (240, 320, 3)
-    assert ask(f"{preview.where}/still?camera=back&view=full")[0] == 404
+    status, _, body = ask(f"{preview.where}/still?camera=back&view=full")
+    assert status == 404
+    assert b"there is: ?camera=front&view=full" in body
 
 
 def test_pages_of_other_sites_do_not_get_in(preview: Preview) -> None:
