@@ -134,26 +134,24 @@ def run(args: argparse.Namespace, out: Teller, err: Teller) -> int:
             stop.deadline = time.monotonic() + (args.duration or math.inf) + STARTING_SECONDS
             begun = False
 
-            def patience() -> float:
-                return READER_SECONDS if stop.signal is None else HURRIED_SECONDS
+            def hurried() -> bool:
+                return stop.signal is not None
 
-            with (
-                report.statistics(args.stats, stream, out, patience) as count,
-                report.progress(stream, frames, out, err, wanted=not args.no_progress) as show,
-            ):
+            with report.statistics(args.stats, stream, out, hurried) as count:
+                with report.progress(stream, frames, out, err, wanted=not args.no_progress) as show:
 
-                def tick() -> None:
-                    nonlocal begun
-                    if stream.stats.processed and not begun:  # the duration counts from the first frame
-                        begun = True
-                        stop.deadline = time.monotonic() + (args.duration or math.inf)
-                    if isinstance(out.error, BrokenPipeError):
-                        raise out.error
-                    count()
-                    show()
+                    def tick() -> None:
+                        nonlocal begun
+                        if stream.stats.processed and not begun:  # the duration counts from the first frame
+                            begun = True
+                            stop.deadline = time.monotonic() + (args.duration or math.inf)
+                        if isinstance(out.error, BrokenPipeError):
+                            raise out.error
+                        count()
+                        show()
 
-                stream.run(lambda: stop.requested, tick, lambda: stop.signal is not None)
-            return report.finish(stream, stop.signal, said, asked=bool(args.output), benchmark=args.benchmark)
+                    stream.run(lambda: stop.requested, tick, hurried)
+                return report.finish(stream, stop.signal, said, asked=bool(args.output), benchmark=args.benchmark)
         finally:
             if stream is None:
                 for source in sources:

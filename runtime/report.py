@@ -22,6 +22,7 @@ from diinn.runtime.view import View
 log = logging.getLogger(__name__)
 MOST_SAID = 1000
 REFRESH_SECONDS = 0.1
+PATIENT_SECONDS, HURRIED_SECONDS = 10.0, 1.0  # for the last lines of statistics, and after a signal
 
 
 def finish(stream: Stream, stopped_by: int | None, said: Announcements, *, asked: bool, benchmark: bool) -> int:
@@ -110,12 +111,13 @@ def _announcement(stream: Stream, frame: Frame, name: str, view: View) -> Iterat
 
 @contextmanager
 def statistics(
-    target: str | None, stream: Stream, out: Teller, patience: Callable[[], float]
+    target: str | None, stream: Stream, out: Teller, hurried: Callable[[], bool]
 ) -> Iterator[Callable[[], None]]:
     """Writes a line of JSON whenever it is called and a second has passed, and the summary at the end, to a file or
-    (``-``) by ``out``; a disk that is full is said once, and at the end, as is a pipe that takes nothing.
+    (``-``) by ``out``. A disk that is full is said once, and is an error at the end; so is a pipe that nobody reads, at
+    the end alone.
 
-    patience: seconds for which a file is waited for at the end
+    hurried: whether the end is not to wait for long
     """
     if target is None:
         yield lambda: None
@@ -146,11 +148,11 @@ def statistics(
         yield tick
     finally:
         write(final=True)
-        whole = teller is out or teller.close(patience())
+        whole = teller is out or teller.close(PATIENT_SECONDS, hurried, HURRIED_SECONDS)
     if problem():
         raise DiinnError(problem())
-    if teller is not out and (teller.lost or not whole):
-        raise DiinnError(f"cannot write --stats {target!r}: nobody reads it, or its disk hangs; lines are missing")
+    if not whole or (teller is not out and teller.lost):
+        raise DiinnError(f"--stats {target!r} lacks lines: nobody read it for too long, or its disk hangs")
 
 
 @contextmanager

@@ -6,8 +6,11 @@ import contextlib
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO
+
+from diinn.runtime.stream.ending import Limit, join
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,18 +50,21 @@ class Teller:
         except queue.Full:
             self.lost += 1
 
-    def close(self, seconds: float) -> bool:
-        """Whether all was told within about so many seconds. If not, the process cannot end as others do: its output
-        is held."""
+    def close(self, seconds: float, hurried: Callable[[], bool] = lambda: False, in_a_hurry: float = 0.0) -> bool:
+        """Whether all was told within so many seconds, or ``in_a_hurry`` after ``hurried`` became true. If not, the
+        process cannot end as others do: its output is held."""
         self._closed = True
         if self._thread.ident is None:
             return True
-        try:
-            self._waiting.put(None, timeout=seconds)
-        except queue.Full:
-            return False
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
+        limit = Limit(hurried, seconds)
+        while True:
+            try:
+                self._waiting.put(None, timeout=0.02)
+                break
+            except queue.Full:
+                if time.monotonic() >= limit.after(in_a_hurry):
+                    return False
+        return join(self._thread, lambda: limit.after(in_a_hurry))
 
     def _print(self, line: str) -> None:
         if self.file is None:

@@ -22,7 +22,7 @@ from diinn.runtime.preview.shown import Shown, encoded
 from diinn.runtime.preview.viewer import NONSENSE, Viewer, packed
 from diinn.runtime.sinks.base import Sink
 from diinn.runtime.stream.outlet import Key
-from diinn.runtime.stream.result import Result
+from diinn.runtime.stream.result import ZOOM, Result
 
 if TYPE_CHECKING:
     from diinn.runtime.stream.stream import Stream
@@ -169,7 +169,9 @@ class Preview(Sink):
         camera, view = request.query.get("camera", ""), request.query.get("view", "")
         shown = self._shown.get((camera, view))
         if shown is None:
-            there = ", ".join(f"?{urlencode({'camera': c, 'view': v})}" for c, v in sorted(self._shown.copy()))
+            names = [key for key in sorted(self._shown.copy()) if not key[1].startswith(ZOOM)]
+            queries = [urlencode({"camera": c, "view": v}, errors="surrogateescape") for c, v in names]
+            there = ", ".join(f"?{query}" for query in queries)
             raise web.HTTPNotFound(
                 text=f"no picture of camera {camera!r}, view {view!r}; there is: {there or 'none'}\n"
             )

@@ -162,6 +162,8 @@ def check_folder(folder: Path) -> None:
 def check_disk(folder: Path, what: str, count: int) -> None:
     """InputError where ``folder`` takes nothing, DiinnError where its disk has no room left, after ``count`` frames."""
     check_folder(folder)
+    if not folder.is_dir():
+        raise InputError(f"cannot write to {str(folder)!r}, which is gone: choose another --output")
     stat = os.statvfs(folder)
     if stat.f_bavail * stat.f_frsize < LEAST_FREE:
         least = LEAST_FREE // 2**20

@@ -23,7 +23,7 @@ from diinn.runtime.sources.pixels import CODECS, FLIPS
 from diinn.runtime.view import check_size
 
 log = logging.getLogger(__name__)
-HOST = re.compile(r"(\[[0-9A-Fa-f:.]+(%\w+)?\]|[\w.-]+)(:\d{1,5})?")  # a name or an address, and a port
+HOST = re.compile(r"(\[[0-9A-Fa-f:.]+(%[\w.-]+)?\]|[\w.-]+)(:\d{1,5})?")  # a name or an address, and a port
 SCHEMES = ("v4l2", "csi", "gst", "rtsp", "http", "https", "file", DEMO)
 DEMO_SIZE = (160, 120)
 DEMO_PIXELS = demo.WIDTH * demo.HEIGHT
@@ -98,7 +98,7 @@ def open_camera(uri: str, asked: Asked | None = None) -> Source:
         if not _host(rest)[0]:
             raise SourceError(
                 f"camera {name} has no host where one belongs: write {scheme}://USER:PASSWORD@HOST:PORT/PATH, and %40, "
-                "%23, %2F for @ # / in the password"
+                "%23, %2F, %3F for @ # / ? in the password"
             )
         if asked.size is not None or asked.codec is not None:
             log.warning("%s: the stream decides its frame size and codec, what is asked is ignored", name)
@@ -166,9 +166,9 @@ def open_input(pattern: str, asked: Asked | None = None) -> Source:
 def public(uri: str) -> str:
     """``uri`` without what may be secret, for logs, statistics and messages: of a network address scheme, host and port
     alone (paths and queries hold tokens, too), of a pipeline its first element. Paths of files stay."""
-    found = re.match(r"([a-z][a-z0-9+.-]*:/+)(.*)", uri, flags=re.DOTALL | re.IGNORECASE)
-    if found is None:
-        return re.sub(r"^[^/]*:.*@", "", uri)  # an address whose scheme was forgotten
+    found = re.match(r"\s*([a-z][a-z0-9+.-]*:/+)(.*)", uri, flags=re.DOTALL | re.IGNORECASE)
+    if found is None:  # a path, or an address whose scheme was mistyped or forgotten
+        return re.sub(r"\?[^?]*=.*", "?…", re.sub(r"^([^/]*:|[^/]*//).*@", "", uri, flags=re.DOTALL), flags=re.DOTALL)
     if found[1].lower().startswith(("file:", "v4l2:")):
         return uri
     scheme, rest = found.groups()
@@ -181,8 +181,8 @@ def public(uri: str) -> str:
 
 def _host(address: str) -> tuple[str, str]:
     """Host and port of a network address without its scheme, empty where none can be told, and what follows them."""
-    authority = re.split("[/?#;]", address, maxsplit=1)[0]
-    host = authority.rpartition("@")[2]
+    authority = re.split("[/?#]", address, maxsplit=1)[0]
+    host = authority.rpartition("@")[2].partition(";")[0]
     return host if HOST.fullmatch(host) else "", address[len(authority) :]
 
 

@@ -1,5 +1,6 @@
 """What the soak calls wrong, and that it watches."""
 
+import random
 from typing import Any
 
 from diinn.benchmarks.soak import Findings, duration, soak, verdict
@@ -12,11 +13,11 @@ def summary(reconnects: int = 3, other: int = 0) -> dict[str, Any]:
 
 
 def findings(threads: float = 0.0, files: float = 0.0, memory: float = 0.0) -> Findings:
-    """Forty samples that grow by so much a sample, while memory comes and goes as that of batches and zooms does."""
-    comes_and_goes = (0, 35, 5, 40, 20)
+    """Samples of a minute that grow by so much a sample, and come and go as with batches and zooms."""
+    comes_and_goes = random.Random(0).choices((0, 40), k=58)
     samples = [
-        (2.0 * i, 10 + int(threads * i), 20 + int(files * i), 200 + memory * i + comes_and_goes[i % 5])
-        for i in range(40)
+        (1.0 * i, 10 + int(threads * i), 20 + int(files * i), 110 + memory * i + more)
+        for i, more in enumerate(comes_and_goes)
     ]
     return Findings(samples, pictures=5, visits=3, flaps=3)
 
@@ -27,9 +28,9 @@ def test_level_is_level() -> None:
 
 
 def test_what_grows_is_wrong() -> None:
-    assert "threads grew" in verdict(findings(threads=0.5), summary(), "")[0]
-    assert "open files grew" in verdict(findings(files=0.5), summary(), "")[0]
-    assert "memory grew" in verdict(findings(memory=2.0), summary(), "")[0]
+    assert "threads grew" in verdict(findings(threads=0.1), summary(), "")[0]
+    assert "open files grew" in verdict(findings(files=0.2), summary(), "")[0]
+    assert "memory grew" in verdict(findings(memory=3.0), summary(), "")[0]
 
 
 def test_what_else_is_wrong() -> None:

@@ -336,6 +336,13 @@ def test_time_stamps_of_the_driver_that_jump_are_not_believed() -> None:
         ("gst://", "gst://"),
         ("GST://rtspsrc\tuser-pw=secret ! decodebin", "GST://rtspsrc"),
         ("gst://rtspsrc\nlocation=rtsp://u:p@cam\nuser-pw=secret\n! decodebin", "gst://rtspsrc"),
+        ("rtsp://admin:pa;ss@host/s", "rtsp://host"),
+        ("rtsp//admin:secret@10.0.0.1/s", "10.0.0.1/s"),
+        ("rtsp;//admin:secret@10.0.0.1/s", "10.0.0.1/s"),
+        ("//admin:secret@10.0.0.1/s", "10.0.0.1/s"),
+        (" http://cam/v?token=secret", "http://cam"),
+        ("admin:secret@cam:8080/v?token=secret", "cam:8080/v?…"),
+        ("photos/img?.png", "photos/img?.png"),
         ("/data/a@b/c.mp4", "/data/a@b/c.mp4"),
         ("file:///data/a@b/c.mp4", "file:///data/a@b/c.mp4"),
         ("v4l2:///dev/video0", "v4l2:///dev/video0"),
@@ -350,6 +357,11 @@ def test_an_address_without_a_host_is_refused_at_once(uri: str) -> None:
     with pytest.raises(InputError, match=r"has no host where one belongs: write .*HOST:PORT") as refused:
         open_source(uri)
     assert "hunter" not in str(refused.value)
+
+
+def test_what_a_password_may_hold() -> None:
+    for uri in ("rtsp://admin:pa;ss@h/x", "rtsp://u:a@b@h:554/", "http://[fe80::1%eth0.100]/", "http://h/x?mail=a@b"):
+        assert open_source(uri).name == public(uri)
 
 
 def test_settings_do_not_print_passwords() -> None:
