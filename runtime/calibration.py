@@ -76,7 +76,8 @@ class Calibration:
         if not math.isclose(across, down, rel_tol=2e-3):
             raise InputError(
                 f"calibration {self.name!r} is for {self.size[0]}x{self.size[1]} frames, the camera's are "
-                f"{size[0]}x{size[1]}: ask for --input-size {self.size[0]}x{self.size[1]} or calibrate at this size"
+                f"{size[0]}x{size[1]}: ask for --input-size {self.size[0]}x{self.size[1]} (in a file 'size:') or "
+                "calibrate at this size"
             )
         _say_scaled(self.name, self.size, size)
         scale = scaling(across, down)

@@ -279,10 +279,12 @@ class SuperResolver:
         slack = 1.02  # whole pixels do not hit a scale exactly
         beyond = [scale for scale in queries.scales if not lowest / slack <= scale <= highest * slack]
         if beyond:
+            most = max(beyond)
+            where, what = ("beyond", "a softer picture") if most > highest else ("below", "jagged lines")
             self._once(
                 "scale",  # a preview asks for many
-                f"scale {max(beyond):.2f} is beyond what {self.bundle.name} was trained for "
-                f"({lowest:g} to {highest:g}): expect a softer picture",
+                f"scale {most:.2f} is {where} what {self.bundle.name} was trained for ({lowest:g} to {highest:g}): "
+                f"expect {what}",
             )
 
     def _once(self, about: str, message: str) -> None:

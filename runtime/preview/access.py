@@ -79,7 +79,7 @@ class Guard:
     """
 
     def __init__(self, address: Address) -> None:
-        self._cookie = f"diinn_{address.port}"
+        self._port, self._cookie = address.port, f"diinn_{address.port}"
         self._names = {*LOCAL_NAMES, address.host.lower(), address.bound}
         self.token = None if address.local else _token()
 
@@ -87,7 +87,9 @@ class Guard:
         """HTTPUnauthorized or HTTPForbidden unless the request may be answered."""
         if self.token is None:
             if _host(f"//{request.host}") not in self._names:
-                raise web.HTTPForbidden(text="this preview is for this machine alone: open it as http://localhost\n")
+                raise web.HTTPForbidden(
+                    text=f"this preview is for this machine alone: open it as http://localhost:{self._port}\n"
+                )
         elif not self._has_token(request):
             raise web.HTTPUnauthorized(
                 text="a token is wanted: open the address that diinn-run printed\n",

@@ -17,6 +17,13 @@ from diinn.runtime.view_spec import ViewSpec, parse_size
 DEFAULT_SCALE = 2.0
 KEYS = ("name", "uri", "size", "rate", "codec", "flip", "loop", "weight", "max_fps", "calibration", "views")
 LARGEST_WEIGHT = 1e6
+ELSEWHERE = {  # what people look for in a block, and where it is
+    "out_size": 'write views: {whole: "full:640x480"}',
+    "roi": 'write views: {part: "roi:40,30,80,60:320x240"}',
+    "input_size": "write size: 320x240",
+    "retries": "give --retries, which holds for all cameras",
+    "stall_timeout": "give --stall-timeout, which holds for all cameras",
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ def load(path: str | Path, base: CameraSettings) -> list[CameraSettings]:
 
     path = Path(path)
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = _parsed(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise InputError(f"cannot read cameras {public(str(path))!r}: {reason}") from None
@@ -94,10 +101,28 @@ def load(path: str | Path, base: CameraSettings) -> list[CameraSettings]:
     return cameras
 
 
+def _parsed(text: str) -> Any:
+    """What YAML says; its error for a key that stands twice, too, of which PyYAML takes the last without a word."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)] if node.id == "mapping" else []
+            for i, key in enumerate(keys):
+                if key.value in [before.value for before in keys[:i]]:
+                    raise yaml.constructor.ConstructorError(None, None, "a key stands here twice", key.start_mark)
+            return super().construct_mapping(node, deep)
+
+    return yaml.load(text, Loader)  # a SafeLoader
+
+
 def _camera(block: Any, base: CameraSettings, folder: Path) -> CameraSettings:
     if not isinstance(block, dict) or block.get("uri") is None:
         raise InputError("it has no uri: write 'uri: 0', 'uri: rtsp://…' or 'uri: demo'")
     for key in block:
+        elsewhere = ELSEWHERE.get(str(key).replace("-", "_"))
+        if elsewhere is not None:
+            raise InputError(f"{key!r} is none of its keys: {elsewhere}")
         if key not in KEYS:
             raise InputError(unknown("key", key, KEYS))
     asked, given = base.asked, {key: value for key, value in block.items() if value is not None}

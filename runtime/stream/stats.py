@@ -30,12 +30,15 @@ class _Camera:
         self.first = 0.0
         self.finished: deque[float] = deque(maxlen=1000)
 
-    def fps(self, since: float) -> float:
-        """Frames per second of the results finished after ``since``, 0 for all."""
-        if not since:
-            span, count = (self.finished[-1] - self.first, self.processed - 1) if self.finished else (0.0, 0)
+    def fps(self, now: float, final: bool) -> float:
+        """Frames per second since the first result, or of late while it is younger than that."""
+        if not self.finished:
+            return 0.0
+        if final:
+            span, count = self.finished[-1] - self.first, self.processed - 1
         else:
-            span, count = RECENT, sum(at > since for at in self.finished)
+            since = max(self.first, now - RECENT)
+            span, count = now - since, sum(at > since for at in self.finished)
         return round(count / span, 2) if span > 0 else 0.0
 
 
@@ -145,7 +148,7 @@ class Stats:
             # At last, what was not processed; before, what is in work or waits may still be.
             "dropped": max(0, captured - camera.processed) if final else lane.dropped,
             "reconnects": source.reconnects,
-            "fps": camera.fps(since),
+            "fps": camera.fps(now, final),
             "age_ms": percentiles(age for at, age in camera.ages if at > since),
             "degraded": {quality: camera.qualities[quality] for quality in QUALITIES if quality != WHOLE},
         }

@@ -178,6 +178,11 @@ def test_a_scale_beyond_training_warns_once(
         for _ in range(2):
             fresh.resize(photo, (400, 300))
     assert sum("beyond what tiny was trained for" in r.message for r in caplog.records) == 1
+    height, width = photo.shape[:2]
+    ys, xs = np.mgrid[: height // 2, : width // 2].astype(np.float32) * 2
+    with SuperResolver.open(bundle_path) as fresh:
+        fresh.remap(photo, xs, ys)
+    assert sum("below what tiny was trained for" in r.message for r in caplog.records) == 1
 
 
 def test_grey_and_strided_frames(resolver: SuperResolver, photo: np.ndarray) -> None:
