@@ -3,7 +3,7 @@
 ``python -m diinn.benchmarks.soak --duration 10m`` watches the command from outside. One camera disappears every ten
 seconds for three. Of three viewers one draws what it gets, one zooms, one never answers; each stays for a while and
 comes back. It fails if threads, open files or memory grow after the start, if another camera stops, or if anything
-complains. A minute of it finds a thread that is left a cable and memory lost by MiB a second; hours find less.
+complains. A minute of it finds a thread that is left a cable and memory lost by MiB a second; hours find smaller leaks.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -131,26 +131,9 @@ def run(args: argparse.Namespace, out: Teller, err: Teller) -> int:
                 memory_budget=args.memory_budget * MIB,
             )
             stream = _stream(args, stop, cameras, sources, resolver, frames, said)
-            stop.deadline = time.monotonic() + (args.duration or math.inf) + STARTING_SECONDS
-            begun = False
-
-            def hurried() -> bool:
-                return stop.signal is not None
-
-            with report.statistics(args.stats, stream, out, hurried) as count:
+            with report.statistics(args.stats, stream, out, stop.by_signal) as count:
                 with report.progress(stream, frames, out, err, wanted=not args.no_progress) as show:
-
-                    def tick() -> None:
-                        nonlocal begun
-                        if stream.stats.processed and not begun:  # the duration counts from the first frame
-                            begun = True
-                            stop.deadline = time.monotonic() + (args.duration or math.inf)
-                        if isinstance(out.error, BrokenPipeError):
-                            raise out.error
-                        count()
-                        show()
-
-                    stream.run(lambda: stop.requested, tick, hurried)
+                    _run(stream, stop, args.duration or math.inf, out, (count, show))
                 return report.finish(stream, stop.signal, said, asked=bool(args.output), benchmark=args.benchmark)
         finally:
             if stream is None:
@@ -164,6 +147,24 @@ def run(args: argparse.Namespace, out: Teller, err: Teller) -> int:
                 os._exit(128 + (stop.signal or 2))
             if resolver is not None:
                 resolver.close()
+
+
+def _run(stream: Stream, stop: Stop, duration: float, out: Teller, ticks: Sequence[Callable[[], None]]) -> None:
+    """Run ``stream`` until ``stop``, for ``duration`` seconds from its first frame; ``ticks`` are called meanwhile."""
+    begun = False
+    stop.deadline = time.monotonic() + duration + STARTING_SECONDS
+
+    def tick() -> None:
+        nonlocal begun
+        if stream.stats.processed and not begun:
+            begun = True
+            stop.deadline = time.monotonic() + duration
+        if isinstance(out.error, BrokenPipeError):
+            raise out.error
+        for do in ticks:
+            do()
+
+    stream.run(lambda: stop.requested, tick, stop.by_signal)
 
 
 def _checked_backend(args: argparse.Namespace) -> str:

@@ -22,7 +22,7 @@ from diinn.runtime.view import View
 log = logging.getLogger(__name__)
 MOST_SAID = 1000
 REFRESH_SECONDS = 0.1
-PATIENT_SECONDS, HURRIED_SECONDS = 10.0, 1.0  # for the last lines of statistics, and after a signal
+LINES_SECONDS, HURRIED_LINES_SECONDS = 10.0, 1.0  # for the last lines of statistics, and after a signal
 
 
 def finish(stream: Stream, stopped_by: int | None, said: Announcements, *, asked: bool, benchmark: bool) -> int:
@@ -148,7 +148,7 @@ def statistics(
         yield tick
     finally:
         write(final=True)
-        whole = teller is out or teller.close(PATIENT_SECONDS, hurried, HURRIED_SECONDS)
+        whole = teller is out or teller.close(LINES_SECONDS, hurried, HURRIED_LINES_SECONDS)
     if problem():
         raise DiinnError(problem())
     if not whole or (teller is not out and teller.lost):

@@ -20,7 +20,11 @@ class Stop:
     @property
     def requested(self) -> bool:
         """Whether it is time to end."""
-        return self.signal is not None or time.monotonic() >= self.deadline
+        return self.by_signal() or time.monotonic() >= self.deadline
+
+    def by_signal(self) -> bool:
+        """Whether somebody asked for it, who is not to wait for long."""
+        return self.signal is not None
 
     def __call__(self, number: int, _: FrameType | None) -> None:
         self.signal = number

@@ -44,19 +44,19 @@ def processed(stream: Stream) -> list[int]:
 
 
 def clip(path: Path, frames: int) -> Path:
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (160, 120))
+    """A film whose frames bear their numbers."""
+    return video(path, frames, 10, (160, 120), numbered=True)
+
+
+def video(
+    path: Path, frames: int, rate: float = 12.5, size: tuple[int, int] = (32, 24), *, numbered: bool = False
+) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), rate, size)
     for number in range(frames):
-        image = demo.frame(number / 10, (160, 120))
-        burn(image, number)
+        image = demo.frame(number / 10, size)
+        if numbered:
+            burn(image, number)
         writer.write(image)
-    writer.release()
-    return path
-
-
-def video(path: Path, frames: int, rate: float = 12.5) -> Path:
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), rate, (32, 24))
-    for i in range(frames):
-        writer.write(demo.frame(i / 10, (32, 24)))
     writer.release()
     return path
 

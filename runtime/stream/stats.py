@@ -31,7 +31,7 @@ class _Camera:
         self.finished: deque[float] = deque(maxlen=1000)
 
     def fps(self, now: float, final: bool) -> float:
-        """Frames per second since the first result, or of late while it is younger than that."""
+        """Frames per second: of all results, or before the end of those since ``RECENT`` seconds or the first."""
         if not self.finished:
             return 0.0
         if final:

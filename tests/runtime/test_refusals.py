@@ -11,6 +11,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from diinn.runtime.errors import InputError
+from diinn.runtime.sinks.files import check_disk
 from streamed import count_frames, video
 
 BAD = {
@@ -194,6 +196,11 @@ def test_an_output_folder_that_cannot_be_written(run, photo_path: Path) -> None:
     code, _, err = run("--input", photo_path, "--output", "/proc/none/x.png")
     assert code == 2
     assert "/proc/none" in err
+
+
+def test_an_output_folder_that_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot write to .*, which is gone: choose another --output"):
+        check_disk(tmp_path / "gone", "the video", 30)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
