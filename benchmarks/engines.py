@@ -46,7 +46,7 @@ class Result:
 def measure(model: str, bundle: bundles.Bundle, precision: str, options: build.BuildOptions, seconds: float) -> Result:
     """Build both engines, compare them, time them from uint8 frame to uint8 frame."""
     try:
-        jobs = {"encoder": profiles.encoder(SIZES), "decoder": profiles.decoder(bundle)}
+        jobs = {"encoder": profiles.encoder(bundle, SIZES), "decoder": profiles.decoder(bundle)}
         to_trt.build_engines(bundle, precision, jobs, options)
         with (
             SuperResolver.open(bundle.path, backend="tensorrt", precision=precision) as plain,

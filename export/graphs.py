@@ -14,7 +14,9 @@ import onnx
 import torch
 from diinn.runtime.bundle import MapSpec
 from diinn.runtime.errors import DiinnError
+from diinn.runtime.strength import PATCH
 from diinn.train.decoders import DiinnDecoder
+from diinn.train.estimator import Estimator
 from diinn.train.model import SuperResolutionModel
 from onnx import TensorProto, helper
 from torch import Tensor, nn
@@ -47,10 +49,11 @@ def map_specs(model: SuperResolutionModel) -> tuple[MapSpec, ...]:
 
 
 def encoder(model: SuperResolutionModel, path: Path) -> onnx.ModelProto:
-    """``frame [B, 3, H, W]`` RGB float32 in [0, 1] to one ``mapI [B, H, W, C]`` per map."""
+    """``frame [B, planes, H, W]`` float32, RGB in [0, 1] and with a dial the strength, to one ``mapI [B, H, W, C]`` per
+    map."""
     maps = [m.name for m in map_specs(model)]
     axes = {"frame": {0: "B", 2: "H", 3: "W"}, **{name: {0: "B", 1: "H", 2: "W"} for name in maps}}
-    _export(_Encoder(model), (torch.rand(1, 3, 12, 10),), path, ["frame"], maps, axes)
+    _export(_Encoder(model), (torch.rand(1, model.inputs, 12, 10),), path, ["frame"], maps, axes)
     return _checked(path, set())
 
 
@@ -64,6 +67,22 @@ def decoder(model: SuperResolutionModel, path: Path) -> onnx.ModelProto:
     axes = {**{name: {0: "S"} for name in names}, "rgb": {0: "Q"}}
     _export(_Decoder(model), inputs, path, names, ["rgb"], axes)
     return _checked(path, FORBIDDEN)
+
+
+class _Estimator(nn.Module):
+    def __init__(self, network: Estimator) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return self.network.estimate(patches[None])[0]
+
+
+def estimator(network: Estimator, path: Path) -> None:
+    """``patches [S, 3, 32, 32]`` of one frame, RGB float32 in 0 to 255, to ``strength [2]``: noise, compression."""
+    patches = torch.rand(4, 3, PATCH, PATCH) * 255
+    _export(_Estimator(network), (patches,), path, ["patches"], ["strength"], {"patches": {0: "S"}})
+    _checked(path, set())
 
 
 def layers(model: SuperResolutionModel) -> dict[str, Any] | None:

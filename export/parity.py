@@ -10,6 +10,7 @@ from diinn.runtime import grid
 from diinn.runtime.errors import DiinnError
 from diinn.runtime.onnx_runtime import ort
 from diinn.runtime.resolver import Encoded, SuperResolver
+from diinn.runtime.strength import NONE, Strength
 from diinn.runtime.view import View
 from diinn.train import protocol
 from diinn.train.model import SuperResolutionModel
@@ -59,9 +60,12 @@ def _rows(model: SuperResolutionModel, resolver: SuperResolver, engine: ort.Infe
         for batch in BATCHES:
             frames = rng.uniform(0, 1, (batch, height, width, 3)).astype(np.float32)
             runtime = direct = 0.0
-            for frame, encoded in zip(frames, resolver.encode(list(frames)), strict=True):
+            dial = resolver.bundle.dial
+            told = [Strength(*rng.uniform(0, (dial.noise, dial.compression))) if dial else NONE for _ in frames]
+            for frame, encoded in zip(frames, resolver.encode(list(frames), told), strict=True):
                 rgb = torch.from_numpy(frame[..., ::-1].copy()).permute(2, 0, 1)
-                wanted = protocol.super_resolve(model, rgb, dsize[::-1]).permute(1, 2, 0).numpy()
+                strength = encoded.strength.noise, encoded.strength.compression
+                wanted = protocol.super_resolve(model, rgb, dsize[::-1], strength).permute(1, 2, 0).numpy()
                 ours = resolver.decode(encoded, [View.resize(dsize)], dtype=np.float32)[0][..., ::-1]
                 runtime = max(runtime, float(np.abs(ours - wanted).max()), key=_nan_last)
                 got = _engine_decode(engine, resolver, encoded, index, query).reshape(wanted.shape)

@@ -18,11 +18,13 @@ import onnx
 import torch
 from diinn.export import half
 from diinn.export.reference import Reference, fast
+from diinn.export.typed import with_strengths
 from diinn.runtime import grid
 from diinn.runtime.errors import DiinnError
 from diinn.runtime.frames import planar_rgb
 from diinn.runtime.images import read_bgr
 from diinn.runtime.onnx_runtime import ort  # noqa: F401  before its submodule
+from diinn.runtime.strength import Dial
 from diinn.train import protocol
 from diinn.train.photographs import find_images
 from onnx import ModelProto
@@ -66,14 +68,21 @@ class Quantised:
 
 
 def make(
-    encoder: ModelProto, decoder: ModelProto, layout: grid.Layout, frames: Sequence[grid.Float32], *, arguments: bool
+    encoder: ModelProto,
+    decoder: ModelProto,
+    layout: grid.Layout,
+    frames: Sequence[grid.Float32],
+    dial: Dial | None = None,
+    *,
+    arguments: bool,
 ) -> Quantised:
     """As many layers in int8 as ``LARGEST_LOSS`` allows on ``frames``, float32 [3, H, W] RGB in [0, 1]; cheapest first.
 
+    dial: of the encoder, if it has one: frames are then told no strength, half and all of it
     arguments: keep the products that make a sine's argument in fp32
     Raises DiinnError where not even one may be.
     """
-    work = _Work((encoder, decoder), layout, frames)
+    work = _Work((encoder, decoder), layout, [told for frame in frames for told in with_strengths(frame, dial)])
     names = []
     for graph in (encoder, decoder):  # what is fp32 among fp16 is not int8 either
         full = half.full_nodes(graph, arguments=arguments)
@@ -184,13 +193,15 @@ def _middle(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return image[top : top + SIDE, left : left + SIDE]
 
 
-def decibels(plain: Pair, other: Pair, layout: grid.Layout, frames: Sequence[grid.Float32]) -> dict[float, float]:
+def decibels(
+    plain: Pair, other: Pair, layout: grid.Layout, frames: Sequence[grid.Float32], dial: Dial | None = None
+) -> dict[float, float]:
     """PSNR that ``other`` loses against ``plain`` by scale, mean over ``frames`` taken as HR (``protocol``)."""
     one, two = Reference(*plain, layout, fast), Reference(*other, layout, fast)
 
     def psnr(model: Reference, frame: grid.Float32, scale: float) -> float:
         def upscale(lr: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-            return torch.from_numpy(model.resize(lr.numpy(), shape[::-1]).transpose(2, 0, 1))
+            return torch.from_numpy(model.resize(with_strengths(lr.numpy(), dial)[0], shape[::-1]).transpose(2, 0, 1))
 
         return protocol.psnr(torch.from_numpy(frame), scale, upscale)
 
@@ -199,7 +210,8 @@ def decibels(plain: Pair, other: Pair, layout: grid.Layout, frames: Sequence[gri
 
 def cpu_milliseconds(models: dict[str, ModelProto], size: tuple[int, int] = (160, 120)) -> dict[str, float]:
     """Medians of encoder graphs on this CPU, frames of ``size`` (width, height), taking turns."""
-    frame = np.random.default_rng(0).uniform(0, 1, (1, 3, size[1], size[0])).astype(np.float32)
+    planes = next(iter(models.values())).graph.input[0].type.tensor_type.shape.dim[1].dim_value
+    frame = np.random.default_rng(0).uniform(0, 1, (1, planes, size[1], size[0])).astype(np.float32)
     opened = {name: fast(model) for name, model in models.items()}
     times: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(9):

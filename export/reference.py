@@ -78,7 +78,8 @@ class Reference:
         }
 
     def resize(self, frame: grid.Float32, dsize: tuple[int, int]) -> grid.Float32:
-        """A frame float32 [3, H, W] RGB in [0, 1] at ``dsize`` (width, height): RGB float32 [h, w, 3], unclamped."""
+        """A frame float32 [planes, H, W], RGB in [0, 1] first, at ``dsize`` (width, height): RGB float32 [h, w, 3],
+        unclamped."""
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is to be seen in the result
             (rgb,) = list(self._decoder.run(["rgb"], self.asked(frame, dsize)))
         return np.asarray(rgb, np.float32).reshape(dsize[1], dsize[0], 3)

@@ -17,6 +17,12 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("checkpoint", type=Path, metavar="CKPT", help="a .pth of diinn-train, or the paper's .ckpt")
     top.add_argument("--out", type=Path, metavar="NAME.diinn", help="the bundle (default: beside the checkpoint)")
     top.add_argument("--quality", type=Path, metavar="FILE.json", help="scores for its card, from diinn-eval --json")
+    top.add_argument(
+        "--estimator",
+        type=Path,
+        metavar="FILE.pth",
+        help="what tells a frame's noise, for a model with a dial: from diinn-train estimator (default: the shipped)",
+    )
     top.add_argument("--licence", default="unspecified", metavar="TEXT", help="terms of the weights")
     return top
 
@@ -34,7 +40,13 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    done = writer.export(args.checkpoint, args.out, quality=_card(args.quality), licence=args.licence)
+    done = writer.export(
+        args.checkpoint,
+        args.out,
+        quality=_card(args.quality),
+        licence=args.licence,
+        estimator=args.estimator or writer.ESTIMATOR,
+    )
     table = Table(title="largest difference to PyTorch, units of [0, 1]")
     for head in ("LR", "output", "scale", "batch", "runtime", "engine graph"):
         table.add_column(head, justify="right")

@@ -23,6 +23,7 @@ from diinn.runtime.errors import DiinnError, InputError
 if TYPE_CHECKING:
     from diinn.runtime.bundle import Bundle
     from diinn.runtime.engines.profiles import Profile
+    from diinn.runtime.grid import Size
 
 MIB = 2**20
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -85,13 +86,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Bundle, engines, verdict."""
-    wanted = _profile(args)
+    sizes = _sizes(args)
     if args.workspace is not None and args.workspace < 1:
         raise InputError(f"--workspace {args.workspace} is not a number of MiB from 1 up")
     bundle = bundles.load(_bundle(args))
     if args.calib is not None:
         bundle = _calibrated(bundle, args)
     precision = bundle.engine_precision(args.precision)
+    wanted = (
+        profiles.encoder(bundle, sizes, args.cameras)
+        if sizes
+        else profiles.parse(bundle, args.minShapes, args.optShapes, args.maxShapes)
+    )
     jobs = {"encoder": wanted, "decoder": profiles.decoder(bundle)}
     if args.dry_run:
         for role, profile in jobs.items():
@@ -110,14 +116,15 @@ def run(args: argparse.Namespace) -> int:
     return _verify(bundle, precision, again=args.verify)
 
 
-def _profile(args: argparse.Namespace) -> Profile:
-    as_trtexec = (args.minShapes, args.optShapes, args.maxShapes)
-    if any(as_trtexec):
+def _sizes(args: argparse.Namespace) -> tuple[Size, ...]:
+    """Sizes of frames to build for; none where shapes are given as trtexec takes them."""
+    if any((args.minShapes, args.optShapes, args.maxShapes)):
         if args.frame_sizes or args.cameras != 1:
             raise InputError("--frame-sizes and --cameras say the same as --optShapes and its like: give either")
-        return profiles.parse(*as_trtexec)
-    sizes = profiles.sizes(args.frame_sizes) if args.frame_sizes else profiles.DEFAULT_SIZES
-    return profiles.encoder(sizes, args.cameras)
+        return ()
+    if args.cameras < 1:
+        raise InputError(f"--cameras {args.cameras} is not a whole number from 1 up")
+    return profiles.sizes(args.frame_sizes) if args.frame_sizes else profiles.DEFAULT_SIZES
 
 
 def _bundle(args: argparse.Namespace) -> Path:
@@ -146,7 +153,7 @@ def _calibrated(bundle: Bundle, args: argparse.Namespace) -> Bundle:
     frames = quantize.images(args.calib)
     made = writer.add_int8(bundle, frames, target)
     plain = onnx.load(bundle.graph("encoder")), onnx.load(bundle.graph("decoder"))
-    lost = quantize.decibels(plain, made.plain, bundle.layout, frames)
+    lost = quantize.decibels(plain, made.plain, bundle.layout, frames, bundle.dial)
     times = quantize.cpu_milliseconds({"fp32": plain[0], "int8": made.plain[0]})
     print(f"{target}: {len(made.layers)} of {len(made.costs)} layers in int8, chosen on {len(frames)} images")
     for name, cost in made.costs.items():

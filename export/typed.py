@@ -14,8 +14,10 @@ from diinn.export.reference import Reference, fast
 from diinn.runtime import demo, golden, grid
 from diinn.runtime.errors import DiinnError
 from diinn.runtime.frames import planar_rgb
+from diinn.runtime.strength import Dial
 from onnx import ModelProto, TensorProto, helper
 
+Pair = tuple[ModelProto, ModelProto]  # encoder and decoder
 LARGEST_LOSS = 1e-3  # rms in units of [0, 1]: a quarter of an 8-bit step, 0.01 dB at 35 dB
 LARGEST_VALUE = half.LARGEST / 2
 SIZE = (32, 24)
@@ -47,35 +49,47 @@ class Typed:
         }
 
 
-def make(encoder: ModelProto, decoder: ModelProto, layout: grid.Layout) -> Typed:
+def make(encoder: ModelProto, decoder: ModelProto, layout: grid.Layout, dial: Dial | None = None) -> Typed:
     """fp16 of the two fp32 graphs; sines' arguments in fp16 if the loss allows it, else in fp32.
+
+    dial: of the encoder, if it has one: what is measured is measured at none, half and all of it
 
     Raises DiinnError where fp16 loses more than ``LARGEST_LOSS`` or comes nearer to overflow than ``LARGEST_VALUE``.
     """
     try:
-        return _make((encoder, decoder), layout, arguments=False)
+        return _make((encoder, decoder), layout, dial, arguments=False)
     except DiinnError:
-        return _make((encoder, decoder), layout, arguments=True)
+        return _make((encoder, decoder), layout, dial, arguments=True)
 
 
-def _make(plain: tuple[ModelProto, ModelProto], layout: grid.Layout, *, arguments: bool) -> Typed:
+def _make(plain: Pair, layout: grid.Layout, dial: Dial | None, *, arguments: bool) -> Typed:
     graphs = half.convert(plain[0], arguments=arguments), half.convert(plain[1], arguments=arguments)
-    lost = loss(plain, graphs, layout)
+    lost = loss(plain, graphs, layout, dial)
     if not lost <= LARGEST_LOSS:
         raise DiinnError(f"fp16 differs from fp32 by {lost:.2g} rms, allowed are {LARGEST_LOSS:g}: keep fp32")
-    found = ranges(plain, graphs, layout)
+    found = ranges(plain, graphs, layout, dial)
     name = max(found, key=lambda n: found[n])
     if not found[name] <= LARGEST_VALUE:
         raise DiinnError(f"tensor {name} reaches {found[name]:.3g}, half of fp16's end is {LARGEST_VALUE:g}: keep fp32")
     return Typed(*graphs, arguments, lost, (name, found[name]))
 
 
-def loss(plain: tuple[ModelProto, ModelProto], typed: tuple[ModelProto, ModelProto], layout: grid.Layout) -> float:
+def loss(plain: Pair, typed: Pair, layout: grid.Layout, dial: Dial | None = None) -> float:
     """rms difference of two (encoder, decoder) pairs, RGB in units of [0, 1]; inf where a result is not finite."""
     one, other = Reference(*plain, layout), Reference(*typed, layout)
-    gaps = [one.resize(frame, DSIZES[1]) - other.resize(frame, DSIZES[1]) for frame in measured_frames()]
+    frames = [told for frame in measured_frames() for told in with_strengths(frame, dial)]
+    gaps = [one.resize(frame, DSIZES[1]) - other.resize(frame, DSIZES[1]) for frame in frames]
     worst = max(float(np.sqrt(np.mean(gap**2))) for gap in gaps)
     return worst if np.isfinite(worst) else float("inf")
+
+
+def with_strengths(frame: grid.Float32, dial: Dial | None) -> list[grid.Float32]:
+    """A frame [3, H, W] as an encoder graph takes it: itself, or told no strength, half and all of ``dial``."""
+    if dial is None:
+        return [frame]
+    planes = [np.full((2, *frame.shape[1:]), share, np.float32) for share in (0, 0.5, 1)]
+    most = np.array([dial.noise, dial.compression], np.float32)[:, None, None]
+    return [np.concatenate((frame, most * plane)) for plane in planes]
 
 
 def measured_frames() -> list[grid.Float32]:
@@ -99,15 +113,13 @@ def adversarial_frames() -> dict[str, grid.Float32]:
     return {name: np.ascontiguousarray(frame, np.float32) for name, frame in frames.items()}
 
 
-def ranges(
-    plain: tuple[ModelProto, ModelProto], typed: tuple[ModelProto, ModelProto], layout: grid.Layout
-) -> dict[str, float]:
+def ranges(plain: Pair, typed: Pair, layout: grid.Layout, dial: Dial | None = None) -> dict[str, float]:
     """Largest magnitude in fp32 of every tensor that ``typed`` holds in fp16, over ``adversarial_frames``."""
     encoder, decoder = (_Tapped(p, _half_tensors(t)) for p, t in zip(plain, typed, strict=True))
     maps = [v.name for v in plain[0].graph.output]
     found: dict[str, float] = {}
-    for frame in adversarial_frames().values():
-        values = encoder.run({"frame": frame[None]}, found)
+    for told in [told for frame in adversarial_frames().values() for told in with_strengths(frame, dial)]:
+        values = encoder.run({"frame": told[None]}, found)
         for dsize in DSIZES:
             index, query = grid.resize(SIZE, dsize, layout).arrays()
             decoder.run({**{m: values[m].reshape(-1, values[m].shape[-1])[index] for m in maps}, "query": query}, found)

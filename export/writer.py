@@ -16,9 +16,14 @@ from diinn.export import graphs, parity, quantize, typed
 from diinn.runtime import bundle as bundles
 from diinn.runtime import golden, grid
 from diinn.runtime.errors import DiinnError, InputError
+from diinn.runtime.strength import Dial
 from diinn.train import checkpoint, protocol
+from diinn.train import estimator as estimators
 from diinn.train.config import plain
+from diinn.train.estimator import Estimator
 from diinn.train.model import SuperResolutionModel
+
+ESTIMATOR = Path(checkpoint.__file__).parent / "checkpoints" / "estimator.pth"  # the shipped models'
 
 
 @dataclass(frozen=True)
@@ -30,19 +35,26 @@ class Exported:
 
 
 def export(
-    source: Path, out: Path | None = None, *, quality: Mapping[str, Any] | None = None, licence: str = "unspecified"
+    source: Path,
+    out: Path | None = None,
+    *,
+    quality: Mapping[str, Any] | None = None,
+    licence: str = "unspecified",
+    estimator: Path = ESTIMATOR,
 ) -> Exported:
     """Write the bundle of checkpoint ``source`` to ``out`` (default: beside it, NAME.diinn).
 
     quality: scores to put on its card. A bundle that stands there already is replaced at the end, in
     one step; on failure nothing is left and the old one stays.
+    estimator: of a model with a dial, what tells a frame's strength: a file that ``diinn-train estimator`` wrote
 
     Raises CheckpointError, InputError, or DiinnError when the graphs differ from PyTorch.
     """
     loaded = checkpoint.load(source)
+    telling = _estimator(estimator, loaded.model) if loaded.model.config.dial is not None else None
     target = out or source.with_suffix(bundles.SUFFIX)
     with _draft(target) as draft:
-        _write(draft, loaded, {"sha256": bundles.sha256(source), "step": loaded.step}, quality or {}, licence)
+        _write(draft, loaded, {"sha256": bundles.sha256(source), "step": loaded.step}, quality or {}, licence, telling)
         rows = parity.compare(loaded.model, draft)
     return Exported(target, rows)
 
@@ -78,6 +90,7 @@ def _write(
     source: Mapping[str, Any],
     quality: Mapping[str, Any],
     licence: str,
+    estimator: Estimator | None,
 ) -> None:
     model = loaded.model
     maps = graphs.map_specs(model)
@@ -87,7 +100,7 @@ def _write(
     files = {"fp32": {role: f"{role}.onnx" for role in bundles.ROLES["fp32"]}}
     measured = {}
     try:
-        half = typed.make(encoder, plain_decoder, model.decoder.layout)
+        half = typed.make(encoder, plain_decoder, model.decoder.layout, _dial(model))
     except DiinnError as error:
         measured["fp16"] = {"left_out": str(error)}
     else:
@@ -98,6 +111,8 @@ def _write(
     layers = graphs.layers(model)
     if layers is not None:
         np.savez_compressed(folder / bundles.LAYERS, **layers)
+    if estimator is not None:
+        graphs.estimator(estimator, folder / bundles.ESTIMATOR)
     np.savez_compressed(folder / "golden.npz", **_golden_sample(model, loaded.scales))
     architecture = plain(model.config)
     description = {
@@ -107,6 +122,7 @@ def _write(
         "scales": list(loaded.scales),
         "normalisation": {"mean": model.config.mean, "std": model.config.std, "applied": "inside encoder and decoder"},
         "colour": "RGB",
+        "dial": architecture["dial"],
         "receptive_radius": model.receptive_radius,
         "workspace_bytes_per_pixel": graphs.workspace_bytes(encoder),
         "opset": graphs.OPSET,
@@ -123,17 +139,41 @@ def _write(
     (folder / "bundle.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
+def _dial(model: SuperResolutionModel) -> Dial | None:
+    found = model.config.dial
+    return None if found is None else Dial(found.noise, found.compression)
+
+
+def _estimator(path: Path, model: SuperResolutionModel) -> Estimator | None:
+    """What ``path`` holds, if it was trained for the model's dial; None for a clone without the shipped one."""
+    if path == ESTIMATOR and not path.exists():
+        return None
+    found = estimators.load(path)
+    if found.dial != model.config.dial:
+        raise InputError(
+            f"{path} tells noise up to {found.dial.noise:g} and compression up to {found.dial.compression:g}, the "
+            "model was trained for another range: train an estimator for it, diinn-train estimator"
+        )
+    return found
+
+
 def _golden_sample(model: SuperResolutionModel, scales: tuple[float, float]) -> dict[str, Any]:
     """The golden frame's three views as PyTorch computes them."""
     frame = golden.frame()
     sample: dict[str, Any] = {"frame": frame, "tolerance": np.float32(parity.TOLERANCE), **golden.arguments()}
+    dial = model.config.dial
+    if dial is not None:
+        most = (dial.noise, dial.compression)
+        sample["strengths"] = np.array([(0, 0), tuple(n / 2 for n in most), most], np.float64)
     rgb = torch.from_numpy(frame[..., ::-1].copy()).permute(2, 0, 1).float() / 255
-    for name, view in golden.views(sample, model.decoder.layout).items():
-        queries = view.queries((frame.shape[1], frame.shape[0]), scales, model.decoder.layout)
-        out = protocol.decode(model, rgb, queries).numpy()
-        if queries.outside is not None:
-            out[queries.outside] = view.border_value
-        sample[f"{name}_out"] = out.reshape(*queries.shape, 3)[..., ::-1].astype(np.float32)
+    for number, strength in enumerate(golden.strengths(sample)):
+        for name, view in golden.views(sample, model.decoder.layout).items():
+            queries = view.queries((frame.shape[1], frame.shape[0]), scales, model.decoder.layout)
+            out = protocol.decode(model, rgb, queries, (strength.noise, strength.compression)).numpy()
+            if queries.outside is not None:
+                out[queries.outside] = view.border_value
+            image = out.reshape(*queries.shape, 3)[..., ::-1]
+            sample[golden.output(name, number)] = image.astype(np.float32)
     return sample
 
 
@@ -145,7 +185,7 @@ def add_int8(bundle: bundles.Bundle, frames: Sequence[grid.Float32], target: Pat
     encoder, decoder = (onnx.load(bundle.graph(role)) for role in bundles.ROLES["int8"])
     arguments = bundle.measured.get("fp16", {}).get("sine_arguments") != "fp16"
     with _draft(target) as draft:
-        made = quantize.make(encoder, decoder, bundle.layout, frames, arguments=arguments)
+        made = quantize.make(encoder, decoder, bundle.layout, frames, bundle.dial, arguments=arguments)
         shutil.copytree(bundle.path, draft, dirs_exist_ok=True)
         description = json.loads((draft / "bundle.json").read_text(encoding="utf-8"))
         names = {role: f"{role}.int8.onnx" for role in bundles.ROLES["int8"]}

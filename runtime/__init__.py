@@ -9,6 +9,7 @@ from typing import Any
 _HOME = {
     "SuperResolver": "diinn.runtime.resolver",
     "Encoded": "diinn.runtime.resolver",
+    "Strength": "diinn.runtime.strength",
     "View": "diinn.runtime.view",
     "ViewSpec": "diinn.runtime.view_spec",
     "Asked": "diinn.runtime.sources.uri",

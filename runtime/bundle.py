@@ -1,7 +1,7 @@
 """Bundles: the folder ``NAME.diinn/`` that export hands to the robot, read and checked.
 
 ``bundle.json`` describes the graphs beside it; every file's sha256 is checked before it is used.
-Format version 2. Fields are those of ``Bundle``.
+Format version 3; bundles of version 2 are read too and have no dial. Fields are those of ``Bundle``.
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ from typing import Any
 import numpy as np
 from diinn.runtime import grid
 from diinn.runtime.errors import BundleError, InputError, unknown
+from diinn.runtime.strength import Dial, Strength
 
-FORMAT, VERSION = "diinn-bundle", 2
+FORMAT, VERSION = "diinn-bundle", 3
+READABLE = (2, VERSION)
 SUFFIX = ".diinn"
 MODELS = Path(__file__).parent / "models"
 LAYERS = "layers.npz"  # in the bundles of decoders that the fused kernel takes
+ESTIMATOR = "estimator.onnx"  # in bundles with a dial: tells a frame's strength
+Levels = tuple[float, ...]  # what the encoder graph is told of one frame, a plane each behind RGB
 ARRAY_BYTES = 64 * 2**20
 # Graphs of each precision; fp32 is in every bundle. ``gather_decoder`` is the decoder with the gather inside, for CPUs.
 ROLES = {
@@ -51,6 +55,7 @@ class Bundle:
     workspace: bytes per LR pixel that the encoder graph needs at its peak, maps included
     maps, layout: what one sample of a query consists of: a row of each map, and the layout's numbers
     graphs, files: file names by precision and role (``ROLES``); sha256 by file name, checked when it was loaded
+    dial: the highest noise and compression its encoder was trained to be told, None for one that is told nothing
     measured: what each precision but fp32 loses, for people
     quality: scores and the protocol they were measured under; empty if never measured
     licence, source: terms of the weights; sha256 and step of the checkpoint
@@ -65,6 +70,7 @@ class Bundle:
     layout: grid.Layout
     graphs: Mapping[str, Mapping[str, str]]
     files: Mapping[str, str]
+    dial: Dial | None = None
     measured: Mapping[str, Any] = field(default_factory=dict)
     quality: Mapping[str, Any] = field(default_factory=dict)
     licence: str = "unspecified"
@@ -73,6 +79,20 @@ class Bundle:
     @property
     def name(self) -> str:
         return self.path.name.removesuffix(SUFFIX)
+
+    @property
+    def planes(self) -> int:
+        """Of ``frame``, the encoder graph's input: RGB, and with a dial noise and compression."""
+        return 3 if self.dial is None else 5
+
+    def levels(self, strength: Strength) -> Levels:
+        """What the encoder graph is told of a frame of ``strength``, in the order of its planes behind RGB."""
+        return () if self.dial is None else (strength.noise, strength.compression)
+
+    @property
+    def estimator(self) -> Path | None:
+        """The graph that tells a frame's strength (``estimator.Estimator``), None where the bundle holds none."""
+        return self.path / ESTIMATOR if ESTIMATOR in self.files else None
 
     def graph(self, role: str, precision: str = "fp32") -> Path:
         """Path of a graph whose hash was checked at loading; InputError for a precision that the bundle lacks."""
@@ -175,14 +195,14 @@ def load(model: str | Path) -> Bundle:
         raise BundleError(f"{path / 'bundle.json'} cannot be read ({error}): export it again") from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise BundleError(f"{path / 'bundle.json'} does not describe a bundle: export it again")
-    if values.get("version") != VERSION:
+    if values.get("version") not in READABLE:
         raise BundleError(
-            f"{path} has bundle version {values.get('version')!r}, this runtime reads {VERSION}: "
-            "update diinn or export it again"
+            f"{path} has bundle version {values.get('version')!r}, this runtime reads "
+            f"{' and '.join(map(str, READABLE))}: update diinn or export it again"
         )
     reader = _Reader(path, values)
     bundle = reader.bundle()
-    extra = {"golden.npz", LAYERS} if LAYERS in bundle.files else {"golden.npz"}
+    extra = {"golden.npz"} | ({LAYERS, ESTIMATOR} & bundle.files.keys())
     reader.check_files(extra.union(*(roles.values() for roles in bundle.graphs.values())))
     return bundle
 
@@ -212,11 +232,20 @@ class _Reader:
             layout=grid.LAYOUTS[tuple(self.field("query", _is_layout, f"one of {[*map(list, grid.LAYOUTS)]}"))],
             files=self.field("files", _is_hashes, "an object of sha256 by file name"),
             graphs=self.field("graphs", _is_graphs, f"file names by precision and role, {json.dumps(ROLES)}"),
+            dial=self.dial(),
             measured=self.field("measured", _is_card, "an object of objects"),
             quality=self.field("quality", _is_object, "an object"),
             licence=self.field("licence", lambda v: isinstance(v, str), "text"),
             source=self.field("source", _is_object, "an object"),
         )
+
+    def dial(self) -> Dial | None:
+        if self.values["version"] == 2 or self.values.get("dial") is None:
+            return None
+        found = self.field(
+            "dial", _is_dial, "null, or the highest noise and compression, numbers above 0 and up to 100"
+        )
+        return Dial(float(found["noise"]), float(found["compression"]))
 
     def check_files(self, names: set[str]) -> None:
         hashes = self.values["files"]
@@ -251,6 +280,13 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**31
 
 
+def _is_dial(value: Any) -> bool:
+    def level(v: Any) -> bool:
+        return type(v) in (int, float) and 0 < v <= 100
+
+    return isinstance(value, dict) and value.keys() == {"noise", "compression"} and all(map(level, value.values()))
+
+
 def _is_layout(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(v, str) for v in value) and tuple(value) in grid.LAYOUTS
 
@@ -271,7 +307,7 @@ def _is_maps(value: Any) -> bool:
 
 def _is_graphs(value: Any) -> bool:
     def plain(v: Any) -> bool:
-        return isinstance(v, str) and v == Path(v).name and v not in ("", "..") and len(v) < 200
+        return isinstance(v, str) and v == Path(v).name and v not in ("", "..") and len(v) < 200 and v.isprintable()
 
     def one(precision: str, files: Any) -> bool:
         return isinstance(files, dict) and {*files} == {*ROLES.get(precision, ())} and all(map(plain, files.values()))

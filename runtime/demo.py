@@ -8,9 +8,11 @@ from functools import lru_cache
 import cv2
 import numpy as np
 import numpy.typing as npt
+from diinn.runtime.sensor_noise import Sensor, sensor_noise
 
 UInt8 = npt.NDArray[np.uint8]
 WIDTH, HEIGHT = 1920, 1440
+SENSOR = 4  # seed of the demo camera's
 
 
 @lru_cache(maxsize=1)
@@ -31,10 +33,12 @@ def scene() -> UInt8:
     return _bytes(image.astype(np.float32) + grain)
 
 
-def frame(time: float, size: tuple[int, int]) -> UInt8:
+def frame(time: float, size: tuple[int, int], noise: float = 0.0) -> UInt8:
     """What a camera of ``size`` (width, height) sees of the scene after ``time`` seconds: uint8 BGR.
 
     The camera drifts and breathes; its pixels average the scene, as a sensor's do.
+
+    noise: root mean square of its sensor's noise, grey levels; the same for the same time
     """
     width, height = size
     zoom = 0.52 + 0.08 * math.sin(0.31 * time)
@@ -47,7 +51,16 @@ def frame(time: float, size: tuple[int, int]) -> UInt8:
         [[inner[0] / view_w, 0, -left * inner[0] / view_w], [0, inner[1] / view_h, -top * inner[1] / view_h]]
     )
     sharp = cv2.warpAffine(scene(), shift, inner, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
-    return cv2.resize(sharp, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
+    clean = np.asarray(cv2.resize(sharp, size, interpolation=cv2.INTER_AREA), np.uint8)
+    return noisy(clean, noise, round(time * 1e3)) if noise else clean
+
+
+def noisy(image: UInt8, level: float, seed: int) -> UInt8:
+    """``image``, uint8 [H, W, 3] BGR, with the noise of one sensor, whose root mean square is ``level`` grey levels."""
+    sensor = Sensor.draw(np.random.default_rng(SENSOR))
+    rgb = np.ascontiguousarray(image[..., ::-1], np.float32) / np.float32(255)
+    noise = sensor_noise(rgb, level, np.random.default_rng(abs(seed)), sensor=sensor)
+    return np.ascontiguousarray(_bytes(np.rint((rgb + noise) * 255))[..., ::-1])
 
 
 def _sky(rng: np.random.Generator) -> UInt8:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,15 @@ def as_bgr(frame: Image) -> Image:
     return frame
 
 
-def planar_rgb(frame: Image) -> npt.NDArray[np.float32]:
-    """[H, W, 3] BGR, uint8 or float32 in [0, 1], to float32 [1, 3, H, W] RGB in [0, 1]."""
-    planes = frame[..., ::-1].transpose(2, 0, 1)[None]
-    if frame.dtype == np.uint8:
-        return np.multiply(planes, np.float32(1 / 255), dtype=np.float32, order="C")
-    return np.ascontiguousarray(planes, dtype=np.float32)
+def planar_rgb(frame: Image, levels: Sequence[float] = ()) -> npt.NDArray[np.float32]:
+    """[H, W, 3] BGR, uint8 or float32 in [0, 1], to float32 [1, 3 + n, H, W]: RGB in [0, 1], then a constant plane for
+    each of n ``levels``, what the network is told of the frame."""
+    planar = np.empty((1, 3 + len(levels), *frame.shape[:2]), np.float32)
+    rgb = frame[..., ::-1].transpose(2, 0, 1)
+    np.multiply(rgb, np.float32(1 / 255 if frame.dtype == np.uint8 else 1), out=planar[0, :3], casting="unsafe")
+    for plane, level in zip(planar[0, 3:], levels, strict=True):
+        plane[...] = level
+    return planar
 
 
 def as_dtype(frame: Image, dtype: np.dtype[Any]) -> Image:

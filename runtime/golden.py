@@ -1,7 +1,9 @@
 """The golden sample: a frame, views and what they must look like, replayed where the model runs.
 
 ``golden.npz`` holds ``frame`` uint8 [H, W, 3] BGR; per view ``NAME_out`` float32 [h, w, 3] BGR in units
-of [0, 1], unclamped; the views' arguments ``roi_rect``, ``remap_x``, ``remap_y``; and ``tolerance``.
+of [0, 1], unclamped; the views' arguments ``roi_rect``, ``remap_x``, ``remap_y``; and ``tolerance``. With a
+dial, ``strengths`` float64 [n, 2] holds (noise, compression), none first, and the outputs of the others are
+``NAME_out_1``, ``NAME_out_2``.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from diinn.runtime import grid
 from diinn.runtime.errors import BundleError
+from diinn.runtime.strength import Strength
 from diinn.runtime.view import View
 
 LARGEST_TOLERANCE = 0.05  # no honest sample allows more
@@ -54,11 +57,22 @@ def views(sample: Sample, layout: grid.Layout) -> dict[str, View]:
     return found
 
 
+def strengths(sample: Sample) -> list[Strength]:
+    """What a sample's outputs were told: none alone where the model has no dial."""
+    return [Strength(*map(float, row)) for row in sample.get("strengths", np.zeros((1, 2)))]
+
+
+def output(view: str, strength: int) -> str:
+    """The array that holds a view's output under the sample's n-th strength."""
+    return f"{view}_out_{strength}" if strength else f"{view}_out"
+
+
 def differences(sample: Sample, outputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, float]:
-    """Largest absolute difference per view, in units of [0, 1]; inf where an output is not finite."""
+    """Largest absolute difference of each output, by its array's name, in units of [0, 1]; inf where one is not
+    finite."""
     found = {}
-    for name, output in outputs.items():
-        gap = np.abs(output - sample[f"{name}_out"]).max()
+    for name, image in outputs.items():
+        gap = np.abs(image - sample[name]).max()
         found[name] = float(gap) if np.isfinite(gap) else float("inf")
     return found
 
@@ -74,7 +88,7 @@ def verdict(sample: Sample, found: Mapping[str, float], where: str, tolerance: f
         tolerance = tolerance if tolerance <= LARGEST_TOLERANCE else float("nan")
     if not found[worst] <= tolerance:
         raise BundleError(
-            f"{where}: the golden {worst} differs by {found[worst]:.3g} from the exporter's reference "
-            f"(tolerance {tolerance:.3g}): the result cannot be trusted; export the bundle "
+            f"{where}: the golden {worst.replace('_out', '')} differs by {found[worst]:.3g} from the exporter's "
+            f"reference (tolerance {tolerance:.3g}): the result cannot be trusted; export the bundle "
             "again or choose another backend"
         )

@@ -199,10 +199,19 @@ def settings(args: argparse.Namespace) -> tuple[list[CameraSettings], list[Sourc
     retries = None if args.retries in (None, math.inf) else args.retries
     patience = Patience(OPENING_STALLS * args.stall_timeout, args.stall_timeout, retries)
     asked = Asked(
-        args.input_size, args.input_rate, args.input_codec, args.flip, args.loop, not args.benchmark, patience
+        args.input_size,
+        args.input_rate,
+        args.input_codec,
+        args.flip,
+        args.loop,
+        args.noise,
+        not args.benchmark,
+        patience,
     )
     calibration = Calibration.load(args.calibration) if args.calibration else None
-    base = CameraSettings("", None, asked, _views(args), max_fps=args.max_fps, calibration=calibration)
+    base = CameraSettings(
+        "", None, asked, _views(args), max_fps=args.max_fps, calibration=calibration, denoise=args.denoise
+    )
     listed = files.load(args.cameras, base) if args.cameras else []
     check_apart([*args.camera, *(camera.uri for camera in listed)])
     cameras, opened = list(listed), open_sources(listed)

@@ -10,7 +10,9 @@ from pathlib import Path
 from diinn.runtime.command import Parser
 from diinn.runtime.errors import InputError
 from diinn.runtime.sources.pixels import CODECS, FLIPS
+from diinn.runtime.sources.uri import MOST_NOISE
 from diinn.runtime.stream.settings import DEFAULT_SCALE
+from diinn.runtime.strength import Denoise, parse_denoise
 from diinn.runtime.view_spec import EXAMPLES, parse_rect, parse_size
 
 BENCHMARK_FRAMES = 100
@@ -47,6 +49,13 @@ def parser() -> argparse.ArgumentParser:
     source.add_argument("--input-rate", type=rate, metavar="FPS", help="frames a second asked of the cameras")
     source.add_argument("--input-codec", metavar="NAME", help=f"format asked of the cameras: {', '.join(CODECS)}")
     source.add_argument("--flip", metavar="HOW", help=f"turn frames: {', '.join(FLIPS)}")
+    source.add_argument(
+        "--noise",
+        type=noise,
+        default=0.0,
+        metavar="LEVEL",
+        help="of the demo camera: its sensor's noise, root mean square in grey levels (default: 0)",
+    )
     source.add_argument("--loop", action="store_true", help="start videos again when they end")
     source.add_argument(
         "--calibration", type=Path, metavar="FILE", help="of the cameras, for rectified and virtual views"
@@ -86,6 +95,13 @@ def parser() -> argparse.ArgumentParser:
     model = top.add_argument_group("model")
     model.add_argument(
         "--model", default="small", metavar="NAME|PATH", help="shipped model or a .diinn folder (default: small)"
+    )
+    model.add_argument(
+        "--denoise",
+        type=denoise,
+        metavar="auto|LEVEL",
+        help="noise to take away, in grey levels, 0 for none, or NOISE,COMPRESSION (compression: 100 - JPEG quality); "
+        "auto tells it from the frames (default: auto for cameras and videos, 0 for images)",
     )
     model.add_argument("--list-models", action="store_true", help="list the shipped models and exit")
     model.add_argument("--backend", default="auto", help="cuda, tensorrt, onnxruntime or auto (default)")
@@ -162,6 +178,22 @@ def rect(text: str) -> tuple[float, float, float, float]:
         return parse_rect(text, "x,y,w,h", "40,30,80,60")
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def denoise(text: str) -> Denoise:
+    """auto, a noise level, or NOISE,COMPRESSION."""
+    try:
+        return parse_denoise(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def noise(text: str) -> float:
+    """A level in grey levels."""
+    value = _number(text)
+    if not 0 <= value <= MOST_NOISE:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of grey levels from 0 to {MOST_NOISE}")
+    return value
 
 
 def count(text: str) -> int:

@@ -16,6 +16,7 @@ from diinn.runtime.errors import DiinnError
 from diinn.runtime.sinks import VIDEO_SUFFIXES
 from diinn.runtime.sources import Frame
 from diinn.runtime.stream.stream import Stream
+from diinn.runtime.strength import NONE
 from diinn.runtime.teller import FileTeller, Teller
 from diinn.runtime.view import View
 
@@ -101,9 +102,11 @@ def _announcement(stream: Stream, frame: Frame, name: str, view: View) -> Iterat
     lane = stream.lane(frame.source)
     label = f"{frame.source} {name}" if len(lane.specs) > 1 else frame.source
     where = [outlet.sink.where for outlet in stream.outlets if outlet.wants((frame.source, name))]
+    wanted = lane.denoise.wanted
+    cleaned = "" if wanted == NONE else f"denoise {wanted}, "
     yield (
         f"{label}: {width}x{height}{part} -> {view.dsize[0]}x{view.dsize[1]} (scale {ratio}), "
-        f"model {stream.resolver.bundle.name}, {stream.resolver.backend.describe()}, output {', '.join(where)}"
+        f"model {stream.resolver.bundle.name}, {stream.resolver.backend.describe()}, {cleaned}output {', '.join(where)}"
     )
     if any(Path(w).suffix.lower() in VIDEO_SUFFIXES for w in where) and not lane.source.live:
         yield "audio, if there is any, is dropped"

@@ -19,9 +19,11 @@ from diinn.runtime.backends.base import Backend, BackendOptions, Maps, Segment
 from diinn.runtime.errors import BundleError, DiinnError, InputError
 from diinn.runtime.frames import Image, as_bgr, as_dtype
 from diinn.runtime.grid import Size
+from diinn.runtime.strength import AUTO, NONE, Denoise, Strength, parse_denoise
 from diinn.runtime.view import Rect, View
 
 if TYPE_CHECKING:
+    from diinn.runtime.estimator import Estimator
     from typing_extensions import Self
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ class Encoded:
 
     frame: the frame, uint8 or float32 [H, W, 3] BGR
     maps: rows of all frames encoded with it; offset: this frame's first row
+    strength: what the network was told of it
     A frame whose maps would exceed the memory budget has none: it is encoded band by band, anew at
     each decode.
     """
@@ -41,6 +44,7 @@ class Encoded:
     frame: Image
     maps: Maps | None
     offset: int = 0
+    strength: Strength = NONE
 
     @property
     def size(self) -> Size:
@@ -54,6 +58,7 @@ class SuperResolver:
     def __init__(self, bundle: bundles.Bundle, backend: Backend, memory_budget: int) -> None:
         self.bundle, self.backend, self.memory_budget = bundle, backend, memory_budget
         self._told: set[str] = set()
+        self._estimator: Estimator | None = None
 
     @classmethod
     def open(
@@ -119,24 +124,31 @@ class SuperResolver:
                 log.warning("the golden sample was not replayed: engines are not for frames of %dx%d", width, height)
                 return {}
             views = golden.views(sample, self.bundle.layout)
-            outputs = self.decode(self.encode([sample["frame"]])[0], list(views.values()), dtype=np.float32)
-            found = golden.differences(sample, dict(zip(views, outputs, strict=True)))
+            outputs: dict[str, Image] = {}
+            for number, strength in enumerate(golden.strengths(sample)):
+                encoded = self.encode([sample["frame"]], strength)[0]
+                images = self.decode(encoded, list(views.values()), dtype=np.float32)
+                outputs |= {golden.output(name, number): image for name, image in zip(views, images, strict=True)}
+            found = golden.differences(sample, outputs)
             golden.verdict(sample, found, f"{self.bundle.path} on {self.backend.describe()}", self.backend.tolerance)
         except (KeyError, ValueError, TypeError, IndexError) as error:
             raise BundleError(f"{self.bundle.path}/golden.npz is damaged ({error}): export it again") from None
         return found
 
-    def resize(self, frame: Image, dsize: Size, *, dtype: npt.DTypeLike = np.uint8) -> Image:
+    def resize(self, frame: Image, dsize: Size, *, denoise: Denoise = 0.0, dtype: npt.DTypeLike = np.uint8) -> Image:
         """The frame at ``dsize`` (width, height), as ``cv2.resize``.
 
         frame: uint8 [H, W, 3] BGR, or grey [H, W] (the result is BGR all the same), or float32 in [0, 1]
+        denoise: as ``encode`` takes it
         dtype: uint8, rounded and clamped, or float32 in units of [0, 1], neither
         """
-        return self._one(frame, View.resize(dsize), dtype)
+        return self._one(frame, View.resize(dsize), denoise, dtype)
 
-    def roi(self, frame: Image, rect: Rect, dsize: Size, *, dtype: npt.DTypeLike = np.uint8) -> Image:
+    def roi(
+        self, frame: Image, rect: Rect, dsize: Size, *, denoise: Denoise = 0.0, dtype: npt.DTypeLike = np.uint8
+    ) -> Image:
         """The rectangle (x, y, width, height) of the frame, real-valued LR pixels, at ``dsize``."""
-        return self._one(frame, View.roi(rect, dsize), dtype)
+        return self._one(frame, View.roi(rect, dsize), denoise, dtype)
 
     def remap(
         self,
@@ -146,21 +158,29 @@ class SuperResolver:
         *,
         border: Literal["constant", "replicate"] = "constant",
         border_value: float = 0.0,
+        denoise: Denoise = 0.0,
         dtype: npt.DTypeLike = np.uint8,
     ) -> Image:
         """The frame at the positions of a map, as ``cv2.remap`` but super-resolved.
 
         For video make ``View.remap(...)`` once and ``decode`` it: its geometry is then computed once.
         """
-        return self._one(frame, View.remap(map_x, map_y, border=border, border_value=border_value), dtype)
+        return self._one(frame, View.remap(map_x, map_y, border=border, border_value=border_value), denoise, dtype)
 
-    def _one(self, frame: Image, view: View, dtype: npt.DTypeLike) -> Image:
-        return self.decode(self.encode([frame])[0], [view], dtype=dtype)[0]
+    def _one(self, frame: Image, view: View, denoise: Denoise, dtype: npt.DTypeLike) -> Image:
+        return self.decode(self.encode([frame], denoise)[0], [view], dtype=dtype)[0]
 
-    def encode(self, frames: Sequence[Image]) -> list[Encoded]:
-        """Encode frames, those of equal size in one batch as far as the memory budget reaches."""
+    def encode(self, frames: Sequence[Image], denoise: Denoise | Sequence[Denoise] = 0.0) -> list[Encoded]:
+        """Encode frames, those of equal size in one batch as far as the memory budget reaches.
+
+        denoise: how strongly the frames were degraded, so how much is cleaned: 0 (nothing, the default), the root mean
+            square of their noise in grey levels, a ``Strength``, or "auto", which tells it from each frame by itself; a
+            list gives each frame its own. What is beyond the model's range is clamped and said once
+        """
         self._check_open()
         ready = [as_bgr(frame) for frame in frames]
+        strengths = self._strengths(ready, denoise)
+        levels = [self.bundle.levels(strength) for strength in strengths]
         out: list[Encoded | None] = [None] * len(ready)
         groups: dict[Size, list[int]] = {}
         for i, frame in enumerate(ready):
@@ -169,15 +189,70 @@ class SuperResolver:
             fit = self.memory_budget // (height * width * self.bundle.workspace)
             if fit < 1 and self._in_bands((width, height)):
                 for i in members:
-                    out[i] = Encoded(ready[i], None)
+                    out[i] = Encoded(ready[i], None, strength=strengths[i])
                 continue
             fit = min(max(fit, 1), self.backend.most_frames((width, height)) or len(members))
             for start in range(0, len(members), fit):
                 batch = members[start : start + fit]
-                maps = self.backend.encode([ready[i] for i in batch])
+                maps = self.backend.encode([ready[i] for i in batch], [levels[i] for i in batch])
                 for place, i in enumerate(batch):
-                    out[i] = Encoded(ready[i], maps, place * height * width)
+                    out[i] = Encoded(ready[i], maps, place * height * width, strengths[i])
         return [encoded for encoded in out if encoded is not None]
+
+    def _strengths(self, frames: Sequence[Image], denoise: Denoise | Sequence[Denoise]) -> list[Strength]:
+        """What the network is told of each frame; InputError for what it cannot be told."""
+        if isinstance(denoise, (list, tuple)):
+            if len(denoise) != len(frames):
+                raise InputError(f"denoise has {len(denoise)} values for {len(frames)} frames: give one, or as many")
+            each = denoise
+        else:
+            each = [denoise] * len(frames)
+        return [
+            self.estimate(frame) if wanted == AUTO else self.allowed(wanted)
+            for frame, wanted in zip(frames, map(parse_denoise, each), strict=True)
+        ]
+
+    def allowed(self, wanted: Strength) -> Strength:
+        """``wanted`` within what the model was trained for; InputError where it has no dial and ``wanted`` is not 0."""
+        dial = self.bundle.dial
+        if dial is None:
+            if wanted != NONE:
+                raise InputError(f"{self._dialless}: leave denoise out, or use a model with a dial")
+            return wanted
+        found = dial.clamped(wanted)
+        if found != wanted:
+            self._once(
+                "strength",
+                f"denoise {wanted} is beyond what {self.bundle.name} was trained for (noise {dial.noise:g}, "
+                f"compression {dial.compression:g}): clamped",
+            )
+        return found
+
+    @property
+    def _dialless(self) -> str:
+        shipped = "shipped ones have" if self.bundle.name not in bundles.shipped() else "newer ones have"
+        return f"model {self.bundle.name} has no dial ({shipped}), so that no noise can be taken away"
+
+    def estimate(self, frame: Image) -> Strength:
+        """What "auto" tells of one frame, [H, W, 3] BGR or grey, uint8 or float32. InputError where the bundle cannot
+        tell."""
+        self._check_open()
+        return self.open_estimator()(as_bgr(frame))
+
+    def open_estimator(self) -> Estimator:
+        """What tells a frame's strength. InputError where the bundle cannot, or ONNX Runtime is missing."""
+        if self._estimator is None:
+            if self.bundle.dial is None:
+                raise InputError(f"{self._dialless}: leave denoise out, or use a model with a dial")
+            if self.bundle.estimator is None:
+                raise InputError(
+                    f"model {self.bundle.name} holds no {bundles.ESTIMATOR}, which tells the noise: give a number "
+                    "in place of auto, or export it again with --estimator"
+                )
+            from diinn.runtime.estimator import Estimator
+
+            self._estimator = Estimator(self.bundle.estimator, self.bundle.dial)
+        return self._estimator
 
     def _in_bands(self, size: Size) -> bool:
         """Whether a frame over the memory budget gains from bands; says what it needs."""
@@ -261,8 +336,10 @@ class SuperResolver:
             ]
             parts = [part for part in parts if part.count]
             if parts:
-                # No name for the maps: those of one band are gone before the next is encoded.
-                self.backend.decode(self.backend.encode([encoded.frame[low:high]]), parts)
+                # Those of one band are gone before the next is encoded.
+                maps = self.backend.encode([encoded.frame[low:high]], [self.bundle.levels(encoded.strength)])
+                self.backend.decode(maps, parts)
+                del maps
 
     def _reduced(self, view: View, out: Image) -> Image:
         if view.dsize == out.shape[1::-1]:

@@ -50,6 +50,11 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "run": checkpoint.run,
         "log": checkpoint.log,
     }
+    write(path, content)
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """``torch.save``, whole or not at all; DiinnError where it cannot be written."""
     partial = path.with_name(path.name + ".partial")
     try:
         torch.save(content, partial)

@@ -51,25 +51,38 @@ class Scales:
 
 
 @dataclass(frozen=True, config=STRICT)
-class CameraConfig:
-    """What a camera adds to an LR frame; each pair is the range that a patch's strength is drawn from.
+class DegradeConfig:
+    """What sensors, lenses and codecs do to LR patches; each pair is the range that a patch's own is drawn from.
 
-    blur: gaussian, standard deviation in LR pixels; noise: standard deviation at 0.9 of white, in units
-        of [0, 1]; elsewhere it goes with the root of the brightness
-    jpeg: quality from 1 to 100; colour: largest change of a channel's gain, as a natural logarithm
+    clean: share of patches that stay as the protocol makes them
+    noise: root mean square over the frame, grey levels; white: share of noisy patches whose noise is white, as of test
+        sets; that of the others is a sensor's
+    compressed: share of degraded patches that are JPEG, of ``jpeg`` quality; noisy: share of these that are noisy too
+    optics: share of degraded patches with a lens' ``blur`` (gaussian, LR pixels), reduced by area, bilinear or bicubic,
+        and sharpened by up to ``sharpen`` times what a gaussian of one pixel takes away
+    grey: share of degraded patches without colour
+    jitter: how wrong the level is that the network is told, standard deviation of its logarithm
     """
 
+    clean: float = Field(default=0.3, ge=0, le=1)
+    noise: tuple[float, float] = (0.0, 20.0)
+    white: float = Field(default=0.4, ge=0, le=1)
+    compressed: float = Field(default=0.45, ge=0, le=1)
+    jpeg: tuple[int, int] = (50, 100)
+    noisy: float = Field(default=0.5, ge=0, le=1)
+    optics: float = Field(default=0.15, ge=0, le=1)
     blur: tuple[float, float] = (0.0, 0.7)
-    noise: tuple[float, float] = (0.0, 0.03)
-    jpeg: tuple[int, int] = (60, 100)
-    colour: float = Field(default=0.1, ge=0, le=1)
+    sharpen: tuple[float, float] = (0.0, 0.5)
+    grey: float = Field(default=0.05, ge=0, le=1)
+    jitter: float = Field(default=0.15, ge=0, le=1)
 
     @model_validator(mode="after")
     def _in_range(self) -> Self:
         for name, (low, high), least, most in (
-            ("blur", self.blur, 0, 8),
-            ("noise", self.noise, 0, 1),
+            ("noise", self.noise, 0, 100),
             ("jpeg", self.jpeg, 1, 100),
+            ("blur", self.blur, 0, 8),
+            ("sharpen", self.sharpen, 0, 4),
         ):
             if not least <= low <= high <= most:
                 raise ValueError(f"{name} is a range [low, high] within {least} to {most}, got {[low, high]}")
@@ -82,7 +95,7 @@ class DataConfig:
 
     patch: LR pixels along a side; queries: HR pixels drawn per patch, null for all of them
     batch: images per step, over all processes; each gives a patch, or one per scale of ``scales.every``
-    camera: degrade LR patches as a camera would, null for the protocol's bicubic alone
+    degrade: what LR patches suffer as a camera's frames do, null for the protocol's bicubic alone
     holdout: images kept out of training for validation; holdout_crop: HR pixels of their central crop
     shrink: each HR patch is first reduced by a random factor in [1, shrink]: finer texture, less of JPEG's traces
     largest: photographs are halved until their short side is below this many pixels
@@ -96,7 +109,7 @@ class DataConfig:
     holdout_crop: int = Field(default=288, ge=32)
     largest: int = Field(default=1600, ge=64)
     shrink: float = Field(default=1.0, ge=1, allow_inf_nan=False)
-    camera: CameraConfig | None = None
+    degrade: DegradeConfig | None = None
     workers: int = Field(default=1, ge=0)
 
 
@@ -136,6 +149,12 @@ class RunConfig:
     compile: bool = False
     validate_every: int = Field(default=2000, ge=1)
     log_every: int = Field(default=100, ge=1)
+
+    @model_validator(mode="after")
+    def _told_what_it_sees(self) -> Self:
+        if (self.data.degrade is None) != (self.model.dial is None):
+            raise ValueError("data.degrade and model.dial belong together: the network is told how degraded a patch is")
+        return self
 
     @property
     def logged_every(self) -> int:
@@ -190,10 +209,15 @@ def _keys_at(kind: Any, location: tuple[int | str, ...]) -> list[str]:
 
 def read(path: Path) -> RunConfig:
     """A run's YAML file, checked. ``extends: OTHER.yaml`` (beside it) says what to take where it is silent."""
-    values = _values(path, ())
-    if not isinstance(values, dict):
+    return parse(RunConfig, values(path), str(path))
+
+
+def values(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file and those it extends; InputError where there are none."""
+    found = _values(path, ())
+    if not isinstance(found, dict):
         raise InputError(f"{path} holds no settings: begin with extends: FILE.yaml, as those in train/configs do")
-    return parse(RunConfig, values, str(path))
+    return found
 
 
 def _values(path: Path, above: tuple[Path, ...]) -> Any:

@@ -17,7 +17,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 class Sample(NamedTuple):
     """Training patches and their queries; Q is the number of all queries, S = Q · samples of the layout.
 
-    lr: float32 [B, 3, P, P]; rows: int64 [S] into B·P·P; query: float32 [S, columns]; rgb: float32 [Q, 3]
+    lr: float32 [B, 3, P, P], [B, 5, P, P] with the strength of degraded patches
+    rows: int64 [S] into B·P·P; query: float32 [S, columns]; rgb: float32 [Q, 3]
     weight: float32 [Q], a query's share of the loss: every patch counts the same, however many queries it has
     """
 
@@ -28,6 +29,7 @@ class Sample(NamedTuple):
     weight: Tensor
 
 
+SAMPLES = 24  # rows and columns of a photograph that tell how bright it is
 _resize = lru_cache(maxsize=4096)(grid.resize)
 
 
@@ -49,10 +51,14 @@ def make_sample(
     hr = degradation.to_float(torch.from_numpy(np.ascontiguousarray(crop))).permute(2, 0, 1)
     if cut > size:
         hr = degradation.reduce(hr, (size, size))
-    if config.camera is None:
+    if config.degrade is None:
         lr = degradation.reduce(hr, (patch, patch))
     else:
-        hr, lr = degradation.camera(hr, (patch, patch), config.camera, rng)
+        sparse = image[:: max(1, image.shape[0] // SAMPLES), :: max(1, image.shape[1] // SAMPLES)]
+        whole = sparse.astype(np.float32) / np.float32(255)
+        hr, lr, strength = degradation.degrade(hr, (patch, patch), config.degrade, rng, whole)
+        told = torch.tensor(degradation.told(strength, config.degrade, rng))
+        lr = torch.cat((lr, told[:, None, None].expand(-1, patch, patch)))
     picks = np.arange(size * size) if config.queries is None else rng.integers(size * size, size=config.queries)
     index, query = _resize((patch, patch), (size, size), layout).arrays(picks)
     rgb = hr.flatten(1).t()[torch.from_numpy(picks)]

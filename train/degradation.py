@@ -1,18 +1,47 @@
-"""How an LR frame is made from an HR one: the protocol every score of this project is measured under, and what a
-camera does, as an option of training."""
+"""How an LR frame is made from an HR one: the protocol every score of this project is measured under, and what sensors,
+lenses and codecs do to it.
+
+Sensor noise is made where it arises: shot noise (its variance goes with the light) and read noise in linear light, one
+colour a pixel; white balance, demosaicing, the colour matrix, the tone curve and the camera's own noise reduction turn
+it into what frames show, noise that is correlated, coloured and stronger in shadows (Foi et al., IEEE TIP 2008, for the
+first two; Brooks et al., "Unprocessing Images for Learned Raw Denoising", CVPR 2019, for the ranges of gains and the
+idea). Levels are root mean squares over a frame, in grey levels of 255.
+"""
+
+import re
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from diinn.train.config import CameraConfig
+from diinn.runtime.errors import InputError
+from diinn.runtime.sensor_noise import LUMA, Float32, blurred, sensor_noise
+from diinn.train.config import DegradeConfig
 from torch import Tensor
+
+NONE = (0.0, 0.0)  # strength of a frame as the protocol makes it: (noise, compression)
+SEED = 20261125  # of degradations that are measured
+CODEC_GRID = 8  # pixels along a side of a codec's blocks
+SAMPLINGS = (
+    cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+    cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422,
+    cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+)
 
 
 def bicubic(image: Tensor, shape: tuple[int, int]) -> Tensor:
     """Antialiased bicubic (a = -0.5) to ``shape`` (height, width); float [..., C, H, W] in and out."""
+    return _interpolated(image, shape, "bicubic")
+
+
+def _interpolated(image: Tensor, shape: tuple[int, int], mode: str) -> Tensor:
     flat = image.unsqueeze(0) if image.dim() == 3 else image
-    out = F.interpolate(flat, size=shape, mode="bicubic", align_corners=False, antialias=True)
+    if mode == "area":
+        out = F.adaptive_avg_pool2d(flat, shape)
+    else:
+        out = F.interpolate(flat, size=shape, mode=mode, align_corners=False, antialias=True)
     return out.squeeze(0) if image.dim() == 3 else out
 
 
@@ -40,23 +69,139 @@ def to_float(image_uint8: Tensor) -> Tensor:
     return image_uint8.to(torch.float32) / 255
 
 
-def camera(
-    hr: Tensor, shape: tuple[int, int], options: CameraConfig, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    """(HR, LR) as a camera would have seen it: colour on both; blur, noise and JPEG on the LR frame alone.
+def white_noise(shape: tuple[int, ...], level: float, rng: np.random.Generator) -> Float32:
+    """Noise that is independent in every value, units of [0, 1]; level: standard deviation in grey levels."""
+    return rng.standard_normal(shape, np.float32) * np.float32(level / 255)
 
-    hr: float [3, H, W], RGB in [0, 1]; shape: (height, width) of the LR frame, uint8 levels
+
+def uint8(rgb: Float32) -> npt.NDArray[np.uint8]:
+    """Rounded and clamped; [0, 1] to 0 to 255."""
+    levels: npt.NDArray[np.uint8] = np.clip(np.rint(rgb * np.float32(255)), 0, 255).astype(np.uint8)
+    return levels
+
+
+def jpeg(rgb: npt.NDArray[np.uint8], quality: int, sampling: int = SAMPLINGS[0]) -> npt.NDArray[np.uint8]:
+    """uint8 RGB [H, W, 3] through OpenCV's JPEG codec; sampling: of chroma, an ``IMWRITE_JPEG_SAMPLING_FACTOR``."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling]
+    _, data = cv2.imencode(".jpg", np.ascontiguousarray(rgb[..., ::-1]), options)
+    return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)[..., ::-1]
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """One that is measured under: ``noise:5`` white noise and ``camera:5`` a sensor's, both in grey levels,
+    ``jpeg:85`` a quality, ``blur:0.6`` a gaussian in LR pixels, ``clean``; joined by ``+``, done in this order."""
+
+    name: str
+    blur: float = 0
+    noise: float = 0
+    camera: float = 0
+    quality: int = 100
+
+    @classmethod
+    def parse(cls, text: str) -> "Degradation":
+        """From text as above; InputError says what is wrong."""
+        values: dict[str, float] = {}
+        kinds = {"noise": (0, 100), "camera": (0, 100), "jpeg": (1, 100), "blur": (0, 10)}
+        for part in [] if text == "clean" else text.split("+"):
+            kind, _, number = part.partition(":")
+            if kind not in kinds or kind in values or not re.fullmatch(r"\d+(\.\d+)?", number):
+                raise InputError(
+                    f"degradation {text!r} is not understood: give clean, noise:LEVEL, camera:LEVEL (grey levels), "
+                    "jpeg:QUALITY, blur:PIXELS, or several joined by +"
+                )
+            low, high = kinds[kind]
+            values[kind] = float(number)
+            if not low <= values[kind] <= high or (kind == "jpeg" and values[kind] % 1):
+                raise InputError(
+                    f"degradation {text!r}: {kind} is {'a whole number ' * (kind == 'jpeg')}{low} to {high}"
+                )
+        quality = int(values.pop("jpeg", 100))
+        return cls(text, quality=quality, **values)
+
+    @property
+    def strength(self) -> tuple[float, float]:
+        """(noise, compression), as a network with a dial is told."""
+        return float(np.hypot(self.noise, self.camera)), 100.0 - self.quality
+
+    def of(self, lr: Tensor, seed: int) -> Tensor:
+        """``lr``, float [3, H, W] RGB in [0, 1], degraded; the same for the same seed."""
+        if self.name == "clean":
+            return lr
+        rng = np.random.default_rng((SEED, seed))
+        rgb = np.ascontiguousarray(lr.permute(1, 2, 0).numpy())
+        noisy = blurred(rgb, self.blur)
+        if self.noise:
+            noisy = noisy + white_noise(rgb.shape, self.noise, rng)
+        if self.camera:
+            noisy = noisy + sensor_noise(rgb, self.camera, rng)
+        levels = uint8(noisy)
+        if self.quality < 100:
+            levels = jpeg(levels, self.quality)
+        return to_float(torch.from_numpy(levels.copy())).permute(2, 0, 1)
+
+
+def degrade(
+    hr: Tensor,
+    shape: tuple[int, int],
+    options: DegradeConfig,
+    rng: np.random.Generator,
+    whole: Float32 | None = None,
+    *,
+    phases: int = CODEC_GRID,
+) -> tuple[Tensor, Tensor, tuple[float, float]]:
+    """(HR, LR, strength) of a training patch, at random as ``options`` say; HR changes where the camera has no colour.
+
+    hr: float [3, H, W], RGB in [0, 1]; shape: (height, width) of the LR patch, uint8 levels
+    whole: float32 [h, w, 3], a sample of the frame that ``hr`` is a part of: strengths are those of whole frames
+    phases: pixels at which a codec's grid may begin, 1 for the first alone
+    strength: (noise, compression)
     """
-    gain = np.exp(rng.uniform(-options.colour, options.colour, 3)).astype(np.float32)
-    hr = quantise(hr * torch.from_numpy(gain)[:, None, None])
-    sigma = rng.uniform(*options.blur) * hr.shape[1] / shape[0]
-    pixels = hr.permute(1, 2, 0).numpy()
-    blurred = cv2.GaussianBlur(pixels, (0, 0), sigma) if sigma > 0.1 else pixels  # less than that changes nothing
-    lr = bicubic(torch.from_numpy(np.asarray(blurred)).permute(2, 0, 1), shape).clamp(0, 1)
-    deviation = rng.uniform(*options.noise) * torch.sqrt(lr + 0.1)  # of shot noise and a floor of read noise
-    lr = lr + deviation * torch.from_numpy(rng.standard_normal(lr.shape, np.float32))
-    frame = (quantise(lr) * 255).permute(1, 2, 0).byte().numpy()[..., ::-1]
-    quality = int(rng.integers(options.jpeg[0], options.jpeg[1] + 1))
-    _, data = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    decoded = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)[..., ::-1].copy()
-    return hr, to_float(torch.from_numpy(decoded)).permute(2, 0, 1)
+    if rng.random() < options.clean:
+        return hr, reduce(hr, shape), NONE
+    grey = rng.random() < options.grey
+    if grey:
+        hr = (hr * torch.from_numpy(LUMA)[:, None, None]).sum(0, keepdim=True).expand(3, -1, -1)
+        whole = None if whole is None else np.repeat((whole @ LUMA)[..., None], 3, -1)
+    lr = _optics(hr, shape, options, rng) if rng.random() < options.optics else reduce(hr, shape)
+    rgb = np.ascontiguousarray(lr.permute(1, 2, 0).numpy())
+    compressed = rng.random() < options.compressed
+    level = 0.0
+    if not compressed or rng.random() < options.noisy:
+        low, high = options.noise
+        level = low + (high - low) * rng.random() ** 1.5  # the lower ones more often
+        if rng.random() < options.white:
+            noise = white_noise(rgb.shape if not grey else (*rgb.shape[:2], 1), level, rng)
+        else:
+            noise = sensor_noise(rgb, level, rng, whole, grey=grey)
+        rgb = rgb + noise
+    levels = uint8(rgb)
+    quality = 100
+    if compressed:
+        quality = int(rng.integers(options.jpeg[0], options.jpeg[1] + 1))
+        top, left = (int(n) for n in rng.integers(phases, size=2))
+        padded = np.asarray(cv2.copyMakeBorder(levels, top, 0, left, 0, cv2.BORDER_REFLECT_101), np.uint8)
+        levels = jpeg(padded, quality, SAMPLINGS[int(rng.integers(len(SAMPLINGS)))])[top:, left:]
+    return hr, to_float(torch.from_numpy(levels.copy())).permute(2, 0, 1), (level, 100.0 - quality)
+
+
+def told(strength: tuple[float, float], options: DegradeConfig, rng: np.random.Generator) -> tuple[float, float]:
+    """``strength`` as a network in training is told it: a little wrong, as an estimate is."""
+    noise, compression = strength
+    if strength == NONE:
+        return (float(abs(rng.normal(0, 0.5))) if rng.random() < 0.3 else 0.0), 0.0
+    noise = noise * float(np.exp(rng.normal(0, options.jitter))) + rng.normal(0, 0.3)
+    compression += rng.normal(0, 3) if compression else 0.0
+    return max(0.0, noise), max(0.0, compression)
+
+
+def _optics(hr: Tensor, shape: tuple[int, int], options: DegradeConfig, rng: np.random.Generator) -> Tensor:
+    """LR as a lens, another reduction and an ISP's sharpening leave it, float in [0, 1]."""
+    sigma = rng.uniform(*options.blur)
+    pixels = np.ascontiguousarray(hr.permute(1, 2, 0).numpy())
+    soft = blurred(pixels, sigma * hr.shape[1] / shape[0])
+    mode = ("area", "bilinear", "bicubic")[int(rng.integers(3))]
+    lr = _interpolated(torch.from_numpy(soft).permute(2, 0, 1), shape, mode)
+    rgb = np.ascontiguousarray(lr.permute(1, 2, 0).numpy())
+    sharp = rgb + np.float32(rng.uniform(*options.sharpen)) * (rgb - blurred(rgb, 1.0))
+    return quantise(torch.from_numpy(sharp).permute(2, 0, 1))

@@ -1,4 +1,4 @@
-"""Encoders: an LR frame [B, 3, H, W] to a feature map [B, channels, H, W] of the same size (paper, section 3.1).
+"""Encoders: an LR frame [B, inputs, H, W] to a feature map [B, channels, H, W] of the same size (paper, section 3.1).
 
 Every encoder has ``channels`` (of its output) and ``receptive_radius``: how many LR pixels away from
 a feature an input pixel can still change it. All convolutions are 3×3 or 1×1, zero padded.
@@ -30,11 +30,11 @@ class ResidualBlock(nn.Module):
 class ResidualEncoder(nn.Module):
     """EDSR's body: head, residual blocks, tail, long skip; no mean shift, no upsampler."""
 
-    def __init__(self, channels: int, blocks: int) -> None:
+    def __init__(self, channels: int, blocks: int, inputs: int = 3) -> None:
         super().__init__()
         self.channels = channels
         self.receptive_radius = 2 + 2 * blocks
-        self.head = nn.Conv2d(3, channels, 3, padding=1)
+        self.head = nn.Conv2d(inputs, channels, 3, padding=1)
         self.blocks = nn.Sequential(*(ResidualBlock(channels) for _ in range(blocks)))
         self.tail = nn.Conv2d(channels, channels, 3, padding=1)
 
@@ -73,11 +73,11 @@ class Rdn(nn.Module):
     Parameters bear the names of the published checkpoints, so that they load as they are.
     """
 
-    def __init__(self, channels: int, growth: int, blocks: int, layers: int) -> None:
+    def __init__(self, channels: int, growth: int, blocks: int, layers: int, inputs: int = 3) -> None:
         super().__init__()
         self.channels = channels
         self.receptive_radius = 3 + blocks * layers
-        self.SFENet1 = nn.Conv2d(3, channels, 3, padding=1)
+        self.SFENet1 = nn.Conv2d(inputs, channels, 3, padding=1)
         self.SFENet2 = nn.Conv2d(channels, channels, 3, padding=1)
         self.RDBs = nn.ModuleList(ResidualDenseBlock(channels, growth, layers) for _ in range(blocks))
         self.GFF = nn.Sequential(nn.Conv2d(blocks * channels, channels, 1), nn.Conv2d(channels, channels, 3, padding=1))
@@ -100,8 +100,8 @@ class CompactConfig:
     channels: int = Field(default=48, ge=1, le=1024)
     blocks: int = Field(default=7, ge=0, le=256)
 
-    def build(self) -> ResidualEncoder:
-        return ResidualEncoder(self.channels, self.blocks)
+    def build(self, inputs: int) -> ResidualEncoder:
+        return ResidualEncoder(self.channels, self.blocks, inputs)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -110,8 +110,8 @@ class EdsrConfig:
 
     name: Literal["edsr"] = "edsr"
 
-    def build(self) -> ResidualEncoder:
-        return ResidualEncoder(channels=64, blocks=16)
+    def build(self, inputs: int) -> ResidualEncoder:
+        return ResidualEncoder(channels=64, blocks=16, inputs=inputs)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -124,8 +124,8 @@ class RdnConfig:
     blocks: int = Field(default=16, ge=1, le=256)
     layers: int = Field(default=8, ge=1, le=64)
 
-    def build(self) -> Rdn:
-        return Rdn(self.channels, self.growth, self.blocks, self.layers)
+    def build(self, inputs: int) -> Rdn:
+        return Rdn(self.channels, self.growth, self.blocks, self.layers, inputs)
 
 
 EncoderConfig = Annotated[CompactConfig | EdsrConfig | RdnConfig, Field(discriminator="name")]

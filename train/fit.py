@@ -4,7 +4,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ import torch
 from diinn.runtime.errors import InputError
 from diinn.train import checkpoint, curve
 from diinn.train.config import RunConfig, plain
+from diinn.train.model import ModelConfig, SuperResolutionModel
 from diinn.train.photographs import Photographs, find_images, split_holdout
 from diinn.train.task import CheckpointWriter, SignalStop, TrainingLoader, TrainingTask
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from torch import Tensor
 
 log = logging.getLogger(__name__)
 # Settings a resumed run may change: how long and how it runs, not what it computes
@@ -58,10 +60,7 @@ def fit(run: Run) -> Path:
     L.seed_everything(config.seed, verbose=False)
     task = TrainingTask(config, *_photographs(run))
     if run.start is not None:
-        first = checkpoint.load(run.start).model
-        if first.config != config.model:
-            raise InputError(f"{run.start} holds another model than the configuration describes: {first.config}")
-        task.model.load_state_dict(first.state_dict())
+        task.model.load_state_dict(_weights(run.start, config.model))
     resume = out / "resume.ckpt" if run.resume else None
     if resume is not None:
         _check_same_run(resume, config)
@@ -127,6 +126,22 @@ def _photographs(run: Run) -> tuple[Photographs, Photographs]:
             f"{len(training)} images to train on, {len(held)} to hold out: give more images or a smaller data.holdout"
         )
     return usable.only(training), usable.only(held)
+
+
+def _weights(start: Path, wanted: ModelConfig) -> dict[str, Tensor]:
+    """Of checkpoint ``start`` for a model as ``wanted``, which may have a dial where ``start`` has none: the planes of
+    strength then begin with weights of zero."""
+    first = checkpoint.load(start).model
+    if first.config not in (wanted, replace(wanted, dial=None)):
+        raise InputError(f"{start} holds another model than the configuration describes: {first.config}")
+    state = dict(first.state_dict())
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in SuperResolutionModel(wanted).state_dict().items()}
+    for name, value in state.items():
+        if value.shape != shapes[name]:  # the first convolution
+            more = shapes[name][1] - value.shape[1]
+            state[name] = torch.cat((value, value.new_zeros(len(value), more, *value.shape[2:])), 1)
+    return state
 
 
 def _check_same_run(resume: Path, config: RunConfig) -> None:

@@ -15,34 +15,36 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(prog="diinn-train", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
     fit = commands.add_parser("fit", help="train a model")
-    fit.add_argument("-c", "--config", type=Path, required=True, metavar="FILE.yaml", help="the run's settings")
-    fit.add_argument(
-        "--data", type=Path, nargs="+", required=True, metavar="FOLDER", help="training images, searched recursively"
-    )
+    estimator = commands.add_parser("estimator", help="train what tells a frame's noise and compression")
+    for command in (fit, estimator):
+        command.add_argument("-c", "--config", type=Path, required=True, metavar="FILE.yaml", help="the run's settings")
+        command.add_argument(
+            "--data", type=Path, nargs="+", required=True, metavar="FOLDER", help="images, searched recursively"
+        )
+        command.add_argument(
+            "--out", type=Path, metavar="FOLDER", help="where the run is kept (default: runs/NAME of the YAML)"
+        )
+        command.add_argument("--start", type=Path, metavar="CKPT", help="begin with this checkpoint's weights")
+        command.add_argument("--no-progress", action="store_true", help="no progress bar")
     fit.add_argument(
         "--val", type=Path, nargs="+", default=(), metavar="FOLDER", help="hold-out images (default: some of --data)"
     )
-    fit.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="where the run is kept (default: runs/NAME of the YAML)"
-    )
-    fit.add_argument("--start", type=Path, metavar="CKPT", help="begin with this checkpoint's weights")
     fit.add_argument("--resume", action="store_true", help="go on where the run in --out stopped")
-    fit.add_argument("--no-progress", action="store_true", help="no progress bar")
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 2 for bad input, 1 for a failure while running."""
     args = parser().parse_args(argv)
-    return guarded("diinn-train", "pip install 'diinn[train]'", lambda: run(args))
+    work = run if args.command == "fit" else run_estimator
+    return guarded("diinn-train", "pip install 'diinn[train]'", lambda: work(args))
 
 
 def run(args: argparse.Namespace) -> int:
     """Train as the arguments say."""
     from diinn.train import config, fit  # Lightning takes seconds to import: not for --help
 
-    for said in ("LeafSpec", "does not have many workers", "exists and is not empty"):  # by Lightning, of itself
-        warnings.filterwarnings("ignore", f".*{said}")
+    _quiet()
     settings = config.read(args.config)
     out = args.out or Path("runs") / args.config.stem
     resume = out / "resume.ckpt"
@@ -54,6 +56,23 @@ def run(args: argparse.Namespace) -> int:
     last = fit.fit(fit.Run(settings, args.data, out, args.val, args.start, args.resume, progress))
     print(f"{last}: the last checkpoint; best on the hold-out: {last.with_name('best.pth')}; {out / 'curve.png'}")
     return 0
+
+
+def run_estimator(args: argparse.Namespace) -> int:
+    """Train an estimator as the arguments say."""
+    from diinn.train import estimation
+
+    _quiet()
+    settings = estimation.read(args.config)
+    out = args.out or Path("runs") / args.config.stem
+    progress = sys.stderr.isatty() and not args.no_progress
+    print(estimation.fit(estimation.Run(settings, args.data, out, args.start, progress)))
+    return 0
+
+
+def _quiet() -> None:
+    for said in ("LeafSpec", "does not have many workers", "exists and is not empty"):  # by Lightning, of itself
+        warnings.filterwarnings("ignore", f".*{said}")
 
 
 if __name__ == "__main__":

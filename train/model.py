@@ -9,17 +9,30 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True, config=STRICT)
+class DialConfig:
+    """A network that is told how degraded a frame is, by two planes beside RGB (FFDNet, Zhang et al., IEEE TIP 2018).
+
+    noise: highest level trained, root mean square in grey levels; compression: highest, 100 - JPEG quality
+    """
+
+    noise: float = Field(default=20.0, gt=0, le=100)
+    compression: float = Field(default=50.0, gt=0, le=99)
+
+
+@dataclass(frozen=True, config=STRICT)
 class ModelConfig:
     """Everything that decides the network's shape, and the normalisation it was trained with.
 
     mean, std: frames in [0, 1] enter the encoder as ``(x - mean) / std`` and RGB leaves the decoder
         as ``y * std + mean``
+    dial: what the network is told beside the frame, null for none
     """
 
     encoder: EncoderConfig = Field(default_factory=lambda: CompactConfig())
     decoder: DecoderConfig = Field(default_factory=lambda: DiinnConfig())
     mean: float = Field(default=0.5, allow_inf_nan=False)
     std: float = Field(default=0.5, gt=0, allow_inf_nan=False)
+    dial: DialConfig | None = None
 
 
 class SuperResolutionModel(nn.Module):
@@ -28,20 +41,45 @@ class SuperResolutionModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = config.encoder.build()
+        self.encoder = config.encoder.build(self.inputs)
         self.decoder = config.decoder.build(self.encoder.channels)
+
+    @property
+    def inputs(self) -> int:
+        """Planes of a frame as ``encode`` takes it: RGB, and two of strength where there is a dial."""
+        return 3 if self.config.dial is None else 5
 
     @property
     def receptive_radius(self) -> int:
         """LR pixels around a query's first sample that its RGB depends on: the exact halo of a band."""
         return self.encoder.receptive_radius + self.decoder.fold_radius + len(self.decoder.layout.shifts) - 1
 
+    def with_strength(self, frames: Tensor, strength: Tensor | None = None) -> Tensor:
+        """What ``encode`` takes: frames [B, 3, H, W] and, where there is a dial, planes of noise and compression.
+
+        strength: float [B, 2], default none at all
+        """
+        if self.config.dial is None:
+            return frames
+        strength = frames.new_zeros(len(frames), 2) if strength is None else strength
+        planes = strength[:, :, None, None].expand(-1, -1, *frames.shape[2:])
+        return torch.cat((frames, planes), 1)
+
     def encode(self, frames: Tensor) -> tuple[Tensor, ...]:
-        """Frames [B, 3, H, W] float32 in [0, 1] to the maps, channels last: [B, H, W, C] each."""
-        features = self.encoder((frames - self.config.mean) / self.config.std)
+        """Frames [B, 3, H, W] float32 in [0, 1] (and their strength: ``with_strength``) to the maps, channels last:
+        [B, H, W, C] each."""
+        features = self.encoder(self._normalised(frames))
         folded = self.decoder.fold(features).permute(0, 2, 3, 1)
         maps: tuple[Tensor, ...] = torch.split(folded, list(self.decoder.map_channels), -1)
         return maps
+
+    def _normalised(self, frames: Tensor) -> Tensor:
+        mean, std, dial = self.config.mean, self.config.std, self.config.dial
+        if dial is None:
+            return (frames - mean) / std
+        means, scales = frames.new_tensor([[mean] * 3 + [0, 0], [std] * 3 + [dial.noise, dial.compression]])
+        found: Tensor = (frames - means[:, None, None]) / scales[:, None, None]
+        return found
 
     def decode(self, rows: tuple[Tensor, ...], query: Tensor) -> Tensor:
         """Gathered rows ([Q·samples, C] each) and query [Q·samples, F], float32, to RGB [Q, 3], unclamped."""

@@ -22,6 +22,7 @@ PROTOCOL = (
     "bicubic reductions of SR and HR, in float; mean over images"
 )
 SSIM_BORDER = 5  # half of SSIM's window: pixels whose window leaves the image
+Degrade = Callable[[Tensor], Tensor]  # LR [3, h, w] as the protocol makes it to LR as it is measured
 Upscaler = Callable[[Tensor, tuple[int, int]], Tensor]  # LR [3, h, w] and HR (height, width) to SR [3, H, W]
 
 
@@ -31,16 +32,31 @@ def bicubic_upscaler(lr: Tensor, shape: tuple[int, int]) -> Tensor:
 
 
 @torch.inference_mode()
-def super_resolve(model: SuperResolutionModel, lr: Tensor, shape: tuple[int, int]) -> Tensor:
-    """SR [3, H, W] of one LR frame [3, h, w] (RGB in [0, 1]) at ``shape`` (height, width), in PyTorch."""
+def super_resolve(
+    model: SuperResolutionModel,
+    lr: Tensor,
+    shape: tuple[int, int],
+    strength: tuple[float, float] = degradation.NONE,
+) -> Tensor:
+    """SR [3, H, W] of one LR frame [3, h, w] (RGB in [0, 1]) at ``shape`` (height, width), in PyTorch.
+
+    strength: (noise, compression) that a model with a dial is told
+    """
     queries = grid.resize((lr.shape[2], lr.shape[1]), shape[::-1], model.decoder.layout)
-    return decode(model, lr, queries).t().reshape(3, *shape)
+    return decode(model, lr, queries, strength).t().reshape(3, *shape)
 
 
 @torch.inference_mode()
-def decode(model: SuperResolutionModel, lr: Tensor, queries: grid.Queries, chunk: int = 65536) -> Tensor:
+def decode(
+    model: SuperResolutionModel,
+    lr: Tensor,
+    queries: grid.Queries,
+    strength: tuple[float, float] = degradation.NONE,
+    chunk: int = 65536,
+) -> Tensor:
     """RGB [Q, 3] of all ``queries`` over one LR frame [3, h, w]; what lies outside it is not replaced."""
-    maps = [m.reshape(-1, m.shape[-1]) for m in model.encode(lr.unsqueeze(0))]
+    frames = model.with_strength(lr.unsqueeze(0), lr.new_tensor([strength]))
+    maps = [m.reshape(-1, m.shape[-1]) for m in model.encode(frames)]
     out = []
     for start in range(0, queries.count, chunk):
         index, query = queries.arrays(slice(start, min(start + chunk, queries.count)))
@@ -61,22 +77,23 @@ class Score:
 METRICS = tuple(Score.__dataclass_fields__)
 
 
-def psnr(hr: Tensor, scale: float, upscale: Upscaler) -> float:
-    """PSNR in dB of one HR image, float [3, H, W] in [0, 1], at one scale."""
-    return _psnr(_super_resolved(hr, scale, upscale), hr)
+def psnr(hr: Tensor, scale: float, upscale: Upscaler, degrade: Degrade | None = None) -> float:
+    """PSNR in dB of one HR image, float [3, H, W] in [0, 1], at one scale; degrade: what happens to its LR frame."""
+    return _psnr(_super_resolved(hr, scale, upscale, degrade), hr)
 
 
-def score(hr: Tensor, scale: float, upscale: Upscaler) -> Score:
-    """All metrics of one HR image, float [3, H, W] in [0, 1], at one scale."""
-    sr = _super_resolved(hr, scale, upscale)
+def score(hr: Tensor, scale: float, upscale: Upscaler, degrade: Degrade | None = None) -> Score:
+    """All metrics of one HR image, float [3, H, W] in [0, 1], at one scale; degrade: what happens to its LR frame."""
+    sr = _super_resolved(hr, scale, upscale, degrade)
     lr = degradation.lr_shape((hr.shape[1], hr.shape[2]), scale)
     lr_psnr = _psnr(degradation.bicubic(sr, lr), degradation.bicubic(hr, lr))
     return Score(_psnr(sr, hr), _ssim(sr, hr), lr_psnr)
 
 
-def _super_resolved(hr: Tensor, scale: float, upscale: Upscaler) -> Tensor:
+def _super_resolved(hr: Tensor, scale: float, upscale: Upscaler, degrade: Degrade | None) -> Tensor:
     shape = (hr.shape[1], hr.shape[2])
-    return upscale(degradation.reduce(hr, degradation.lr_shape(shape, scale)), shape).clamp(0, 1)
+    lr = degradation.reduce(hr, degradation.lr_shape(shape, scale))
+    return upscale(degrade(lr) if degrade else lr, shape).clamp(0, 1)
 
 
 def _psnr(image: Tensor, reference: Tensor) -> float:

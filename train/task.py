@@ -19,6 +19,12 @@ from torch.utils.data import DataLoader
 
 LOSSES = {"l1": torch.nn.functional.l1_loss, "l2": torch.nn.functional.mse_loss}
 VALIDATION_SCALES = (2.0, 3.0, 4.0)
+# What the hold-out is measured under beside clean where training is degraded, at these scales: seeds are fixed.
+DEGRADED = ("noise:5", "noise:10", "camera:4", "camera:8", "jpeg:85", "jpeg:70")
+DEGRADED_SCALES = (2.0, 4.0)
+
+
+Case = tuple[Tensor, float, str, int]  # a crop uint8 [H, W, 3], scale, degradation, seed
 
 
 class TrainingLoader(DataLoader[data.Sample]):
@@ -73,9 +79,12 @@ class TrainingTask(L.LightningModule):
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         )
 
-    def val_dataloader(self) -> DataLoader[tuple[Tensor, float]]:
-        crop = self.config.data.holdout_crop
-        cases = [(_centre(image, crop), s) for image in self.holdout for s in VALIDATION_SCALES]
+    def val_dataloader(self) -> DataLoader[Case]:
+        crops = [_centre(image, self.config.data.holdout_crop) for image in self.holdout]
+        conditions = [("clean", s) for s in VALIDATION_SCALES]
+        if self.config.data.degrade is not None:
+            conditions += [(name, s) for name in DEGRADED for s in DEGRADED_SCALES]
+        cases = [(crop, s, name, seed) for name, s in conditions for seed, crop in enumerate(crops)]
         return DataLoader(cases, batch_size=None)  # type: ignore[arg-type]
 
     def on_train_batch_start(self, *_: Any) -> None:
@@ -96,16 +105,20 @@ class TrainingTask(L.LightningModule):
         self.log("loss", loss, sync_dist=True)
         return loss
 
-    def validation_step(self, case: tuple[Tensor, float], _: int) -> None:
-        image, scale = case
+    def validation_step(self, case: Case, _: int) -> None:
+        image, scale, name, seed = case
+        degraded = degradation.Degradation.parse(name)
         with torch.autocast(self.device.type, enabled=False):
             value = protocol.psnr(
                 degradation.to_float(image).permute(2, 0, 1),
                 float(scale),
-                lambda lr, shape: protocol.super_resolve(self.model, lr, shape),
+                lambda lr, shape: protocol.super_resolve(self.model, lr, shape, degraded.strength),
+                lambda lr: degraded.of(lr, int(seed)),
             )
-        self.log(f"psnr_x{float(scale):g}", value, on_epoch=True, batch_size=1, sync_dist=True)
-        self.log("psnr", value, on_epoch=True, batch_size=1, sync_dist=True)
+        scored = {f"psnr_x{float(scale):g}" if name == "clean" else f"psnr_{name.replace(':', '')}_x{scale:g}": value}
+        kind = "clean" if name == "clean" else "degraded"
+        for key, found in (scored | {f"psnr_{kind}": value}).items():
+            self.log(key, found, on_epoch=True, batch_size=1, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         optim = self.config.optim
@@ -137,7 +150,8 @@ class CheckpointWriter(Callback):
         if trainer.sanity_checking or not isinstance(pl_module, TrainingTask):
             return
         scores = {k: round(float(v), 4) for k, v in trainer.callback_metrics.items() if k.startswith("psnr")}
-        entry = {"step": trainer.global_step, **scores}
+        means = [scores[k] for k in ("psnr_clean", "psnr_degraded") if k in scores]
+        entry = {"step": trainer.global_step, **scores, "psnr": round(sum(means) / len(means), 4)}
         if not math.isfinite(entry["psnr"]):  # what stands on disk is still good
             raise DiinnError(f"the weights are not finite at step {trainer.global_step}: lower optim.lr or optim.clip")
         best = all(entry["psnr"] > earlier["psnr"] for earlier in self.history)

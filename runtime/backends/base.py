@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from diinn.runtime.bundle import Bundle
+from diinn.runtime.bundle import Bundle, Levels
 from diinn.runtime.frames import Image
 from diinn.runtime.grid import Float32, Ids, Int32, Queries
 
@@ -142,8 +142,11 @@ class Backend(ABC):
         """The backend and its device, for people."""
 
     @abstractmethod
-    def encode(self, frames: Sequence[Image]) -> Maps:
-        """Frames of one size to the maps: rows of all frames together, [B·H·W, C] each."""
+    def encode(self, frames: Sequence[Image], levels: Sequence[Levels]) -> Maps:
+        """Frames of one size to the maps: rows of all frames together, [B·H·W, C] each.
+
+        levels: what the network is told of each frame, ``Bundle.levels`` of its strength
+        """
 
     @abstractmethod
     def run_chunk(self, maps: Maps, chunk: Chunk) -> None:

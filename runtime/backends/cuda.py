@@ -126,8 +126,8 @@ class OrtEncoder:
         self.says = f"onnxruntime {ort.__version__} {provider}"
 
     def encode(self, frames: int, batch: int, size: Size, maps: Sequence[int]) -> bool:
-        """float32 [batch, 3, H, W] RGB to the maps; done when this returns."""
-        shape = (batch, 3, size[1], size[0])
+        """float32 [batch, planes, H, W] to the maps; done when this returns."""
+        shape = (batch, self._bundle.planes, size[1], size[0])
         try:
             if self._provider == "CPU":
                 self._on_cpu(frames, shape, maps)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from diinn.runtime.backends.base import Backend, BackendOptions, Chunk, Segment
 from diinn.runtime.backends.on_device import FLOAT, INT, SEGMENT, Buffers, DeviceMaps, Pinned, Replays, Tables
-from diinn.runtime.bundle import Bundle
+from diinn.runtime.bundle import Bundle, Levels
 from diinn.runtime.cuda import Device, OutOfMemory
 from diinn.runtime.frames import Image, as_dtype
 from diinn.runtime.grid import Size
@@ -33,7 +33,7 @@ class DeviceBackend(Backend):
             self._tables = Tables(self.device, self._buffers)
             self._encoding = Replays(self.device, wanted=options.cuda_graphs)
             self._decoding = Replays(self.device, wanted=options.cuda_graphs)
-            self._frames, self._pixels = Pinned(self.device), Pinned(self.device)
+            self._frames, self._levels, self._pixels = (Pinned(self.device) for _ in range(3))
             self._segments, self._ids, self._addresses = (Pinned(self.device) for _ in range(3))
             self._convert = self.device.kernels(KERNELS / "frames.cu", ("planar_rgb",))
             super().__init__(bundle, options)
@@ -51,15 +51,16 @@ class DeviceBackend(Backend):
 
     @abstractmethod
     def encode_planar(self, frames: int, batch: int, size: Size, maps: Sequence[int]) -> None:
-        """Put on the stream: float32 [batch, 3, H, W] RGB at an address to the maps, an address each."""
+        """Put on the stream: float32 [batch, planes, H, W] (``frames.planar_rgb``) at an address to the maps, an
+        address each."""
 
     @abstractmethod
     def decode_segments(self, maps: DeviceMaps, count: int, segments: int, at: int) -> None:
         """Put on the stream: ``count`` queries of so many segments (``SEGMENT``) at an address, decoded and stored."""
 
-    def encode(self, frames: Sequence[Image]) -> DeviceMaps:
+    def encode(self, frames: Sequence[Image], levels: Sequence[Levels]) -> DeviceMaps:
         height, width = frames[0].shape[:2]
-        batch, pixels = len(frames), len(frames) * height * width
+        batch, pixels, planes = len(frames), len(frames) * height * width, self.bundle.planes
         self.fit((width, height))
         maps = DeviceMaps(self._buffers, [pixels * spec.channels * self.map_bytes() for spec in self.bundle.maps])
         addresses = self._addresses.array((len(maps.addresses),), np.uint64)
@@ -69,15 +70,20 @@ class DeviceBackend(Backend):
         staged = self._frames.array((batch, height, width, 3), kind)
         for place, frame in zip(staged, frames, strict=True):
             np.copyto(place, as_dtype(frame, kind))
-        with self._buffers.borrowed(staged.nbytes, pixels * 3 * FLOAT) as (bgr, rgb):
+        told = self._levels.array((batch, planes - 3), np.float32)
+        told[...] = levels
+        with self._buffers.borrowed(staged.nbytes, max(told.nbytes, 1), pixels * planes * FLOAT) as (bgr, at, planar):
 
             def work() -> None:
                 self.device.upload(bgr, staged)
-                sizes = (np.int64(pixels), np.int32(height * width), np.int32(kind == np.uint8))
-                self._convert["planar_rgb"](pixels, *sizes, np.uint64(bgr), np.uint64(rgb))
-                self.encode_planar(rgb, batch, (width, height), maps.addresses)
+                if told.size:
+                    self.device.upload(at, told)
+                sizes = (np.int64(pixels), np.int32(height * width), np.int32(kind == np.uint8), np.int32(planes - 3))
+                self._convert["planar_rgb"](pixels, *sizes, np.uint64(bgr), np.uint64(at), np.uint64(planar))
+                self.encode_planar(planar, batch, (width, height), maps.addresses)
 
-            self._encoding.run((staged.shape, kind, staged.ctypes.data, bgr, rgb, *maps.addresses), work)
+            staging = (staged.shape, kind, staged.ctypes.data, told.ctypes.data, bgr, at, planar)
+            self._encoding.run((*staging, *maps.addresses), work)
             self.device.wait()  # the staged frames and their memory are free again
         return maps
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from diinn.runtime import golden
 from diinn.runtime.backends.base import Backend, Chunk, write
+from diinn.runtime.bundle import Levels
 from diinn.runtime.errors import BundleError, DiinnError, InputError, unknown
 from diinn.runtime.frames import Image, planar_rgb
 from diinn.runtime.grid import Float32
@@ -48,7 +49,7 @@ class OnnxRuntimeBackend(Backend):
         self._check(
             "encoder",
             self._encoder,
-            {"frame": [None, 3, None, None]},
+            {"frame": [None, self.bundle.planes, None, None]},
             {m.name: [None, None, None, m.channels] for m in self.bundle.maps},
         )
         index: dict[str, list[Any]] = {"index": [None]} if self._gathers else {}
@@ -115,8 +116,8 @@ class OnnxRuntimeBackend(Backend):
         than one after the other, with either shipped model; four of 160x120 do not."""
         return max(1, CPU_PIXELS // (size[0] * size[1])) if self.provider == "CPU" + _SUFFIX else None
 
-    def encode(self, frames: Sequence[Image]) -> list[Float32]:
-        batch = np.concatenate([planar_rgb(frame) for frame in frames])
+    def encode(self, frames: Sequence[Image], levels: Sequence[Levels]) -> list[Float32]:
+        batch = np.concatenate([planar_rgb(frame, told) for frame, told in zip(frames, levels, strict=True)])
         maps = self._call(self._encoder, [m.name for m in self.bundle.maps], {"frame": batch})
         return [m.reshape(-1, m.shape[-1]) for m in maps]
 

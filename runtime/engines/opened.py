@@ -55,7 +55,7 @@ class Engines:
         if size is not None and present is not None:  # not an engine for each size that comes
             height, width = present.most["frame"][2:]
             sizes = (size, (width, height))
-        new = profiles.encoder(sizes) if role == "encoder" else profiles.decoder(self.bundle)
+        new = profiles.encoder(self.bundle, sizes) if role == "encoder" else profiles.decoder(self.bundle)
         key = known[0] if known else Key(identity, new)
         if not self._options.may_build:
             return self._deserialise(*self._cache.read(key))
@@ -126,14 +126,15 @@ class EngineEncoder:
             raise
 
     def encode(self, frames: int, batch: int, size: Size, maps: Sequence[int]) -> bool:
-        """Put float32 [batch, 3, H, W] RGB to the maps on the stream; whether the shape is another than before."""
-        names = [spec.name for spec in self._engines.bundle.maps]
+        """Put float32 [batch, planes, H, W] to the maps on the stream; whether the shape is another than before."""
+        bundle = self._engines.bundle
+        names = [spec.name for spec in bundle.maps]
         addresses = {"frame": frames, **dict(zip(names, maps, strict=True))}
-        changed = self.opened.engine.bind({"frame": (batch, 3, size[1], size[0])}, addresses)
+        changed = self.opened.engine.bind({"frame": (batch, bundle.planes, size[1], size[0])}, addresses)
         self.opened.engine.enqueue()
         return changed
 
 
 def holds(profile: Profile, size: Size) -> bool:
     """Whether an encoder's profile takes frames of ``size`` (width, height)."""
-    return profile.holds("frame", (1, 3, size[1], size[0]))
+    return profile.holds("frame", (1, profile.most["frame"][1], size[1], size[0]))

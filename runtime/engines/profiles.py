@@ -54,17 +54,15 @@ def text(shape: Shape) -> str:
     return "x".join(map(str, shape)) or "(none)"
 
 
-def encoder(sizes: Sequence[Size] = DEFAULT_SIZES, cameras: int = 1) -> Profile:
+def encoder(bundle: Bundle, sizes: Sequence[Size] = DEFAULT_SIZES, cameras: int = 1) -> Profile:
     """For frames of ``sizes`` (width, height), tuned to the first; ``cameras`` of them in a batch."""
-    if cameras < 1:
-        raise InputError(f"--cameras {cameras} is not a whole number from 1 up")
     widths, heights = [w for w, _ in sizes], [h for _, h in sizes]
     low = (min(SMALLEST[1], *heights), min(SMALLEST[0], *widths))
     high = (max(heights), max(widths))
     return Profile(
-        {"frame": (1, 3, *low)},
-        {"frame": (cameras, 3, heights[0], widths[0])},
-        {"frame": (cameras, 3, *high)},
+        {"frame": (1, bundle.planes, *low)},
+        {"frame": (cameras, bundle.planes, heights[0], widths[0])},
+        {"frame": (cameras, bundle.planes, *high)},
     )
 
 
@@ -81,24 +79,27 @@ def decoder(bundle: Bundle, queries: int | None = None) -> Profile:
     return Profile(few, many, many)
 
 
-def parse(least: str | None, opt: str | None, most: str | None) -> Profile:
+def parse(bundle: Bundle, least: str | None, opt: str | None, most: str | None) -> Profile:
     """From trtexec's ``--minShapes``, ``--optShapes`` and ``--maxShapes``; one left out follows the others as there."""
-    given = [shapes(value, option) for value, option in ((least, "min"), (opt, "opt"), (most, "max")) if value]
+    planes = bundle.planes
+    given = [shapes(value, option, planes) for value, option in ((least, "min"), (opt, "opt"), (most, "max")) if value]
     if not given:
-        raise InputError("no shapes: give --optShapes=frame:1x3x120x160, or --frame-sizes")
-    centre = shapes(opt, "opt") if opt else given[0]
-    lowest = shapes(least, "min") if least else centre
+        raise InputError(f"no shapes: give --optShapes=frame:1x{planes}x120x160, or --frame-sizes")
+    centre = shapes(opt, "opt", planes) if opt else given[0]
+    lowest = shapes(least, "min", planes) if least else centre
     # One frame must do: the golden sample and the end of a batch are no more.
-    return Profile({n: (1, *s[1:]) for n, s in lowest.items()}, centre, shapes(most, "max") if most else centre)
+    return Profile({n: (1, *s[1:]) for n, s in lowest.items()}, centre, shapes(most, "max", planes) if most else centre)
 
 
-def shapes(value: str, option: str) -> dict[str, Shape]:
-    """``frame:1x3x120x160`` to shapes by name."""
+def shapes(value: str, option: str, planes: int) -> dict[str, Shape]:
+    """``frame:1x3x120x160`` to shapes by name; ``planes`` is what the bundle's frames have."""
     found = {}
     for part in value.split(","):
         match = re.fullmatch(r"([\w.]+):(\d{1,9}(?:x\d{1,9})*)", part.strip())
-        if not match or match[1] != "frame" or match[2].count("x") != 3 or match[2].split("x")[1] != "3":
-            raise InputError(f"--{option}Shapes={value!r}: write it as frame:BATCHx3xHEIGHTxWIDTH, frame:1x3x120x160")
+        if not match or match[1] != "frame" or match[2].count("x") != 3 or int(match[2].split("x")[1]) != planes:
+            raise InputError(
+                f"--{option}Shapes={value!r}: write it as frame:BATCHx{planes}xHEIGHTxWIDTH, frame:1x{planes}x120x160"
+            )
         found[match[1]] = tuple(int(n) for n in match[2].split("x"))
     return found
 

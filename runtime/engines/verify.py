@@ -12,6 +12,7 @@ from diinn.runtime.bundle import Bundle
 from diinn.runtime.engines.cache import SideCar
 from diinn.runtime.engines.profiles import Profile, Shape
 from diinn.runtime.errors import DiinnError, InputError
+from diinn.runtime.strength import NONE, Strength
 
 if TYPE_CHECKING:
     from diinn.runtime.backends.device_backend import DeviceBackend
@@ -87,8 +88,9 @@ def _rows(ours: Any, theirs: Any, profile: Profile, frame: Callable[[Any, Size],
         scale = rng.uniform(1, 4)
         out = (round(width * scale), round(height * scale))
         frames = [frame(rng, (width, height)) for _ in range(batch)]
+        told = [_strength(rng, ours.bundle) for _ in frames]
         gaps = []
-        for mine, other in zip(ours.encode(frames), theirs.encode(frames), strict=True):
+        for mine, other in zip(ours.encode(frames, told), theirs.encode(frames, told), strict=True):
             view = View.resize(out)
             (a,), (b,) = ours.decode(mine, [view], dtype=np.float32), theirs.decode(other, [view], dtype=np.float32)
             gaps.append(a - b)
@@ -96,6 +98,11 @@ def _rows(ours: Any, theirs: Any, profile: Profile, frame: Callable[[Any, Size],
         finite = bool(np.isfinite(gap).all())
         largest, rms = (float(np.abs(gap).max()), float(np.sqrt(np.mean(gap**2)))) if finite else (np.inf, np.inf)
         yield Row((width, height), out, batch, largest, rms)
+
+
+def _strength(rng: np.random.Generator, bundle: Bundle) -> Strength:
+    dial = bundle.dial
+    return NONE if dial is None else Strength(rng.uniform(0, dial.noise), rng.uniform(0, dial.compression))
 
 
 def _noise(rng: np.random.Generator, size: Size) -> Any:
@@ -121,16 +128,18 @@ def on_golden(bundle: Bundle, precision: str) -> float:
         for role in ("encoder", "decoder")
     )
     names = [spec.name for spec in bundle.maps]
-    maps = encoder.run(names, {"frame": planar_rgb(sample["frame"])})
     size = sample["frame"].shape[1::-1]
-    for name, view in golden.views(sample, bundle.layout).items():
-        queries = view.queries(size, bundle.scales, bundle.layout)
-        index, query = queries.arrays()
-        rows = {n: m.reshape(-1, m.shape[-1])[index] for n, m in zip(names, maps, strict=True)}
-        rgb = decoder.run(["rgb"], {**rows, "query": query})[0]
-        if queries.outside is not None:
-            rgb[queries.outside] = view.border_value
-        gaps.append(float(np.abs(rgb.reshape(*queries.shape, 3)[..., ::-1] - sample[f"{name}_out"]).max()))
+    for number, strength in enumerate(golden.strengths(sample)):
+        maps = encoder.run(names, {"frame": planar_rgb(sample["frame"], bundle.levels(strength))})
+        for name, view in golden.views(sample, bundle.layout).items():
+            queries = view.queries(size, bundle.scales, bundle.layout)
+            index, query = queries.arrays()
+            rows = {n: m.reshape(-1, m.shape[-1])[index] for n, m in zip(names, maps, strict=True)}
+            rgb = decoder.run(["rgb"], {**rows, "query": query})[0]
+            if queries.outside is not None:
+                rgb[queries.outside] = view.border_value
+            gap = rgb.reshape(*queries.shape, 3)[..., ::-1] - sample[golden.output(name, number)]
+            gaps.append(float(np.abs(gap).max()))
     return max(gaps) if np.isfinite(gaps).all() else float("inf")
 
 

@@ -40,7 +40,9 @@ class _Snapshot(Collector):
         degraded = CounterMetricFamily(
             "diinn_degraded", "Frames reduced for the deadline", labels=["camera", "quality"]
         )
+        noise = GaugeMetricFamily("diinn_noise_level", "What frames are cleaned of, grey levels", labels=["camera"])
         for name, camera in cameras.items():
+            noise.add_metric([name], camera["denoise"]["noise"])
             up.add_metric([name], float(camera["state"] == LIVE))
             for one in STATES:
                 state.add_metric([name, one], float(camera["state"] == one))
@@ -49,7 +51,7 @@ class _Snapshot(Collector):
                 age.add_metric([name, f"0.{quantile[1:]}"], value / 1e3)
             for quality, count in camera["degraded"].items():
                 degraded.add_metric([name, quality], count)
-        yield from (up, state, fps, age, degraded)
+        yield from (up, state, fps, age, noise, degraded)
         stages = GaugeMetricFamily("diinn_stage_seconds", "Time of a stage", labels=["stage", "quantile"])
         for stage, times in self._snapshot["ms"].items():
             for quantile, value in times.items():

@@ -15,7 +15,12 @@ class Pane {
     this.root.dataset.pane = id;
     const find = (selector) => this.root.querySelector(selector);
     this.canvas = find("canvas");
-    this.slider = find("input");
+    this.slider = find(".share");
+    this.auto = find(".auto");
+    this.level = find(".level");
+    this.touched = 0; // when the dial was last turned here: what the server says of before that does not count
+    this.auto.addEventListener("change", () => this.denoise());
+    this.level.addEventListener("input", () => { this.auto.checked = false; this.denoise(); });
     this.selection = find(".selection");
     this.whole = find(".whole");
     find("h2").textContent = view === "full" ? camera : `${camera} · ${view}`;
@@ -28,6 +33,22 @@ class Pane {
 
   watch() {
     say({ do: "watch", pane: this.id, camera: this.camera, view: this.view, compare: this.slider.value < 100 });
+  }
+
+  denoise() {
+    this.touched = Date.now();
+    this.root.querySelector("output").textContent = this.auto.checked ? "…" : this.level.value;
+    say({ do: "denoise", pane: this.id, value: this.auto.checked ? "auto" : Number(this.level.value) });
+  }
+
+  dial({ auto, noise }, model) {
+    this.root.querySelector(".denoise").hidden = !model.noise;
+    this.auto.parentElement.hidden = !model.auto;
+    if (Date.now() - this.touched < 2000) return;
+    this.level.max = model.noise;
+    this.auto.checked = auto;
+    this.level.value = noise;
+    this.root.querySelector("output").textContent = noise.toFixed(1);
   }
 
   compare() {
@@ -68,7 +89,7 @@ class Pane {
     this.root.querySelector(".save").href = `still?${still}`;
     // For whoever reads the page by machine.
     Object.assign(canvas.dataset, { sequence: header.sequence, size: header.size.join("x"), zoomed: header.zoomed,
-      compared: Boolean(bicubic), quality: header.quality });
+      compared: Boolean(bicubic), quality: header.quality, noise: header.noise });
   }
 
   drag(down) {
@@ -106,7 +127,8 @@ class Pane {
     say({ do: "zoom", pane: this.id, rect: [left / box.width, top / box.height, width / box.width, height / box.height], size });
   }
 
-  state(camera) {
+  state(camera, model) {
+    this.dial(camera.denoise, model);
     const badge = this.root.querySelector(".state");
     badge.textContent = badge.dataset.state = camera.state;
     badge.title = camera.trouble;
@@ -132,7 +154,7 @@ function onState({ state, streams, model }) {
   }
   for (const [id, pane] of panes) {
     if (wanted.has(id)) {
-      pane.state(state.cameras[pane.camera]);
+      pane.state(state.cameras[pane.camera], model);
     } else {
       say({ do: "close", pane: id });
       pane.root.remove();

@@ -198,7 +198,7 @@ class Preview(Sink):
                 if message.type is not WSMsgType.TEXT:
                     break
                 try:
-                    if '"zoom"' in message.data:  # a view is made
+                    if '"zoom"' in message.data or '"denoise"' in message.data:  # a view is made, a graph opened
                         await self._in_thread(lambda text=message.data: viewer.do(text))
                     else:
                         viewer.do(message.data)
@@ -261,7 +261,13 @@ class Preview(Sink):
         assert self._stream is not None
         resolver = self._stream.resolver
         streams = [{"camera": lane.name, "view": view} for lane in self._stream.lanes for view in lane.specs]
-        model = {"name": resolver.bundle.name, "backend": resolver.backend.describe()}
+        dial = resolver.bundle.dial
+        model = {
+            "name": resolver.bundle.name,
+            "backend": resolver.backend.describe(),
+            "noise": dial.noise if dial else 0,
+            "auto": resolver.bundle.estimator is not None,
+        }
         return json.dumps({"state": self._snapshot(), "streams": streams, "model": model})
 
     def _snapshot(self) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 A viewer's messages (JSON): ``{"do": "watch", "pane", "camera", "view", "compare"}``, ``{"do": "close", "pane"}``,
 ``{"do": "zoom", "pane", "rect": [x, y, w, h] as shares of what the pane shows, "size": [w, h]}``,
-``{"do": "whole", "pane"}``, ``{"do": "drawn", "pane"}``. Ours are text (JSON: ``{"state"}`` once a second,
+``{"do": "whole", "pane"}``, ``{"do": "denoise", "pane", "value": "auto" or a noise level}``,
+``{"do": "drawn", "pane"}``. Ours are text (JSON: ``{"state"}`` once a second,
 ``{"error"}``) and binary: the length of a JSON header (uint32, little-endian), the header, the JPEG of ours and, where
 the pane compares, of bicubic. A pane gets its next picture when it has drawn the last one: the newest there is.
 """
@@ -22,6 +23,7 @@ from diinn.runtime.errors import InputError
 from diinn.runtime.preview.shown import Shown
 from diinn.runtime.stream.outlet import Key
 from diinn.runtime.stream.result import ZOOM, Result
+from diinn.runtime.strength import AUTO, Denoise
 from diinn.runtime.view_spec import ViewSpec
 
 if TYPE_CHECKING:
@@ -72,6 +74,7 @@ class Viewer:
             "close": self._close,
             "zoom": self._zoom,
             "whole": lambda name, _: self._unzoom(self.panes[name]),
+            "denoise": lambda name, what: self.stream.set_denoise(self.panes[name].camera, _denoise(what["value"])),
             "drawn": lambda name, _: setattr(self.panes[name], "ready", True),
         }
         actions[message["do"]](str(message["pane"]), message)
@@ -133,6 +136,7 @@ def packed(name: str, pane: Pane, result: Result, jpegs: list[bytes]) -> bytes:
         "sequence": result.sequence,
         "age": round(result.age * 1e3, 1),
         "quality": result.quality,
+        "noise": round(result.strength.noise, 1),
         "size": list(result.geometry.dsize),
         "frame": list(result.frame.size),
         "lengths": [len(jpeg) for jpeg in jpegs],
@@ -150,6 +154,10 @@ def _rect(values: Any) -> tuple[float, float, float, float]:
     if min(w, h) < LEAST_SHARE:
         raise InputError("this rectangle is too small: drag a larger one")
     return x, y, w, h
+
+
+def _denoise(value: Any) -> Denoise:
+    return AUTO if value == AUTO else float(value)
 
 
 def _size(values: Any) -> tuple[int, int]:

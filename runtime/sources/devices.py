@@ -31,6 +31,7 @@ class Device:
 
     address: number, path, URL or pipeline, or "demo"; api: OpenCV's constant for what opens it
     size: (width, height) and rate (frames per second) to ask for; codec, flip: names in ``pixels``
+    noise: of the demo camera's sensor, root mean square in grey levels
     opening, stall: seconds after which the parent gives up waiting; a network stream gives up by itself before
     """
 
@@ -40,6 +41,7 @@ class Device:
     rate: float | None = None
     codec: str | None = None
     flip: str | None = None
+    noise: float = 0.0
     opening: float = 15.0
     stall: float = 5.0
 
@@ -78,11 +80,12 @@ class Demo(Opened):
     def __init__(self, device: Device) -> None:
         assert device.size is not None
         self.rate, self._size, self._flip = device.rate or DEMO_RATE, device.size, device.flip
+        self._noise = device.noise
         demo.scene()
         self._start, self._count = time.monotonic(), 0
 
     def read(self) -> tuple[UInt8, float, float]:
-        image = demo.frame(self._count / self.rate, self._size)
+        image = demo.frame(self._count / self.rate, self._size, self._noise)
         self._count += 1
         time.sleep(max(0.0, self._start + self._count / self.rate - time.monotonic()))
         upright = FLIPS[self._flip](image) if self._flip else image

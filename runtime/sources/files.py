@@ -128,11 +128,11 @@ class VideoFile(BlockingSource):
 class DemoFile(BlockingSource):
     """The demo camera as a file that never ends, for benchmarks."""
 
-    def __init__(self, name: str, size: Size, rate: float, flip: str | None = None) -> None:
+    def __init__(self, name: str, size: Size, rate: float, flip: str | None = None, noise: float = 0.0) -> None:
         super().__init__(name, flip)
-        self.rate, self._size = rate, size
+        self.rate, self._size, self._noise = rate, size, noise
         demo.scene()
 
     def frames(self) -> Iterator[Frame]:
         for number in itertools.count():
-            yield self._frame(demo.frame(number / 30, self._size))
+            yield self._frame(demo.frame(number / 30, self._size, self._noise))

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+(%[\w.-]+)?\]|[\w.-]+)(:\d{1,5})?")  # a name or an address, and a port
 SCHEMES = ("v4l2", "csi", "gst", "rtsp", "http", "https", "file", DEMO)
 DEMO_SIZE = (160, 120)
+MOST_NOISE = 100
 DEMO_PIXELS = demo.WIDTH * demo.HEIGHT
 
 
@@ -34,6 +35,7 @@ class Asked:
     """What is asked of a source beside its URI.
 
     size: (width, height); rate: frames per second; codec, flip: names in ``pixels``; loop: start videos again
+    noise: of the demo camera's sensor, root mean square in grey levels
     paced: whether the demo keeps its frame rate; patience: how failures are met
     """
 
@@ -42,6 +44,7 @@ class Asked:
     codec: str | None = None
     flip: str | None = None
     loop: bool = False
+    noise: float = 0.0
     paced: bool = True
     patience: Patience = field(default_factory=Patience)
 
@@ -52,6 +55,8 @@ class Asked:
             raise InputError(f"rate {self.rate!r} is not a number of frames a second")
         if self.rate is not None and not 0 < self.rate <= 1000:
             raise InputError(f"rate {self.rate:g} is not above 0 and up to 1000 frames/s")
+        if isinstance(self.noise, bool) or not isinstance(self.noise, int | float) or not 0 <= self.noise <= MOST_NOISE:
+            raise InputError(f"noise {self.noise!r} is not a number of grey levels from 0 to {MOST_NOISE}")
         for what, value, names in (("codec", self.codec, CODECS), ("flip", self.flip, FLIPS)):
             if value is not None and value not in names:
                 raise InputError(unknown(what, value, names))
@@ -72,6 +77,8 @@ def open_camera(uri: str, asked: Asked | None = None) -> Source:
     """The camera that ``uri`` names; ``file://`` too, but no bare path."""
     asked = asked or Asked()
     scheme, rest = _scheme(uri), uri.partition("://")[2]
+    if asked.noise and scheme != DEMO:
+        raise InputError(f"noise {asked.noise:g} is for the demo camera: {public(uri)} has its own, leave it out")
     if scheme == "file":
         return open_input(uri, asked)
     if scheme == DEMO:
@@ -110,8 +117,10 @@ def _demo(asked: Asked) -> Source:
     if size[0] * size[1] > DEMO_PIXELS:
         raise SourceError(f"the demo camera has no {size[0]}x{size[1]} frames: ask for at most 1920x1440")
     if not asked.paced:
-        return DemoFile(DEMO, size, DEMO_RATE, asked.flip)
-    return Camera(DEMO, Device(DEMO, size=size, rate=asked.rate or DEMO_RATE, flip=asked.flip), asked.patience)
+        return DemoFile(DEMO, size, DEMO_RATE, asked.flip, asked.noise)
+    return Camera(
+        DEMO, Device(DEMO, size=size, rate=asked.rate or DEMO_RATE, flip=asked.flip, noise=asked.noise), asked.patience
+    )
 
 
 def _scheme(uri: str) -> str:
@@ -135,6 +144,8 @@ def same_device(uri: str) -> str | None:
 def open_input(pattern: str, asked: Asked | None = None) -> Source:
     """A file, a folder (searched recursively) or a glob of images, or a video file; ``loop`` and ``flip`` are heard."""
     asked = asked or Asked()
+    if asked.noise:
+        raise InputError(f"noise {asked.noise:g} is for the demo camera: files have their own, leave it out")
     if _scheme(pattern) == "file":
         pattern = unquote(pattern.partition("://")[2])
     if _scheme(pattern) or re.match(r"[a-z]+:/", pattern, re.IGNORECASE):

@@ -26,6 +26,7 @@ from diinn.runtime.stream.outlet import Mailbox
 from diinn.runtime.stream.result import BICUBIC, REDUCED, WHOLE, Result
 from diinn.runtime.stream.stats import Stats
 from diinn.runtime.stream.zooms import Zooms
+from diinn.runtime.strength import NONE, Strength
 from diinn.runtime.view import View
 
 log = logging.getLogger(__name__)
@@ -172,11 +173,12 @@ class Batcher:
             if not job.whole or (job in decoded and job.lane.name not in ready):
                 continue  # it was refused
             try:
-                images = ready[job.lane.name][1] if job in decoded else _bicubics(job.frame, job.views)
+                encoded, images = ready.get(job.lane.name) or (None, _bicubics(job.frame, job.views))
             except InputError as error:
                 self._refuse(job.lane, error)
                 continue
-            self._hand_on(job, dict(zip(job.views, images, strict=True)), time.perf_counter() - began)
+            told = encoded.strength if encoded else NONE
+            self._hand_on(job, dict(zip(job.views, images, strict=True)), told, time.perf_counter() - began)
             done.append((job.lane.name, job.quality))
             self._worked.add(job.lane.name)
             self._unfit.discard(job.lane.name)
@@ -196,7 +198,8 @@ class Batcher:
             return {}, 0.0, 0.0
         began = time.perf_counter()
         try:
-            encoded = self.resolver.encode([job.frame.image for job in jobs])
+            told = [job.lane.denoise.of(job.frame) for job in jobs]
+            encoded = self.resolver.encode([job.frame.image for job in jobs], told)
             middle = time.perf_counter()
             asked = [(frame, list(job.views.values())) for frame, job in zip(encoded, jobs, strict=True)]
             pictures = self.resolver.decode_all(asked)
@@ -257,7 +260,7 @@ class Batcher:
         lane.forget()
         return whole, half
 
-    def _hand_on(self, job: _Job, images: Mapping[str, UInt8], took: float) -> None:
+    def _hand_on(self, job: _Job, images: Mapping[str, UInt8], told: Strength, took: float) -> None:
         now = time.monotonic()
         bound = 2 * max(took, self._slowest) + job.lane.spacing if job.lane.source.live else math.inf
         for name, image in images.items():
@@ -265,7 +268,7 @@ class Batcher:
             if job.quality == REDUCED:
                 image = bicubic(image, View.resize(whole.dsize))
             expires = job.frame.arrived + bound
-            self._put(Result(image, job.lane.name, name, job.frame, job.quality, whole, now, expires))
+            self._put(Result(image, job.lane.name, name, job.frame, job.quality, whole, now, expires, told))
 
     def _put(self, result: Result) -> None:
         for shared in (result.image, result.frame.image):  # by sinks, callbacks and viewers

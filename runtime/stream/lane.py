@@ -10,6 +10,7 @@ from diinn.runtime.calibration import Calibration
 from diinn.runtime.errors import DiinnError, InputError
 from diinn.runtime.grid import Size
 from diinn.runtime.sources import Frame, Source
+from diinn.runtime.stream.denoise import CameraDenoise
 from diinn.runtime.view import View
 from diinn.runtime.view_spec import ViewSpec
 
@@ -25,6 +26,7 @@ class Lane:
     weight: its share when there is not time for all
     interval: seconds between two of its frames at least; calibration: the camera's own
     size: (width, height) of its last frame; dropped: frames of a live source that newer ones have replaced
+    denoise: what the network is told of its frames
     trouble: what is wrong with its views; zoom_troubles: with a viewer's, by name
     """
 
@@ -32,12 +34,14 @@ class Lane:
         self,
         source: Source,
         specs: Mapping[str, ViewSpec],
+        denoise: CameraDenoise,
         *,
         weight: float = 1.0,
         max_fps: float | None = None,
         calibration: Calibration | None = None,
     ) -> None:
         self.source, self.specs, self.weight, self.calibration = source, dict(specs), weight, calibration
+        self.denoise = denoise
         self.interval = 1 / max_fps if max_fps else 0.0
         self.zooms: dict[str, ViewSpec] = {}
         self.zoom_troubles: dict[str, str] = {}

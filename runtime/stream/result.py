@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from diinn.runtime.images import UInt8
 from diinn.runtime.sources.base import Frame
+from diinn.runtime.strength import NONE, Strength
 from diinn.runtime.view import View
 
 # What was done to a view: all it asked for, half its size enlarged again, or no network at all.
@@ -23,6 +24,7 @@ class Result:
     image: uint8 [h, w, 3] BGR; camera, view: their names; frame: what it was made from
     quality: one of ``QUALITIES``; geometry: the view itself; finished: ``time.monotonic`` seconds
     expires: ``time.monotonic`` seconds after which it is too old to be taken
+    strength: what the network was told of the frame, so how much was cleaned; none of a bicubic one
     """
 
     image: UInt8
@@ -33,6 +35,7 @@ class Result:
     geometry: View
     finished: float
     expires: float = math.inf
+    strength: Strength = NONE
 
     @property
     def key(self) -> tuple[str, str]:

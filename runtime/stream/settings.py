@@ -12,10 +12,25 @@ from diinn.runtime.calibration import Calibration
 from diinn.runtime.errors import InputError, unknown
 from diinn.runtime.sources import Asked, Source, open_source, public, same_device
 from diinn.runtime.stream.result import ZOOM
+from diinn.runtime.strength import Denoise, parse_denoise
 from diinn.runtime.view_spec import ViewSpec, parse_size
 
 DEFAULT_SCALE = 2.0
-KEYS = ("name", "uri", "size", "rate", "codec", "flip", "loop", "weight", "max_fps", "calibration", "views")
+KEYS = (
+    "name",
+    "uri",
+    "size",
+    "rate",
+    "codec",
+    "flip",
+    "loop",
+    "weight",
+    "max_fps",
+    "calibration",
+    "views",
+    "denoise",
+    "noise",
+)
 LARGEST_WEIGHT = 1e6
 ELSEWHERE = {  # what people look for in a block, and where it is
     "out_size": 'write views: {whole: "full:640x480"}',
@@ -34,6 +49,8 @@ class CameraSettings:
     asked: of the source; views: what is made of each frame, by name, as ``ViewSpec`` or in words
     weight: its share when there is not time for all; max_fps: frames a second processed at most
     calibration: of rectified and virtual views
+    denoise: what the network is told of its frames: "auto", a noise level in grey levels or a ``Strength``; None for
+        "auto" where it is a camera or video, else 0
     """
 
     uri: str = field(repr=False)  # with what may be secret
@@ -43,6 +60,7 @@ class CameraSettings:
     weight: float = 1.0
     max_fps: float | None = None
     calibration: Calibration | None = None
+    denoise: Denoise | None = None
 
     def __post_init__(self) -> None:
         who = self.name or public(self.uri) or "of the options"
@@ -57,6 +75,11 @@ class CameraSettings:
         for name in self.views:
             if not name or name.startswith(ZOOM) or "/" in name:
                 raise InputError(f"camera {who}: {name!r} is no name for a view: use letters, digits, - and _")
+        if self.denoise is not None:
+            try:
+                parse_denoise(self.denoise)
+            except InputError as error:
+                raise InputError(f"camera {who}: {error}") from None
         self.specs  # noqa: B018  what is wrong with their words is said now
 
     @property
@@ -134,6 +157,8 @@ def _camera(block: Any, base: CameraSettings, folder: Path) -> CameraSettings:
         asked = replace(asked, codec=str(given["codec"]))
     if "flip" in given:
         asked = replace(asked, flip=str(given["flip"]))
+    if "noise" in given:
+        asked = replace(asked, noise=_number(given["noise"], "noise"))
     if "loop" in given:
         if not isinstance(given["loop"], bool):
             raise InputError(f"loop {given['loop']!r} is neither true nor false")
@@ -150,6 +175,10 @@ def _camera(block: Any, base: CameraSettings, folder: Path) -> CameraSettings:
         if not isinstance(given["views"], dict):
             raise InputError("views are names with a view each: write 'whole: full:640x480' below 'views:'")
         out = replace(out, views={str(k): ViewSpec.parse(str(v), folder) for k, v in given["views"].items()})
+    if "denoise" in given:
+        value = given["denoise"]
+        text = ",".join(map(str, value)) if isinstance(value, list) else value
+        out = replace(out, denoise=parse_denoise(text))
     if "weight" in given:
         out = replace(out, weight=_number(given["weight"], "weight"))
     if "max_fps" in given:

@@ -150,6 +150,7 @@ class Stats:
             "reconnects": source.reconnects,
             "fps": camera.fps(now, final),
             "age_ms": percentiles(age for at, age in camera.ages if at > since),
+            "denoise": lane.denoise.statistics,
             "degraded": {quality: camera.qualities[quality] for quality in QUALITIES if quality != WHOLE},
         }
 

@@ -18,12 +18,14 @@ from diinn.runtime.sinks.base import Sink
 from diinn.runtime.sources import Frame, Source
 from diinn.runtime.sources.base import FAILED, RETRYING
 from diinn.runtime.stream.batcher import Batcher
+from diinn.runtime.stream.denoise import CameraDenoise
 from diinn.runtime.stream.ending import Limit, join
 from diinn.runtime.stream.lane import Lane, Made
 from diinn.runtime.stream.outlet import Key, Mailbox, Outlet
 from diinn.runtime.stream.result import ZOOM, Result
 from diinn.runtime.stream.settings import CameraSettings, check_apart, open_sources
 from diinn.runtime.stream.stats import Stats
+from diinn.runtime.strength import Denoise
 from diinn.runtime.view import View
 from diinn.runtime.view_spec import ViewSpec
 
@@ -80,13 +82,17 @@ class Stream:
         self.resolver = resolver if isinstance(resolver, SuperResolver) else SuperResolver.open(resolver)
         try:
             self.sources = list(sources) if sources is not None else open_sources(settings)
+            dials = [
+                CameraDenoise(s.denoise, source, self.resolver)
+                for source, s in zip(self.sources, settings, strict=True)
+            ]
         except BaseException:
             if self._own:
                 self.resolver.close()
             raise
         self.lanes = [
-            Lane(source, s.specs, weight=s.weight, max_fps=s.max_fps, calibration=s.calibration)
-            for source, s in zip(self.sources, settings, strict=True)
+            Lane(source, s.specs, dial, weight=s.weight, max_fps=s.max_fps, calibration=s.calibration)
+            for source, s, dial in zip(self.sources, settings, dials, strict=True)
         ]
         self.stats = Stats()
         self.outlets = [Outlet(*(sink if isinstance(sink, tuple) else (sink, None))) for sink in sinks]
@@ -238,6 +244,12 @@ class Stream:
         with self._views_lock:
             lane.publish(made, specs=specs)
         self._batcher.wake()
+
+    def set_denoise(self, camera: str, denoise: Denoise) -> None:
+        """Tell the network something else of a camera's frames from its next one on: "auto", a noise level in grey
+        levels or a ``Strength``. InputError for what cannot be: then nothing changes."""
+        dial = self.lane(camera).denoise
+        dial.wanted = dial.allowed(denoise)
 
     def zoom(self, camera: str, spec: ViewSpec) -> str:
         """Another view, for one viewer, beside the camera's own: its name, which is its results' too. It is made now,

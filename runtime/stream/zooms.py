@@ -14,6 +14,7 @@ from diinn.runtime.resolver import Encoded, SuperResolver
 from diinn.runtime.sources import Frame
 from diinn.runtime.stream.lane import Lane
 from diinn.runtime.stream.result import BICUBIC, WHOLE, Result
+from diinn.runtime.strength import NONE, Strength
 from diinn.runtime.view import View
 from diinn.runtime.view_spec import ViewSpec
 
@@ -24,7 +25,8 @@ Key = tuple[str, str]  # (camera, name of the zoom)
 
 @dataclass(frozen=True, eq=False)
 class _Work:
-    """A picture in the making. steps: gives None after each step, then the picture"""
+    """A picture in the making. told: what the network was told of the frame
+    steps: gives None after each step, then the picture"""
 
     lane: Lane
     name: str
@@ -32,6 +34,7 @@ class _Work:
     frame: Frame
     quality: str
     view: View
+    told: Strength
     steps: Iterator[UInt8 | None]
 
 
@@ -102,9 +105,9 @@ class Zooms:
         try:
             view = lane.view(spec, frame.size)
             if encoded is None:
-                return _Work(lane, name, spec, frame, BICUBIC, view, iter([bicubic(frame.image, view)]))
+                return _Work(lane, name, spec, frame, BICUBIC, view, NONE, iter([bicubic(frame.image, view)]))
             steps = self._resolver.decode_in_steps(encoded, view)
-            return _Work(lane, name, spec, frame, WHOLE, view, steps)
+            return _Work(lane, name, spec, frame, WHOLE, view, encoded.strength, steps)
         except InputError as error:  # the viewer's affair, who is told
             lane.zoom_troubles[name] = str(error)
             return None
@@ -126,4 +129,6 @@ class Zooms:
         here = {(camera, name) for camera, (lane, _, _) in self._newest.items() for name in lane.zooms}
         self._shown = {key: value for key, value in self._shown.items() if key in here}
         self._shown[work.lane.name, work.name] = now, work.frame
-        self._hand_on(Result(image, work.lane.name, work.name, work.frame, work.quality, work.view, now))
+        self._hand_on(
+            Result(image, work.lane.name, work.name, work.frame, work.quality, work.view, now, strength=work.told)
+        )
