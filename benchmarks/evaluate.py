@@ -1,4 +1,7 @@
-"""``diinn-eval``: PSNR, SSIM and LR-PSNR of checkpoints and bundles beside bicubic, under the protocol it prints."""
+"""``diinn-eval``: PSNR, SSIM and LR-PSNR of checkpoints and bundles beside bicubic, under the protocol it prints.
+
+With --degrade the LR frames are made noisy or compressed first, and OpenCV's ways stand beside the models.
+"""
 
 import argparse
 import io
@@ -12,10 +15,16 @@ from diinn.benchmarks import scores
 from diinn.benchmarks.scores import BICUBIC, Row
 from diinn.runtime.command import Parser, check_output, guarded
 from diinn.runtime.errors import InputError
-from diinn.train import protocol
+from diinn.runtime.strength import AUTO
+from diinn.train import degradation, protocol
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+DEGRADED = (
+    "Degraded frames: LR as above, then white noise (noise:), a sensor's (camera:), a blur or OpenCV's JPEG, uint8; "
+    "fixed seeds. Gains are over cv2.INTER_CUBIC of the same frame, mean over the images of all sets."
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -24,6 +33,22 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("model", nargs="+", help="checkpoints, bundles, or names of shipped models")
     top.add_argument("--data", type=Path, nargs="+", required=True, metavar="FOLDER", help="sets of HR images")
     top.add_argument("--scales", type=float, nargs="+", default=[2.0, 3.0, 4.0], metavar="S", help="default: 2 3 4")
+    top.add_argument(
+        "--degrade",
+        type=degraded,
+        action="append",
+        default=[],
+        metavar="KIND:AMOUNT",
+        help="degrade LR frames, seeds fixed: noise:5 (white) or camera:5 (a sensor's), in grey levels, jpeg:85, "
+        "blur:0.6 (LR pixels), clean, or several joined by +; repeatable",
+    )
+    top.add_argument(
+        "--denoise",
+        nargs="+",
+        metavar="HOW",
+        help="what models with a dial are told: 0, a level, auto (bundles), true (default: 0; with --degrade auto for "
+        "bundles, true for checkpoints)",
+    )
     top.add_argument("--csv", type=Path, metavar="FILE", help="write every image's scores there")
     top.add_argument("--markdown", type=Path, metavar="FILE", help="write protocol and table there")
     top.add_argument("--json", type=Path, metavar="FILE", help="write the (one) model's quality card there")
@@ -47,25 +72,54 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--json is the card of one model, got {len(args.model)}: run one at a time")
     names = label(args.model)
     with ExitStack() as stack:
-        opened = [stack.enter_context(scores.open_upscaler(model)) for model in args.model]
-        upscalers = dict(zip(names, opened, strict=True))
-        rows = scores.evaluate_sets(upscalers, args.data, args.scales)
+        upscalers: dict[str, scores.Method] = dict(scores.PLAIN) if args.degrade else {}
+        for name, model in zip(names, args.model, strict=True):
+            for how in ways(model, args.denoise, degraded=bool(args.degrade)):
+                upscalers[named(name, how)] = stack.enter_context(scores.open_upscaler(model, how))
+        rows = scores.evaluate_sets(upscalers, args.data, args.scales, args.degrade or (scores.CLEAN,))
     print(f"Protocol: {protocol.PROTOCOL}.")
-    Console(width=120).print(table(rows))
+    if args.degrade:
+        print(DEGRADED)
+    Console(width=140).print(table(rows))
     lost = below_bicubic(rows)
     pairs = sum(r.method != BICUBIC for r in rows)
-    print(f"Below bicubic: {len(lost)} of {pairs} (image, scale) pairs.")
-    for r, bicubic in lost:
-        print(f"  {r.set}/{r.image} x{r.scale:g} {r.method}: {r.score.psnr:.3f} dB, bicubic {bicubic:.3f}")
+    if not args.degrade:
+        print(f"Below bicubic: {len(lost)} of {pairs} (image, scale) pairs.")
+        for r, bicubic in lost:
+            print(f"  {r.set}/{r.image} x{r.scale:g} {r.method}: {r.score.psnr:.3f} dB, bicubic {bicubic:.3f}")
     if args.csv is not None:
         args.csv.write_text(scores.to_csv(rows), encoding="utf-8")
     if args.markdown is not None:
         text = io.StringIO()
-        Console(file=text, width=120).print(table(rows))
-        args.markdown.write_text(f"Protocol: {protocol.PROTOCOL}.\n\n{text.getvalue().strip()}\n", encoding="utf-8")
+        Console(file=text, width=140).print(table(rows))
+        said = f"Protocol: {protocol.PROTOCOL}.\n\n" + f"{DEGRADED}\n\n" * bool(args.degrade)
+        args.markdown.write_text(f"{said}{text.getvalue().strip()}\n", encoding="utf-8")
     if args.json is not None:
-        args.json.write_text(json.dumps(scores.card(rows, names[0]), indent=1) + "\n", encoding="utf-8")
+        card = scores.card(rows, names[0], *([named(names[0], AUTO)] if args.degrade else []))
+        args.json.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     return 0
+
+
+def degraded(text: str) -> degradation.Degradation:
+    """A degradation; ArgumentTypeError for what is none."""
+    try:
+        return degradation.Degradation.parse(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def ways(model: str, asked: Sequence[str] | None, *, degraded: bool) -> Sequence[str]:
+    """What a model is told of frames, one way or several; a model without a dial nothing."""
+    if scores.dial(model) is None:
+        return ("0",)
+    if asked is not None:
+        return asked
+    return ("0",) if not degraded else (scores.TRUE,) if Path(model).is_file() else (AUTO,)
+
+
+def named(name: str, how: str) -> str:
+    """A model told ``how``, as tables call it."""
+    return name if how == "0" else f"{name}, {how}"
 
 
 def label(models: Sequence[str]) -> list[str]:
@@ -78,7 +132,9 @@ def label(models: Sequence[str]) -> list[str]:
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """Means as a Markdown table: a row per set, scale and method."""
+    """Means as a Markdown table: a row per set, scale and method, and per degradation where there are any."""
+    if any(r.frames != scores.CLEAN.name for r in rows):
+        return _gains(rows)
     out = Table("set", "images", "scale", "method", "PSNR dB", "SSIM", "LR-PSNR dB", box=box.MARKDOWN)
     for column in (1, 2, 4, 5, 6):
         out.columns[column].justify = "right"
@@ -92,10 +148,29 @@ def table(rows: Sequence[Row]) -> Table:
     return out
 
 
+def _gains(rows: Sequence[Row]) -> Table:
+    """PSNR and SSIM of degraded frames, and PSNR over OpenCV's cubic interpolation, over all sets together."""
+    heads = ("frames", "scale", "method", "images", "PSNR dB", "SSIM", "over cubic", "worst image", "below cubic")
+    out = Table(*heads, box=box.MARKDOWN)
+    for column in (3, 4, 5, 6, 8):
+        out.columns[column].justify = "right"
+    for frames in scores.frames(rows):
+        for scale in scores.scales(rows):
+            for method in dict.fromkeys(r.method for r in rows):
+                found = [r.score for r in rows if (r.frames, r.scale, r.method) == (frames, scale, method)]
+                gain = scores.gain(rows, method, scores.CUBIC, scale, frames)
+                means = [sum(getattr(s, m) for s in found) / len(found) for m in ("psnr", "ssim")]
+                out.add_row(
+                    *(frames, f"×{scale:g}", method, str(len(found)), f"{means[0]:.2f}", f"{means[1]:.4f}"),
+                    *(f"{gain.mean:+.2f}", f"{gain.worst:+.2f} {gain.image}", str(gain.below)),
+                )
+    return out
+
+
 def below_bicubic(rows: Sequence[Row]) -> list[tuple[Row, float]]:
     """What a model made worse than bicubic did, with bicubic's PSNR."""
-    base = {(r.set, r.image, r.scale): r.score.psnr for r in rows if r.method == BICUBIC}
-    return [(r, base[r.set, r.image, r.scale]) for r in rows if r.score.psnr < base[r.set, r.image, r.scale]]
+    base = {r.place: r.score.psnr for r in rows if r.method == BICUBIC}
+    return [(r, base[r.place]) for r in rows if r.score.psnr < base[r.place]]
 
 
 if __name__ == "__main__":

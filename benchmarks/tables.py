@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
     scores.check_sets(args.data)
     rows: list[scores.Row] = []
     with ExitStack() as stack:
-        upscalers: dict[str, protocol.Upscaler] = {}
+        upscalers: dict[str, scores.Method] = {}
         for model in args.model:
             name = method(scores.architecture(model))
             if name in upscalers:

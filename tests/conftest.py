@@ -1,5 +1,6 @@
 """Small real things for the tests: a checkpoint, its bundle, photographs where they are at hand."""
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -30,15 +31,16 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model with random weights, as a checkpoint of ours."""
+    """A tiny model with a dial and random weights, as a checkpoint of ours."""
     import torch
     from diinn.train import checkpoint
     from diinn.train.decoders import DiinnConfig
     from diinn.train.encoders import CompactConfig
-    from diinn.train.model import ModelConfig, SuperResolutionModel
+    from diinn.train.model import DialConfig, ModelConfig, SuperResolutionModel
 
     torch.manual_seed(1)
-    model = SuperResolutionModel(ModelConfig(CompactConfig(channels=16, blocks=1), DiinnConfig(depth=3, width=16)))
+    encoder, decoder = CompactConfig(channels=16, blocks=1), DiinnConfig(depth=3, width=16)
+    model = SuperResolutionModel(ModelConfig(encoder, decoder, dial=DialConfig()))
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.pth"
     checkpoint.save(path, checkpoint.Checkpoint(model, (1.0, 4.0), 7))
     return path
@@ -49,6 +51,29 @@ def bundle_path(checkpoint_path: Path, tmp_path_factory: pytest.TempPathFactory)
     from diinn.export import writer
 
     return writer.export(checkpoint_path, tmp_path_factory.mktemp("bundle") / "tiny.diinn").path
+
+
+@pytest.fixture(scope="session")
+def dialless_path(checkpoint_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of version 2, which knows no dial, of the same model without its dial."""
+    from dataclasses import replace
+
+    from diinn.export import writer
+    from diinn.train import checkpoint
+    from diinn.train.model import SuperResolutionModel
+
+    known = checkpoint.load(checkpoint_path)
+    model = SuperResolutionModel(replace(known.model.config, dial=None))
+    state = dict(known.model.state_dict())
+    state["encoder.head.weight"] = state["encoder.head.weight"][:, :3]
+    model.load_state_dict(state)
+    folder = tmp_path_factory.mktemp("dialless")
+    checkpoint.save(folder / "plain.pth", replace(known, model=model))
+    path = writer.export(folder / "plain.pth").path
+    description = json.loads((path / "bundle.json").read_text())
+    assert description.pop("dial") is None
+    (path / "bundle.json").write_text(json.dumps(description | {"version": 2}))
+    return path
 
 
 @pytest.fixture(scope="session")

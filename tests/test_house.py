@@ -23,6 +23,8 @@ ARROWS = {
         "diinn.runtime.images",
         "diinn.runtime.memory",
         "diinn.runtime.command",
+        "diinn.runtime.sensor_noise",
+        "diinn.runtime.strength",
     },
     "export": {"diinn.train", "diinn.runtime"},
     "benchmarks": {"diinn.train", "diinn.runtime", "diinn.export"},

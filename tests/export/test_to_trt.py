@@ -43,7 +43,7 @@ def test_a_checkpoint_without_tensorrt(bare: None, checkpoint_path: Path, tmp_pa
 
 
 def test_a_dry_run_prints_trtexec(trt: Patch, capsys: Output, tmp_path: Path) -> None:
-    args = ("small", "--dry-run", "--workspace", 512, "--minShapes=frame:1x3x32x32", "--optShapes=frame:2x3x120x160")
+    args = ("small", "--dry-run", "--workspace", 512, "--minShapes=frame:1x5x32x32", "--optShapes=frame:2x5x120x160")
     assert run(*args, "--maxShapes=frame:4x3x240x320", "--timingCacheFile", tmp_path / "t") == 0
     encoder, decoder = (shlex.split(line) for line in capsys.readouterr().out.splitlines())
     assert encoder[0] == decoder[0] == "trtexec"
@@ -73,7 +73,7 @@ def test_engines_are_built_compared_and_kept(trt: Patch, bundle_path: Path, caps
     assert all(car.verify["passed"] for car in cars)
     assert {row["batch"] for row in cars[0].verify["rows"]} == {1, 2}
     header = json.loads(next(Cache().path.glob("encoder*.engine")).read_bytes().split(b"\n")[1])
-    assert header["shapes"]["frame"] == [[1, 3, 16, 16], [2, 3, 48, 64], [2, 3, 48, 64]]
+    assert header["shapes"]["frame"] == [[1, 5, 16, 16], [2, 5, 48, 64], [2, 5, 48, 64]]
     assert header["tactics"] is not None
     built = {car.built for car in cars}
     assert run(bundle_path, "--cameras", 2, "--frame-sizes", "64x48", "--verify") == 0
@@ -88,7 +88,7 @@ def test_the_engine_asked_for_last_is_the_one_that_is_verified(trt: Patch, bundl
     newest = Cache().entries()
     encoder = next(car for path, car in newest if path.name.startswith("encoder"))
     assert not isinstance(encoder, str)
-    assert encoder.key.profile.most["frame"] == (1, 3, 48, 64)
+    assert encoder.key.profile.most["frame"] == (1, 5, 48, 64)
 
 
 def test_engines_that_are_wrong_are_a_failure(trt: Patch, bundle_path: Path, capsys: Output) -> None:
@@ -115,7 +115,7 @@ def test_an_engine_that_the_user_trusts_is_taken_and_compared(
     assert said.count("on your word") == 2
     assert "tiny: passed" in said
     cars = {car.key.identity.role: car for _, car in Cache().entries() if not isinstance(car, str)}
-    assert cars["encoder"].key.profile.most["frame"] == (1, 3, 48, 64)
+    assert cars["encoder"].key.profile.most["frame"] == (1, 5, 48, 64)
     assert cars["encoder"].verify["passed"]
     assert run(bundle_path, *words, *words) == 2
     assert "a second" in capsys.readouterr().err
@@ -149,8 +149,8 @@ def test_tensorrt_that_is_too_old_is_as_none(trt: Patch, bundle_path: Path, caps
         (("small", "--cameras", "0"), "--cameras 0"),
         (("small", "--workspace", "0"), "--workspace 0"),
         (("small", "--precision", "int8"), "has no int8 graphs"),
-        (("small", "--optShapes", "frame:1x3x9x9", "--cameras", "2"), "give either"),
-        (("small", "--minShapes", "frame:1x3x99x9", "--optShapes", "frame:1x3x9x9"), "min <= opt <= max"),
+        (("small", "--optShapes", "frame:1x5x9x9", "--cameras", "2"), "give either"),
+        (("small", "--minShapes", "frame:1x5x99x9", "--optShapes", "frame:1x5x9x9"), "min <= opt <= max"),
     ],
 )
 def test_bad_input_is_one_line(bare: None, args: tuple[str, ...], word: str, capsys: Output) -> None:

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 VERDICT_OF = Verdict((Row((160, 120), (320, 240), 1, 0.01, 0.001),), 0.03, "the CPU", 1.0).plain()
-KEY = Key(Identity("encoder", "a" * 64, "10.3.0", "Orin", "8.7", "fp16"), profiles.encoder())
+KEY = Key(Identity("encoder", "a" * 64, "10.3.0", "Orin", "8.7", "fp16"), profiles.encoder(bundles.load("nano")))
 
 
 @pytest.fixture
@@ -33,13 +33,13 @@ def small() -> bundles.Bundle:
     return bundles.load("nano")
 
 
-def test_profiles_cover_the_sizes_given_and_small_frames() -> None:
-    profile = profiles.encoder([(320, 240), (640, 100)], cameras=4)
-    assert profile.least["frame"] == (1, 3, 16, 16)
-    assert profile.opt["frame"] == (4, 3, 240, 320)
-    assert profile.most["frame"] == (4, 3, 240, 640)
-    assert profile.holds("frame", (2, 3, 30, 36))
-    assert not profile.holds("frame", (2, 3, 241, 36))
+def test_profiles_cover_the_sizes_given_and_small_frames(small: bundles.Bundle) -> None:
+    profile = profiles.encoder(small, [(320, 240), (640, 100)], cameras=4)
+    assert profile.least["frame"] == (1, 5, 16, 16)
+    assert profile.opt["frame"] == (4, 5, 240, 320)
+    assert profile.most["frame"] == (4, 5, 240, 640)
+    assert profile.holds("frame", (2, 5, 30, 36))
+    assert not profile.holds("frame", (2, 5, 241, 36))
 
 
 def test_a_decoder_is_tuned_to_full_chunks(small: bundles.Bundle) -> None:
@@ -53,21 +53,21 @@ def test_a_decoder_is_tuned_to_full_chunks(small: bundles.Bundle) -> None:
 def test_trtexec_shapes_are_read_back(numbers: tuple[int, ...]) -> None:
     low, high = sorted(numbers[:3]), sorted(numbers[3:])
     h, w = [min(a, b) for a, b in zip(low, high, strict=True)], [max(a, b) for a, b in zip(low, high, strict=True)]
-    texts = [f"frame:1x3x{a}x{b}" for a, b in zip(sorted(h), sorted(w), strict=True)]
-    profile = profiles.parse(*texts)
+    texts = [f"frame:1x5x{a}x{b}" for a, b in zip(sorted(h), sorted(w), strict=True)]
+    profile = profiles.parse(bundles.load("nano"), *texts)
     assert [line.split("=", 1)[1] for line in profile.trtexec()] == texts
     assert profiles.from_plain(json.loads(json.dumps(profile.plain()))) == profile
 
 
-@pytest.mark.parametrize("value", ["", "frame", "frame:1x3x0x9", "frame:1x4x9x9", "image:1x3x9x9", "frame:1x3x9x9x9"])
-def test_bad_shapes(value: str) -> None:
-    with pytest.raises(InputError, match=r"frame:1x3x120x160|min <= opt <= max|no shapes"):
-        profiles.parse(None, value, None)
+@pytest.mark.parametrize("value", ["", "frame", "frame:1x5x0x9", "frame:1x3x9x9", "image:1x5x9x9", "frame:1x5x9x9x9"])
+def test_bad_shapes(small: bundles.Bundle, value: str) -> None:
+    with pytest.raises(InputError, match=r"frame:1x5x120x160|min <= opt <= max|no shapes"):
+        profiles.parse(small, None, value, None)
 
 
-def test_shapes_in_the_wrong_order() -> None:
-    with pytest.raises(InputError, match=r"min 1x3x64x64, opt 1x3x32x32, max 1x3x99x99 is not 0 < min <= opt <= max"):
-        profiles.parse("frame:1x3x64x64", "frame:1x3x32x32", "frame:1x3x99x99")
+def test_shapes_in_the_wrong_order(small: bundles.Bundle) -> None:
+    with pytest.raises(InputError, match=r"min 1x5x64x64, opt 1x5x32x32, max 1x5x99x99 is not 0 < min <= opt <= max"):
+        profiles.parse(small, "frame:1x5x64x64", "frame:1x5x32x32", "frame:1x5x99x99")
 
 
 @pytest.mark.parametrize("value", ["", "160", "0x5", "160x120,", "9x-1", "160*120"])
@@ -156,9 +156,11 @@ def test_a_damaged_verdict_is_rejected(cache: Cache, change: dict[str, object]) 
 
 def test_whoever_waits_for_a_lock_in_vain_leaves_the_other_ones_build(cache: Cache) -> None:
     code = (
-        "import sys; from pathlib import Path; from diinn.runtime.engines import profiles\n"
+        "import sys; from pathlib import Path\n"
+        "from diinn.runtime import bundle; from diinn.runtime.engines import profiles\n"
         "from diinn.runtime.engines.cache import Cache, Identity, Key\n"
-        "key = Key(Identity('encoder', 'a' * 64, '10.3.0', 'Orin', '8.7', 'fp16'), profiles.encoder())\n"
+        "identity = Identity('encoder', 'a' * 64, '10.3.0', 'Orin', '8.7', 'fp16')\n"
+        "key = Key(identity, profiles.encoder(bundle.load('nano')))\n"
         "print('ready', flush=True)\n"
         "with Cache(Path(sys.argv[1])).lock(key): pass"
     )

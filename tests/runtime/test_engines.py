@@ -29,7 +29,7 @@ from diinn.runtime.engines import build, profiles
 from diinn.runtime.engines.cache import Cache, Key
 from host_device import HostDevice
 nano, device = bundle.load("nano"), HostDevice()
-key = Key(build.identity(nano, "encoder", "fp16", device), profiles.encoder())
+key = Key(build.identity(nano, "encoder", "fp16", device), profiles.encoder(nano))
 print(build.build(nano, key, device, build.BuildOptions(), Cache())[1].built)
 """
 
@@ -52,7 +52,7 @@ def device():  # type: ignore[no-untyped-def]
 
 
 def key_of(bundle: bundles.Bundle, precision: str = "fp16") -> Key:
-    return Key(build.identity(bundle, "encoder", precision, device()), profiles.encoder())
+    return Key(build.identity(bundle, "encoder", precision, device()), profiles.encoder(bundle))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_what_each_version_is_told(trt: Trt, small: bundles.Bundle, version: str
     assert said["version"] == version
     assert said["network"] == (["EXPLICIT_BATCH"] if eight else ["STRONGLY_TYPED"])
     assert said["flags"] == (["FP16", "OBEY_PRECISION_CONSTRAINTS"] if eight else [])  # and TF32 cleared
-    assert said["shapes"]["frame"] == [[1, 3, 16, 16], [1, 3, 120, 160], [1, 3, 480, 640]]  # type: ignore[index]
+    assert said["shapes"]["frame"] == [[1, 5, 16, 16], [1, 5, 120, 160], [1, 5, 480, 640]]  # type: ignore[index]
     assert said["workspace"] == 2**30  # a quarter of what the double says is free
     assert bool(said["held"]) is eight
     assert said["held"] == said["outputs"]
@@ -114,7 +114,7 @@ def test_a_build_is_kept_and_forced(trt: Trt, small: bundles.Bundle) -> None:
     ("failing", "message"),
     [
         ("parse", "TensorRT 10.13.0.35 cannot read .*encoder.fp16.onnx: In node 3: no importer for Sin"),
-        ("shape", "refuses the shapes of frame up to 1x3x480x640"),
+        ("shape", "refuses the shapes of frame up to 1x5x480x640"),
         ("profile", "refuses the profile --minShapes"),
         ("build", r"could not build the engine: Cuda Runtime \(out of memory\): lower --workspace"),
         ("kill", "the build was killed, most likely for memory: lower --workspace"),

@@ -1,5 +1,6 @@
 """Samples hold what they claim; batches depend on seed and number alone."""
 
+import re
 from pathlib import Path
 
 import cv2
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diinn.runtime import InputError, grid
+from diinn.runtime.sensor_noise import sensor_noise
 from diinn.train import config, data, degradation
 from diinn.train.photographs import Photographs, find_images, read_rgb, split_holdout
 from PIL import Image
@@ -127,27 +129,106 @@ def test_shrinking_makes_texture_finer() -> None:
     assert detail[1] > 1.2 * detail[0]
 
 
-def test_a_camera_adds_what_it_says() -> None:
-    grey = torch.rand(1, 1, 12, 12, generator=torch.Generator().manual_seed(0))
-    hr = torch.nn.functional.interpolate(grey, 48, mode="bicubic")[0].clamp(0, 1).repeat(3, 1, 1)
+def smooth_hr(side: int = 96) -> torch.Tensor:
+    grey = torch.rand(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.interpolate(grey, side, mode="bicubic")[0].clamp(0, 1) * 0.6 + 0.2
+
+
+def degraded(**changes: object) -> tuple[torch.Tensor, torch.Tensor, tuple[float, float]]:
+    """A patch that suffers ``changes`` and nothing else."""
+    nothing = {"clean": 0, "noise": [0, 0], "compressed": 0, "noisy": 0, "optics": 0, "grey": 0, "white": 1}
+    options = config.parse(config.DegradeConfig, nothing | changes, "test")
+    return degradation.degrade(smooth_hr(), (48, 48), options, np.random.default_rng(3))
+
+
+@pytest.mark.parametrize("white", [0, 1])
+def test_noise_has_the_level_that_is_told(white: int) -> None:
+    hr, lr, (noise, compression) = degraded(noise=[6, 6], white=white)
+    torch.testing.assert_close(lr * 255, (lr * 255).round(), atol=1e-3, rtol=0)
+    assert (noise, compression) == (6, 0)
+    assert float((lr - degradation.reduce(hr, (48, 48))).std()) * 255 == pytest.approx(6, rel=0.08)
+
+
+def test_a_sensors_noise_is_correlated_and_stronger_in_shadows() -> None:
+    """Unlike white noise, whose neighbours are independent."""
+    dark, light = np.full((64, 64, 3), 0.15, np.float32), np.full((64, 64, 3), 0.9, np.float32)
+    kinship = []
+    for seed in range(12):
+        both = np.concatenate([dark, light])
+        noise = sensor_noise(both, 5, np.random.default_rng(seed))
+        assert np.sqrt(np.mean(noise**2)) * 255 == pytest.approx(5, rel=1e-3)
+        assert noise[:60].std() > noise[68:].std()
+        kinship.append(np.mean(noise[:, 1:] * noise[:, :-1]) / np.mean(noise**2))
+    assert np.median(kinship) > 0.4
+    white = degradation.white_noise((64, 64, 3), 5, np.random.default_rng(0))
+    assert abs(np.mean(white[:, 1:] * white[:, :-1]) / np.mean(white**2)) < 0.05
+
+
+def test_a_patch_is_told_the_noise_of_its_frame() -> None:
+    """A dark corner of a bright frame is noisier than the frame, and the level is the frame's."""
+    corner, frame = np.full((64, 64, 3), 0.1, np.float32), np.full((24, 24, 3), 0.8, np.float32)
+    levels = [np.std(sensor_noise(corner, 5, np.random.default_rng(seed), frame)) * 255 for seed in range(8)]
+    assert np.median(levels) > 6
+
+
+def test_compression_lens_and_grey_cameras() -> None:
+    hr, lr, strength = degraded(compressed=1, jpeg=[60, 60])
+    clean = degradation.reduce(hr, (48, 48))
+    assert strength == (0, 40)
+    assert 0 < float((lr - clean).abs().mean()) < 0.05
+    rough = degraded(optics=1, blur=[1, 1])[1]
+    assert float(rough.diff(dim=-1).abs().mean()) < 0.95 * float(clean.diff(dim=-1).abs().mean())
+    hr, lr, _ = degraded(grey=1, noise=[8, 8], white=0)
+    assert (hr[0] == hr[1]).all()
+    assert (lr[0] == lr[2]).all()
+
+
+def test_degradation_depends_on_its_seed_alone() -> None:
+    options = settings(degrade={})
+    samples = [data.make_sample(picture(), 2.0, options, grid.NEAREST, np.random.default_rng(s)) for s in (1, 1, 2)]
+    assert samples[0].lr.shape[1] == 5
+    assert (samples[0].lr == samples[1].lr).all()
+    assert (samples[0].lr != samples[2].lr).any()
+    lr = smooth_hr(32)
+    for name in ("noise:5", "camera:5", "jpeg:70", "blur:1", "blur:0.5+camera:3+jpeg:80"):
+        one = degradation.Degradation.parse(name)
+        assert (one.of(lr, 1) == one.of(lr, 1)).all()
+        assert float((one.of(lr, 1) - lr).abs().mean()) > 1e-3
+    assert degradation.Degradation.parse("noise:3+camera:4+jpeg:80").strength == (5, 20)
+    assert degradation.Degradation.parse("clean").of(lr, 0) is lr
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "noise",
+        "noise:",
+        "noise:-1",
+        "noise:x",
+        "jpg:80",
+        "jpeg:0",
+        "jpeg:80.5",
+        "noise:1+noise:2",
+        "noise:nan",
+        "blur:11",
+    ],
+)
+def test_degradations_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(InputError, match="degradation " + re.escape(repr(text))):
+        degradation.Degradation.parse(text)
+
+
+def test_clean_patches_are_mostly_told_so() -> None:
+    """And the others nearly what they suffered."""
+    options = config.DegradeConfig()
     rng = np.random.default_rng(0)
-    clean = degradation.reduce(hr, (24, 24))
-
-    def error(**changes: object) -> float:
-        options = {"blur": [0, 0], "noise": [0, 0], "jpeg": [100, 100], "colour": 0} | changes
-        same, lr = degradation.camera(hr, (24, 24), config.parse(config.CameraConfig, options, "test"), rng)
-        assert lr.shape == (3, 24, 24)
-        torch.testing.assert_close(lr * 255, (lr * 255).round(), atol=1e-3, rtol=0)
-        if not options["colour"]:
-            torch.testing.assert_close(same, degradation.quantise(hr))
-        return float((lr - clean).std())
-
-    least = error()
-    assert least < 0.02  # JPEG at its best, chroma halved
-    assert error(blur=[1, 1]) > least + 0.01
-    assert 0.03 < error(noise=[0.1, 0.1]) < 0.1 * 1.1**0.5
-    assert error(jpeg=[5, 5]) > least + 0.02
-    assert error(colour=0.5) > least + 0.02
+    clean = [degradation.told(degradation.NONE, options, rng) for _ in range(300)]
+    assert 0.5 < np.mean([t == (0, 0) for t in clean]) < 0.9
+    assert max(noise for noise, _ in clean) < 2
+    told = np.array([degradation.told((8, 30), options, rng) for _ in range(300)])
+    np.testing.assert_allclose(np.median(told, 0), (8, 30), rtol=0.05)
+    assert (told.std(0) > 0.5).all()
 
 
 def test_images_of_every_kind_and_those_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

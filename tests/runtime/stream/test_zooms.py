@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from diinn.runtime import SuperResolver, demo
 from diinn.runtime.sources import Frame, open_source
+from diinn.runtime.stream.denoise import CameraDenoise
 from diinn.runtime.stream.lane import Lane
 from diinn.runtime.stream.result import BICUBIC, WHOLE, Result
 from diinn.runtime.stream.zooms import Zooms
@@ -16,8 +17,9 @@ LARGE = ViewSpec(dsize=(2400, 1800))
 
 
 @pytest.fixture
-def lane() -> Lane:
-    return Lane(open_source("demo"), {"full": FULL})
+def lane(nano: SuperResolver) -> Lane:
+    source = open_source("demo")
+    return Lane(source, {"full": FULL}, CameraDenoise(0, source, nano))
 
 
 def frame(number: int) -> Frame:
