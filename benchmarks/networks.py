@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -36,7 +36,8 @@ def network(name: str) -> Iterator[Network]:
     if name == "paper":
         values: object = PAPER
     elif name in bundles.shipped():
-        values = dict(bundles.load(name).architecture)
+        bundle = bundles.load(name)
+        values = {**bundle.architecture, "dial": asdict(bundle.dial) if bundle.dial else None}
     else:
         raise InputError(f"no network {name!r}: choose one of {', '.join(NAMES)}")
     model = SuperResolutionModel(parse(ModelConfig, values, name)).eval()

@@ -57,8 +57,8 @@ def contestants(net: Network, resolver: SuperResolver, lr: Size, out: Size) -> d
     """What is timed: each as its encoder and its decoder, on the same uint8 frame."""
     frame = demo.frame(0.0, lr)
     planes = torch.from_numpy(frame[..., ::-1].copy()).permute(2, 0, 1)[None].float() / 255
+    planes = net.model.with_strength(planes)
     published = PublishedModel(net.model).eval()
-    config = net.model.config
 
     def decode_folded(maps: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
         flat = [m.reshape(-1, m.shape[-1]) for m in maps]
@@ -72,7 +72,7 @@ def contestants(net: Network, resolver: SuperResolver, lr: Size, out: Size) -> d
 
     return {
         "published, PyTorch": (
-            lambda: published.encoder((planes - config.mean) / config.std),
+            lambda: net.model.features(planes),
             lambda features: published.decoder(features, out[::-1]),
         ),
         "folded, PyTorch": (lambda: net.model.encode(planes), decode_folded),

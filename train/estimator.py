@@ -1,21 +1,42 @@
-"""What a frame suffered, told from the frame: a few strided convolutions on a sample of its patches.
+"""What a frame suffered, told from the frame: a small network on the block transforms of a sample of its patches.
 
-As CBDNet's estimator (Guo et al., CVPR 2019, section 3.2), but one pair of numbers a frame: which places of which
-patches count is learnt, for each feature by itself, so that plain ones can speak for a frame full of texture.
+As CBDNet's estimator (Guo et al., CVPR 2019, section 3.2) it is trained on known noise, but it looks at what a codec
+does: 8×8 cosine transforms, every 4 pixels, so on the codec's grid and astride of it. Noise of any kind shows in the
+size of coefficients, compression in how those on the grid differ from those astride. Which places of which patches
+count is learnt, for each feature by itself, so that plain ones can speak for a frame full of texture.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diinn.runtime.errors import CheckpointError
 from diinn.train import checkpoint
 from diinn.train.model import DialConfig
 from torch import Tensor, nn
 
 FORMAT, VERSION = "diinn-estimator", 1
-LEVELS = 16.0  # of a patch's values around their mean, typically
-WIDTHS = (16, 32, 32, 32)
+BLOCK, STRIDE = 8, 4
+# (row, column) frequencies looked at, and the colours they are of: luma, blue and red difference (BT.601)
+LUMA_FREQUENCIES, CHROMA_FREQUENCIES = (0, 1, 2, 3, 5, 7), (0, 1, 3, 7)
+COLOURS = ((0.299, 0.587, 0.114), (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))
+WIDTH = 48
+
+
+def cosines() -> Tensor:
+    """The transform's filters [n, 3, 8, 8], on RGB; none of them has a mean."""
+    places = torch.arange(BLOCK, dtype=torch.float64)
+    filters = []
+    for colour, frequencies in zip(COLOURS, (LUMA_FREQUENCIES, CHROMA_FREQUENCIES, CHROMA_FREQUENCIES), strict=True):
+        waves = {k: torch.cos((2 * places + 1) * k * math.pi / (2 * BLOCK)) for k in frequencies}
+        for row in frequencies:
+            for column in frequencies:
+                if row or column:
+                    wave = torch.outer(waves[row], waves[column])
+                    filters.append(torch.tensor(colour, dtype=torch.float64)[:, None, None] * wave / wave.norm())
+    return torch.stack(filters).float()
 
 
 class Estimator(nn.Module):
@@ -25,28 +46,26 @@ class Estimator(nn.Module):
     def __init__(self, dial: DialConfig) -> None:
         super().__init__()
         self.dial = dial
-        a, b, c, d = WIDTHS
+        self.register_buffer("cosines", cosines(), persistent=False)
         self.body = nn.Sequential(
-            nn.Conv2d(3, a, 3, stride=2, padding=1),
+            nn.Conv2d(len(self.cosines), WIDTH, 3, stride=2, padding=1),  # from every 4 pixels to blocks on the grid
             nn.ReLU(),
-            nn.Conv2d(a, b, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(b, c, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(c, d, 3, padding=1),
+            nn.Conv2d(WIDTH, WIDTH, 1),
             nn.ReLU(),
         )
-        self.features, self.weights = nn.Conv2d(d, d, 1), nn.Conv2d(d, d, 1)
-        self.head = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, 2))
+        self.features, self.weights = nn.Conv2d(WIDTH, WIDTH, 1), nn.Conv2d(WIDTH, WIDTH, 1)
+        self.head = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 2))
+
+    cosines: Tensor
 
     def forward(self, patches: Tensor) -> Tensor:
         """[B, S, 3, 32, 32] uint8 levels as float32 (0 to 255), RGB, S patches of each frame, to [B, 2]."""
         frames = len(patches)
-        x = patches.flatten(0, 1)
-        x = self.body((x - x.mean((2, 3), keepdim=True)) / LEVELS)  # how bright a patch is tells little
+        coefficients = F.conv2d(patches.flatten(0, 1), self.cosines, stride=STRIDE)
+        x = self.body(torch.log1p(coefficients.abs()) - 1.5)  # most lie around that
         # [B, places of all patches, C]
         values, weights = (
-            conv(x).flatten(2).transpose(1, 2).reshape(frames, -1, WIDTHS[-1]) for conv in (self.features, self.weights)
+            conv(x).flatten(2).transpose(1, 2).reshape(frames, -1, WIDTH) for conv in (self.features, self.weights)
         )
         pooled = (values * torch.softmax(weights, 1)).sum(1)
         most = pooled.new_tensor([self.dial.noise, self.dial.compression])

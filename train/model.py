@@ -68,10 +68,14 @@ class SuperResolutionModel(nn.Module):
     def encode(self, frames: Tensor) -> tuple[Tensor, ...]:
         """Frames [B, 3, H, W] float32 in [0, 1] (and their strength: ``with_strength``) to the maps, channels last:
         [B, H, W, C] each."""
-        features = self.encoder(self._normalised(frames))
-        folded = self.decoder.fold(features).permute(0, 2, 3, 1)
+        folded = self.decoder.fold(self.features(frames)).permute(0, 2, 3, 1)
         maps: tuple[Tensor, ...] = torch.split(folded, list(self.decoder.map_channels), -1)
         return maps
+
+    def features(self, frames: Tensor) -> Tensor:
+        """What the encoder makes of ``encode``'s frames: [B, C, H, W]."""
+        features: Tensor = self.encoder(self._normalised(frames))
+        return features
 
     def _normalised(self, frames: Tensor) -> Tensor:
         mean, std, dial = self.config.mean, self.config.std, self.config.dial

@@ -142,9 +142,7 @@ def test_a_model_without_a_dial(dialless: SuperResolver, caplog: pytest.LogCaptu
     assert dialless.encode([frame], 0)[0].strength == NONE
     dialless.check()
     for told in (5, "auto", Strength(0, 10)):
-        with pytest.raises(
-            InputError, match="model plain has no dial .*: leave denoise out, or use a model with a dial"
-        ):
+        with pytest.raises(InputError, match=r"model plain has no dial .*: leave denoise out, or use a model with"):
             dialless.resize(frame, (24, 20), denoise=told)  # type: ignore[arg-type]
 
 
@@ -166,7 +164,7 @@ def test_bundles_with_a_dial_that_is_none(bundle_path: Path, tmp_path: Path, dia
     shutil.copytree(bundle_path, copy)
     description = json.loads((copy / "bundle.json").read_text())
     (copy / "bundle.json").write_text(json.dumps(description | {"dial": dial}))
-    with pytest.raises(bundles.BundleError, match="dial = .* is not null, or the highest noise and compression"):
+    with pytest.raises(bundles.BundleError, match=r"dial = .* is not null, or the highest noise and compression"):
         bundles.load(copy)
 
 

@@ -100,7 +100,7 @@ def test_a_model_without_a_dial_runs_cameras_as_before(dialless_path: Path) -> N
 
 @pytest.mark.parametrize("value", ["much", -1, float("nan"), [1], True])
 def test_settings_that_cannot_be(value: object) -> None:
-    with pytest.raises(InputError, match="camera demo: .*give auto, a noise level"):
+    with pytest.raises(InputError, match=r"camera demo: .*give auto, a noise level"):
         CameraSettings("demo", denoise=value)  # type: ignore[arg-type]
 
 
