@@ -151,7 +151,9 @@ class CheckpointWriter(Callback):
             return
         scores = {k: round(float(v), 4) for k, v in trainer.callback_metrics.items() if k.startswith("psnr")}
         means = [scores[k] for k in ("psnr_clean", "psnr_degraded") if k in scores]
-        entry = {"step": trainer.global_step, **scores, "psnr": round(sum(means) / len(means), 4)}
+        chosen_by = sum(means) / len(means)
+        pl_module.log("psnr", chosen_by)
+        entry = {"step": trainer.global_step, **scores, "psnr": round(chosen_by, 4)}
         if not math.isfinite(entry["psnr"]):  # what stands on disk is still good
             raise DiinnError(f"the weights are not finite at step {trainer.global_step}: lower optim.lr or optim.clip")
         best = all(entry["psnr"] > earlier["psnr"] for earlier in self.history)

@@ -433,3 +433,68 @@ def test_an_image_that_vanishes_while_a_worker_reads(
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("diinn-train: ")]
     assert len(error) == 1
     assert re.match(r"diinn-train: no file '.*p\d\.png': check the path", error[0])
+
+
+DIALLED = {
+    **RUN,
+    "model": {**RUN["model"], "dial": {"noise": 20, "compression": 50}},  # type: ignore[dict-item]
+    "data": {**RUN["data"], "degrade": {"clean": 0.3}, "scales": {"uniform": [1, 3]}},  # type: ignore[dict-item]
+}
+
+
+def test_a_dial_is_grown_onto_a_checkpoint_and_what_is_kept_is_good_on_degraded_frames_too(
+    tmp_path: Path, photo_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit("-c", write(tmp_path / "plain.yaml"), "--data", photo_folder, "--out", tmp_path / "plain") == 0
+    start = tmp_path / "plain" / "last.pth"
+    settings = tmp_path / "dial.yaml"
+    settings.write_text(yaml.safe_dump(DIALLED))
+    grown = fitting._weights(start, config.read(settings).model)
+    first = checkpoint.load(start).model.state_dict()["encoder.head.weight"]
+    assert (grown["encoder.head.weight"][:, :3] == first).all()
+    assert (grown["encoder.head.weight"][:, 3:] == 0).all()
+    assert fit("-c", settings, "--data", photo_folder, "--out", tmp_path / "out", "--start", start) == 0
+    last = checkpoint.load(tmp_path / "out" / "last.pth")
+    assert last.model.config.dial is not None
+    assert last.model.state_dict()["encoder.head.weight"][:, 3:].abs().max() > 0
+    entry = last.log[-1]
+    degraded = [value for key, value in entry.items() if key.startswith(("psnr_noise", "psnr_camera", "psnr_jpeg"))]
+    assert len(degraded) == len(task.DEGRADED) * len(task.DEGRADED_SCALES)
+    assert entry["psnr_degraded"] == pytest.approx(sum(degraded) / len(degraded), abs=1e-3)
+    assert entry["psnr"] == pytest.approx((entry["psnr_clean"] + entry["psnr_degraded"]) / 2, abs=1e-3)
+    best = checkpoint.load(tmp_path / "out" / "best.pth")
+    assert best.log[-1]["psnr"] == max(e["psnr"] for e in last.log)
+    logged = (tmp_path / "out" / "log" / "version_0" / "metrics.csv").read_text()
+    assert {"psnr_clean", "psnr_degraded", "psnr_camera8_x4", "psnr"} <= {*logged.splitlines()[0].split(",")}
+    capsys.readouterr()
+    dialled, plain = tmp_path / "out" / "last.pth", tmp_path / "plain.yaml"  # a dial is not lost without a word
+    assert fit("-c", plain, "--data", photo_folder, "--out", tmp_path / "y", "--start", dialled) == 2
+    assert "holds another model" in capsys.readouterr().err
+
+
+def test_an_estimator_learns_and_says_what_is_wrong(
+    tmp_path: Path, photo_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from diinn.train import estimator
+
+    settings = tmp_path / "estimator.yaml"
+    short = {"steps": 20, "validate_every": 10, "batch": 4, "holdout": 2, "workers": 0}
+    settings.write_text(yaml.safe_dump(short))
+    common = ["estimator", "--data", str(photo_folder), "--no-progress"]
+    assert main.main([*common, "-c", str(settings), "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "step 20" in said
+    made = tmp_path / "out" / "estimator.pth"
+    found = estimator.load(made)
+    patches = torch.rand(1, 5, 3, 32, 32) * 255
+    assert found.estimate(patches).shape == (1, 2)
+    assert main.main([*common, "-c", str(settings), "--out", str(tmp_path / "on"), "--start", str(made)]) == 0
+    settings.write_text(yaml.safe_dump(short | {"dial": {"noise": 9}}))
+    assert main.main([*common, "-c", str(settings), "--out", str(tmp_path / "x"), "--start", str(made)]) == 2
+    assert "make them the same" in capsys.readouterr().err
+    settings.write_text(yaml.safe_dump(short | {"stepps": 1}))
+    assert main.main([*common, "-c", str(settings), "--out", str(tmp_path / "x")]) == 2
+    assert "unknown key 'stepps': did you mean 'steps'" in capsys.readouterr().err
+    checkpoint.write(tmp_path / "other.pth", {"format": "x"})
+    with pytest.raises(CheckpointError, match="is no estimator of version 1"):
+        estimator.load(tmp_path / "other.pth")
