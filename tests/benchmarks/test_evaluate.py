@@ -213,3 +213,56 @@ def test_figure_4(
         assert figure4.main([*args, *more]) == 2
         assert word in capsys.readouterr().err
     assert read_rgb(photo_path).shape == (60, 80, 3)
+
+
+def test_degraded_frames_beside_what_users_would_try(
+    bundle_path: Path, checkpoint_path: Path, photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, text, card = (tmp_path / name for name in ("scores.csv", "scores.md", "card.json"))
+    args = [
+        str(bundle_path),
+        "--data",
+        str(photo_folder),
+        "--scales",
+        "2",
+        "--degrade",
+        "clean",
+        "--degrade",
+        "noise:10",
+    ]
+    files = ["--csv", str(table), "--markdown", str(text), "--json", str(card)]
+    assert evaluate.main([*args, "--denoise", "0", "auto", "true", *files]) == 0
+    said = capsys.readouterr().out
+    assert "fixed seeds" in said
+    rows = scores.from_csv(table.read_text())
+    methods = {scores.BICUBIC, *scores.PLAIN, "tiny", "tiny, auto", "tiny, true"}
+    assert {r.method for r in rows} == methods
+    assert {r.frames for r in rows} == {"clean", "noise:10"}
+    assert len(rows) == 8 * 2 * len(methods)
+
+    name = photo_folder.resolve().name
+    noisy, clean = (scores.gain(rows, scores.NON_LOCAL_MEANS, scores.CUBIC, 2.0, f) for f in ("noise:10", "clean"))
+    assert noisy.mean > 0.3
+    assert clean.mean == 0
+    assert scores.gain(rows, "tiny, true", "tiny", 2.0, "clean").mean == pytest.approx(0, abs=1e-4)
+    cubic = {f: scores.mean(rows, name, 2.0, scores.CUBIC, f).psnr for f in ("clean", "noise:10")}
+    assert cubic["clean"] > cubic["noise:10"] + 1
+    assert json.loads(card.read_text())["gain_over_cubic_db"].keys() == {"clean x2", "noise:10 x2"}
+    again = tmp_path / "again.csv"
+    assert evaluate.main([*args, "--denoise", "true", "--csv", str(again)]) == 0
+    same = {r.place: r.score for r in scores.from_csv(again.read_text()) if r.method == "tiny, true"}
+    assert same == {r.place: r.score for r in rows if r.method == "tiny, true"}
+    assert evaluate.main([str(checkpoint_path), *args[1:]]) == 0  # is told the truth
+    assert "tiny, true" in capsys.readouterr().out
+    assert evaluate.main([str(checkpoint_path), *args[1:], "--denoise", "auto"]) == 2
+    assert "cannot tell a frame's noise, bundles do" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["noise", "noise:-3", "fog:1"])
+def test_degradations_that_are_none(
+    bundle_path: Path, photo_folder: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main([str(bundle_path), "--data", str(photo_folder), "--degrade", what])
+    assert stop.value.code == 2
+    assert f"degradation {what!r} is not understood" in capsys.readouterr().err
