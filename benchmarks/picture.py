@@ -1,4 +1,4 @@
-"""The picture of the README: LR, bicubic and ours side by side, from the scene that demo.py renders."""
+"""The picture of the README: LR, bicubic and ours side by side, clean and noisy, from the scene demo.py renders."""
 
 import argparse
 import sys
@@ -15,18 +15,25 @@ from diinn.runtime.resolver import SuperResolver
 RESULTS = Path(__file__).parent / "results"
 SCALE = 4
 CAPTION = 26
+NOISE = 10  # grey levels, of the second row
 
 
 def render(model: str, time: float) -> npt.NDArray[np.uint8]:
-    """Three panels, uint8 BGR: the LR frame's pixels enlarged, bicubic, the model."""
-    lr = demo.frame(time, (96, 84))
-    size = (lr.shape[1] * SCALE, lr.shape[0] * SCALE)
+    """Two rows of four panels, uint8 BGR: a frame's pixels enlarged, bicubic, the model told nothing, and told what the
+    frame itself tells; below the same with a noisy sensor."""
     with SuperResolver.open(model) as resolver:
-        ours = resolver.resize(lr, size)
+        return np.vstack([_row(resolver, demo.frame(time, (96, 84), noise), noise) for noise in (0, NOISE)])
+
+
+def _row(resolver: SuperResolver, lr: npt.NDArray[np.uint8], noise: int) -> npt.NDArray[np.uint8]:
+    size = (lr.shape[1] * SCALE, lr.shape[0] * SCALE)
     panels = {
-        f"input {lr.shape[1]}x{lr.shape[0]}": cv2.resize(lr, size, interpolation=cv2.INTER_NEAREST),
+        f"input {lr.shape[1]}x{lr.shape[0]}" + f", noise {noise}" * bool(noise): cv2.resize(
+            lr, size, interpolation=cv2.INTER_NEAREST
+        ),
         f"bicubic x{SCALE}": cv2.resize(lr, size, interpolation=cv2.INTER_CUBIC),
-        f"diinn ({model}) x{SCALE}": ours,
+        f"diinn ({resolver.bundle.name}), denoise 0": resolver.resize(lr, size),
+        f"diinn ({resolver.bundle.name}), denoise auto": resolver.resize(lr, size, denoise="auto"),
     }
     return np.hstack([_captioned(image.astype(np.uint8), text) for text, image in panels.items()])
 

@@ -97,6 +97,25 @@ def test_the_slider_moves_between_bicubic_and_ours(browser: webdriver.Chrome, pr
     assert canvas(browser, "right").get_attribute("data-compared") == "false"
 
 
+def test_the_dial_is_turned_and_shows_what_auto_finds(browser: webdriver.Chrome, preview: Preview) -> None:
+    until(lambda: min(sequence(browser, "left"), sequence(browser, "right")) >= 0)
+    auto, level = (pane(browser, "left").find_element(By.CLASS_NAME, name) for name in ("auto", "level"))
+    until(lambda: level.is_displayed() and auto.is_selected())  # told once a second
+    dial = preview._stream.lane("left").denoise
+    assert dial.wanted == "auto"
+    ActionChains(browser).move_to_element(level).click().perform()  # its middle
+    until(lambda: dial.wanted != "auto")
+    assert not auto.is_selected()
+    assert dial.wanted.noise == pytest.approx(10, abs=1)
+    until(lambda: canvas(browser, "left").get_attribute("data-noise") == f"{dial.wanted.noise:g}")
+    assert preview._stream.lane("right").denoise.wanted == "auto"
+    auto.click()
+    until(lambda: dial.wanted == "auto")
+    preview._stream.set_denoise("right", 4)  # elsewhere: the page follows
+    right = pane(browser, "right").find_element(By.CLASS_NAME, "level")
+    until(lambda: right.get_attribute("value") == "4")
+
+
 def test_a_dragged_part_comes_back_at_the_size_of_the_pane(browser: webdriver.Chrome, preview: Preview) -> None:
     until(lambda: min(sequence(browser, "left"), sequence(browser, "right")) >= 0)  # nothing on the page moves any more
     area = canvas(browser, "right")
