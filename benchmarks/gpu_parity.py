@@ -14,6 +14,7 @@ import torch
 from diinn.export import writer
 from diinn.runtime.kernels import compiler
 from diinn.runtime.resolver import SuperResolver
+from diinn.runtime.strength import Strength
 from diinn.runtime.view import View
 from diinn.train import checkpoint
 from diinn.train.config import parse
@@ -43,10 +44,10 @@ class Parity:
 
 
 def decoder_model(name: str, width: int, depth: int) -> SuperResolutionModel:
-    """A compact encoder of 64 channels, as wide as RDN's features, and a decoder with random weights."""
+    """A compact encoder of 64 channels, as wide as RDN's features, with a dial, and a decoder with random weights."""
     torch.manual_seed(0)
     settings = {"name": name, "width": width} | ({} if name == "metasr" else {"depth": depth})
-    values = {"encoder": {"name": "compact", "channels": 64, "blocks": 1}, "decoder": settings}
+    values = {"encoder": {"name": "compact", "channels": 64, "blocks": 1}, "decoder": settings, "dial": {}}
     return SuperResolutionModel(parse(ModelConfig, values, name)).eval()
 
 
@@ -72,7 +73,8 @@ def check(widths: Sequence[int], depths: Sequence[int]) -> Iterator[Parity]:
                 )
                 frames = [rng.integers(0, 256, (25, 37, 3)).astype(np.uint8) for _ in range(3)]
                 gaps = []
-                for mine, other in zip(gpu.encode(frames), cpu.encode(frames), strict=True):
+                told = [Strength(), Strength(10, 25), Strength(20, 50)]
+                for mine, other in zip(gpu.encode(frames, told), cpu.encode(frames, told), strict=True):
                     gpu.backend.poison()  # type: ignore[attr-defined]
                     found, wanted = (r.decode(e, views, dtype=np.float32) for r, e in ((gpu, mine), (cpu, other)))
                     gaps += [np.abs(a - b).ravel() for a, b in zip(found, wanted, strict=True)]

@@ -1,9 +1,10 @@
 """What a frame suffered, told from the frame: a small network on the block transforms of a sample of its patches.
 
 As CBDNet's estimator (Guo et al., CVPR 2019, section 3.2) it is trained on known noise, but it looks at what a codec
-does: 8×8 cosine transforms, every 4 pixels, so on the codec's grid and astride of it. Noise of any kind shows in the
-size of coefficients, compression in how those on the grid differ from those astride. Which places of which patches
-count is learnt, for each feature by itself, so that plain ones can speak for a frame full of texture.
+does: 8×8 cosine transforms, every 4 pixels, so on the codec's grid and astride of it, and once more at half the size.
+Noise of any kind shows in the size of coefficients, compression in how those on the grid differ from those astride.
+Which places of which patches count is learnt, for each feature by itself, so that plain ones can speak for a frame full
+of texture.
 """
 
 import math
@@ -39,6 +40,28 @@ def cosines() -> Tensor:
     return torch.stack(filters).float()
 
 
+class _Pooled(nn.Module):
+    """What a frame's places say, [B·S, C, h, w] to [B, WIDTH]: their mean, weighted for each feature by itself."""
+
+    def __init__(self, seen: int, side: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(seen, WIDTH, side, stride=stride, padding=side // 2),
+            nn.ReLU(),
+            nn.Conv2d(WIDTH, WIDTH, 1),
+            nn.ReLU(),
+        )
+        self.features, self.weights = nn.Conv2d(WIDTH, WIDTH, 1), nn.Conv2d(WIDTH, WIDTH, 1)
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        places = self.body(x)
+        values, weights = (
+            conv(places).flatten(2).transpose(1, 2).reshape(frames, -1, WIDTH) for conv in (self.features, self.weights)
+        )
+        pooled: Tensor = (values * torch.softmax(weights, 1)).sum(1)
+        return pooled
+
+
 class Estimator(nn.Module):
     """Patches of frames to their (noise, compression): noise is the root mean square of what was added, in grey levels,
     compression 100 - JPEG quality; ``forward`` may go a little beyond what ``dial`` says, ``estimate`` does not."""
@@ -47,29 +70,26 @@ class Estimator(nn.Module):
         super().__init__()
         self.dial = dial
         self.register_buffer("cosines", cosines(), persistent=False)
-        self.body = nn.Sequential(
-            nn.Conv2d(len(self.cosines), WIDTH, 3, stride=2, padding=1),  # from every 4 pixels to blocks on the grid
-            nn.ReLU(),
-            nn.Conv2d(WIDTH, WIDTH, 1),
-            nn.ReLU(),
-        )
-        self.features, self.weights = nn.Conv2d(WIDTH, WIDTH, 1), nn.Conv2d(WIDTH, WIDTH, 1)
-        self.head = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 2))
+        seen = len(self.cosines) + 3
+        self.fine = _Pooled(seen, 3, stride=2)  # from every 4 pixels to blocks on the codec's grid
+        self.coarse = _Pooled(seen, 1, stride=1)
+        self.head = nn.Sequential(nn.Linear(2 * WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 2))
 
     cosines: Tensor
 
     def forward(self, patches: Tensor) -> Tensor:
         """[B, S, 3, 32, 32] uint8 levels as float32 (0 to 255), RGB, S patches of each frame, to [B, 2]."""
-        frames = len(patches)
-        coefficients = F.conv2d(patches.flatten(0, 1), self.cosines, stride=STRIDE)
-        x = self.body(torch.log1p(coefficients.abs()) - 1.5)  # most lie around that
-        # [B, places of all patches, C]
-        values, weights = (
-            conv(x).flatten(2).transpose(1, 2).reshape(frames, -1, WIDTH) for conv in (self.features, self.weights)
-        )
-        pooled = (values * torch.softmax(weights, 1)).sum(1)
-        most = pooled.new_tensor([self.dial.noise, self.dial.compression])
-        return self.head(pooled) * most  # type: ignore[no-any-return]
+        frames, pixels = len(patches), patches.flatten(0, 1)
+        fine = self.fine(self._transformed(pixels), frames)
+        coarse = self.coarse(self._transformed(F.avg_pool2d(pixels, 2)), frames)
+        most = patches.new_tensor([self.dial.noise, self.dial.compression])
+        return self.head(torch.cat((fine, coarse), 1)) * most  # type: ignore[no-any-return]
+
+    def _transformed(self, pixels: Tensor) -> Tensor:
+        """Sizes of a block's coefficients, and its mean colour: noise is stronger in shadows."""
+        coefficients = F.conv2d(pixels, self.cosines, stride=STRIDE)
+        means = F.avg_pool2d(pixels, BLOCK, STRIDE)
+        return torch.cat((torch.log1p(coefficients.abs()) - 1.5, means / 64 - 2), 1)  # around 0, as networks like it
 
     def estimate(self, patches: Tensor) -> Tensor:
         """``forward``, within 0 and what ``dial`` says."""

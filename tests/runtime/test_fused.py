@@ -13,11 +13,13 @@ from diinn.runtime import DiinnError, InputError, SuperResolver
 from diinn.runtime import bundle as bundles
 from diinn.runtime.backends import cuda
 from diinn.runtime.backends.cuda import plan
+from diinn.runtime.strength import Strength
 from diinn.runtime.view import View
 from diinn.train import checkpoint
 from diinn.train.config import parse
 from diinn.train.model import ModelConfig, SuperResolutionModel
 
+TOLD = [Strength(), Strength(20, 50)]  # cameras of one batch may differ
 Trt, Log = pytest.MonkeyPatch, pytest.LogCaptureFixture
 
 
@@ -27,6 +29,7 @@ def make(folder: Path, width: int, depth: int, **decoder: object) -> Path:
     values = {
         "encoder": {"name": "compact", "channels": 8, "blocks": 1},
         "decoder": {"name": "diinn", "depth": depth, "width": width, **decoder},
+        "dial": {},
     }
     path = folder / f"k{width}n{depth}.pth"
     model = SuperResolutionModel(parse(ModelConfig, values, "test"))
@@ -51,12 +54,12 @@ def test_every_width_is_what_it_is_on_the_cpu(gpu: Trt, tmp_path: Path, width: i
     x, y = np.meshgrid(np.linspace(-2, 10, 11, dtype=np.float32), np.linspace(0, 12, 7, dtype=np.float32))
     views = [View.roi((1.5, 2.25, 5, 7.5), (13, 11)), View.remap(x, y, border_value=0.5)]
     with SuperResolver.open(bundle, backend="onnxruntime") as cpu:
-        wanted = [cpu.decode(e, views, dtype=np.float32) for e in cpu.encode(frames)]
+        wanted = [cpu.decode(e, views, dtype=np.float32) for e in cpu.encode(frames, TOLD)]
     with SuperResolver.open(bundle, backend="cuda", check=width < 64) as fused:
         launches = fused.backend.device.launches  # type: ignore[attr-defined]
-        found = fused.decode_all([(e, views) for e in fused.encode(frames)], dtype=np.float32)
+        found = fused.decode_all([(e, views) for e in fused.encode(frames, TOLD)], dtype=np.float32)
         assert fused.backend.device.launches - launches == 2  # frames made planar; all cameras and views decoded
-        small = [fused.decode(e, views) for e in fused.encode(frames)]
+        small = [fused.decode(e, views) for e in fused.encode(frames, TOLD)]
         assert "(Test double, fused_" in fused.backend.describe()
     for one, two, three in zip(wanted, found, small, strict=True):
         for right, ours, pixels in zip(one, two, three, strict=True):

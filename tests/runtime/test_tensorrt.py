@@ -12,6 +12,7 @@ from diinn.runtime import DiinnError, InputError, SuperResolver, backends
 from diinn.runtime.engines import cache as cache_module
 from diinn.runtime.engines import verify
 from diinn.runtime.engines.cache import Cache
+from diinn.runtime.strength import Strength
 from diinn.runtime.view import View
 from diinn.train import checkpoint
 from diinn.train.config import parse
@@ -23,13 +24,18 @@ DECODERS = {
     "liif": {"name": "liif", "depth": 2, "width": 12},
     "metasr": {"name": "metasr", "width": 12},
 }
+TOLD = [Strength(), Strength(20, 50), Strength(5), Strength(0, 30)]  # cameras of one batch may differ
 Trt, Log = pytest.MonkeyPatch, pytest.LogCaptureFixture
 
 
 @pytest.fixture(scope="module", params=DECODERS)
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    values = {"encoder": {"name": "compact", "channels": 8, "blocks": 1}, "decoder": DECODERS[request.param]}
+    values = {
+        "encoder": {"name": "compact", "channels": 8, "blocks": 1},
+        "decoder": DECODERS[request.param],
+        "dial": {},
+    }
     path = tmp_path_factory.mktemp(request.param) / "model.pth"
     checkpoint.save(path, checkpoint.Checkpoint(SuperResolutionModel(parse(ModelConfig, values, "test")), (1.0, 4.0)))
     return writer.export(path).path
@@ -40,9 +46,9 @@ def test_every_decoder_is_what_it_is_on_the_cpu(trt: Trt, bundle: Path, precisio
     frames = [ramp(21, 33), ramp(21, 33)[::-1].copy(), ramp(16, 17), ramp(21, 33)[:, ::-1].copy()]
     views = [View.resize((70, 51)), View.roi((2.5, 3.25, 11.5, 10), (33, 64)), View.resize((33, 30))]
     with SuperResolver.open(bundle, backend="onnxruntime") as cpu:
-        wanted = [cpu.decode(e, views, dtype=np.float32) for e in cpu.encode(frames)]
+        wanted = [cpu.decode(e, views, dtype=np.float32) for e in cpu.encode(frames, TOLD)]
     with SuperResolver.open(bundle, backend="tensorrt", precision=precision, chunk=1000) as gpu:
-        encoded = gpu.encode(frames)  # all are held while others are decoded: no buffer may be used twice
+        encoded = gpu.encode(frames, TOLD)  # all are held while others are decoded: no buffer may be used twice
         found = [gpu.decode(e, views, dtype=np.float32) for e in encoded]
         assert "tensorrt 10.13.0.35 (Test double" in gpu.backend.describe()
         for a, b in zip(wanted, found, strict=True):
