@@ -164,7 +164,8 @@ def evaluate(
         for scale, degraded in itertools.product(scales, degradations):
             for name, method in methods.items():
                 upscale = partial(method, truth=degraded.strength)
-                score = protocol.score(hr, scale, upscale, partial(degraded.of, seed=number))
+                degrade = None if degraded == CLEAN else partial(degraded.of, seed=number)
+                score = protocol.score(hr, scale, upscale, degrade)
                 rows.append(Row(folder.resolve().name, image, scale, name, score, degraded.name))
     return rows
 

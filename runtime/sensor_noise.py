@@ -22,10 +22,10 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 class Sensor:
     """A sensor, and what its camera makes of its noise.
 
-    The ranges that ``draw`` draws from: gains as Brooks et al. (section 3.2) found them in the files of many cameras; a
-    matrix from none to one of a phone's strength; read noise from next to none to as much as the shot noise of a tenth of
-    white, which is where cameras at high ISO lie. Noise reduction is as much as makes a Laplacian read a sixth of the
-    noise's level (0.06 to 0.23 over a dozen sensors drawn): it read 0.15 on frames of real cameras.
+    The ranges that ``draw`` draws from: gains, a little wider than Brooks et al. took them; a matrix from none to one
+    of a phone's strength; read noise from next to none to as much as the shot noise of a tenth of white. Noise reduction
+    is as much as makes a Laplacian read a sixth of the noise's level (0.06 to 0.23 over a dozen sensors drawn): of
+    frames of real cameras it read 0.15.
 
     read: read noise over the shot noise of a tenth of white; gains: of white balance, (R, G, B)
     matrix: [3, 3] from the sensor's colours to sRGB's; phase: row and column of the first red pixel

@@ -9,19 +9,23 @@ reductions of SR and HR to the LR size, in float; the mean over images.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import cv2
+import numpy as np
+import numpy.typing as npt
 import torch
 from diinn.runtime import grid
 from diinn.train import degradation
 from diinn.train.model import SuperResolutionModel
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from torchmetrics.functional.image import peak_signal_noise_ratio
 
 PROTOCOL = (
     "LR: antialiased bicubic (a=-0.5) to round(size/s), uint8; SR at exactly the HR size, clamped to [0, 1]; "
     "RGB PSNR over all pixels, no border shave; SSIM 11x11 gaussian, sigma 1.5, valid region; LR-PSNR between the "
     "bicubic reductions of SR and HR, in float; mean over images"
 )
-SSIM_BORDER = 5  # half of SSIM's window: pixels whose window leaves the image
+SSIM_BORDER, SSIM_SIGMA = 5, 1.5  # half of SSIM's window: pixels whose window leaves the image; its gaussian
+SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
 Degrade = Callable[[Tensor], Tensor]  # LR [3, h, w] as the protocol makes it to LR as it is measured
 Upscaler = Callable[[Tensor, tuple[int, int]], Tensor]  # LR [3, h, w] and HR (height, width) to SR [3, H, W]
 
@@ -83,8 +87,11 @@ def psnr(hr: Tensor, scale: float, upscale: Upscaler, degrade: Degrade | None = 
 
 
 def score(hr: Tensor, scale: float, upscale: Upscaler, degrade: Degrade | None = None) -> Score:
-    """All metrics of one HR image, float [3, H, W] in [0, 1], at one scale; degrade: what happens to its LR frame."""
+    """All metrics of one HR image, float [3, H, W] in [0, 1], at one scale; degrade: what happens to its LR frame, with
+    which LR-PSNR means nothing and is NaN."""
     sr = _super_resolved(hr, scale, upscale, degrade)
+    if degrade is not None:
+        return Score(_psnr(sr, hr), _ssim(sr, hr), float("nan"))
     lr = degradation.lr_shape((hr.shape[1], hr.shape[2]), scale)
     lr_psnr = _psnr(degradation.bicubic(sr, lr), degradation.bicubic(hr, lr))
     return Score(_psnr(sr, hr), _ssim(sr, hr), lr_psnr)
@@ -101,9 +108,19 @@ def _psnr(image: Tensor, reference: Tensor) -> float:
 
 
 def _ssim(image: Tensor, reference: Tensor) -> float:
-    """torchmetrics up to 0.9 left out the pixels whose window leaves the image, today's counts them: cut them here."""
+    """SSIM over the pixels whose window lies in the image (Wang et al., IEEE TIP 2004, equation 13), as torchmetrics up
+    to 0.9 gave it: today's counts the border too. Separable windows make it several times faster than torchmetrics'."""
     if min(image.shape[1:]) <= 2 * SSIM_BORDER:
         return float("nan")
-    _, each = structural_similarity_index_measure(image[None], reference[None], data_range=1.0, return_full_image=True)
-    inner = slice(SSIM_BORDER, -SSIM_BORDER)
-    return float(each[0, :, inner, inner].mean())
+
+    def mean(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        window = (2 * SSIM_BORDER + 1, 2 * SSIM_BORDER + 1)
+        blurred = np.asarray(cv2.GaussianBlur(values, window, SSIM_SIGMA), np.float64)
+        return blurred[SSIM_BORDER:-SSIM_BORDER, SSIM_BORDER:-SSIM_BORDER]
+
+    a, b = (planes.permute(1, 2, 0).double().cpu().numpy() for planes in (image, reference))
+    mean_a, mean_b = mean(a), mean(b)
+    variances = mean(a * a) - mean_a**2 + mean(b * b) - mean_b**2
+    covariance = mean(a * b) - mean_a * mean_b
+    means = (2 * mean_a * mean_b + SSIM_C1) / (mean_a**2 + mean_b**2 + SSIM_C1)
+    return float(np.mean(means * (2 * covariance + SSIM_C2) / (variances + SSIM_C2)))
