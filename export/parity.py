@@ -10,12 +10,14 @@ from diinn.runtime import grid
 from diinn.runtime.errors import DiinnError
 from diinn.runtime.onnx_runtime import ort
 from diinn.runtime.resolver import Encoded, SuperResolver
-from diinn.runtime.strength import NONE, Strength
+from diinn.runtime.strength import NONE, PATCH, Strength
 from diinn.runtime.view import View
 from diinn.train import protocol
+from diinn.train.estimator import Estimator
 from diinn.train.model import SuperResolutionModel
 
 TOLERANCE = 1e-4
+ESTIMATE_TOLERANCE = 1e-2  # grey levels
 # LR (width, height) and scale; tie-free or not, both sides go through the same integers
 CASES = (((17, 13), 1.0), ((24, 18), 1.7), ((31, 40), 2.0), ((20, 33), 3.14), ((16, 16), 4.0), ((9, 27), 7.3))
 BATCHES = (1, 3)
@@ -46,6 +48,19 @@ def compare(model: SuperResolutionModel, bundle: Path) -> list[Row]:
             f"scale {worst.scale:g}, batch {worst.batch} (allowed: {TOLERANCE:g}): nothing was written"
         )
     return rows
+
+
+def compare_estimator(network: Estimator, graph: Path) -> None:
+    """DiinnError where the graph at ``graph`` tells another strength than ``network``, of any number of patches."""
+    session = ort.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    for count, reach in ((1, 2), (15, 60), (48, 255)):
+        patches = rng.uniform(0, reach, (count, 3, PATCH, PATCH)).round().astype(np.float32)
+        (found,) = session.run(["strength"], {"patches": patches})
+        with torch.inference_mode():
+            wanted = network.estimate(torch.from_numpy(patches)[None])[0].numpy()
+        if not np.abs(found - wanted).max() <= ESTIMATE_TOLERANCE:
+            raise DiinnError(f"the estimator's graph tells {found} where PyTorch tells {wanted}: nothing was written")
 
 
 def _nan_last(value: float) -> float:

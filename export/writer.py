@@ -113,6 +113,7 @@ def _write(
         np.savez_compressed(folder / bundles.LAYERS, **layers)
     if estimator is not None:
         graphs.estimator(estimator, folder / bundles.ESTIMATOR)
+        parity.compare_estimator(estimator, folder / bundles.ESTIMATOR)
     np.savez_compressed(folder / "golden.npz", **_golden_sample(model, loaded.scales))
     architecture = plain(model.config)
     description = {

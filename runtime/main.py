@@ -93,7 +93,8 @@ def list_models() -> int:
         found = bundles.load(name)
         megabytes = sum(p.stat().st_size for p in found.path.iterdir()) / 1e6
         scores = ", ".join(f"{k} {v}" for k, v in found.quality.get("summary", {}).items())
-        print(f"{name}: {megabytes:.1f} MB, scales {found.scales[0]:g} to {found.scales[1]:g}. {scores}")
+        dial = f", denoise 0 to {found.dial.noise:g}" if found.dial else ""
+        print(f"{name}: {megabytes:.1f} MB, scales {found.scales[0]:g} to {found.scales[1]:g}{dial}. {scores}")
     return 0
 
 

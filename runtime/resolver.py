@@ -321,7 +321,8 @@ class SuperResolver:
         size = view.decoded_size(encoded.size)
         memory.require(size[0] * size[1] * 3 * kind.itemsize, f"a {size[0]}x{size[1]} output")
         whole = view.rect is None and view.maps is None
-        if whole and size == encoded.size != view.dsize:  # both axes shrink: nothing to add to the frame
+        shrinks = whole and size == encoded.size != view.dsize
+        if shrinks and encoded.strength == NONE:  # nothing to add to the frame, and nothing to take away
             return None, as_dtype(encoded.frame, kind)
         queries = view.queries(encoded.size, self.bundle.scales, self.bundle.layout)
         self._warn_of_scale(queries)
@@ -371,6 +372,7 @@ class SuperResolver:
 
     def close(self) -> None:
         """Let go of threads and device memory."""
+        self._estimator = None
         self.backend.close()
 
     def __enter__(self) -> Self:

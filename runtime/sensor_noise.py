@@ -23,9 +23,9 @@ class Sensor:
     """A sensor, and what its camera makes of its noise.
 
     The ranges that ``draw`` draws from: gains, a little wider than Brooks et al. took them; a matrix from none to one
-    of a phone's strength; read noise from next to none to as much as the shot noise of a tenth of white. Noise reduction
-    is as much as makes a Laplacian read a sixth of the noise's level (0.06 to 0.23 over a dozen sensors drawn): of
-    frames of real cameras it read 0.15.
+    of a phone's strength; read noise from next to none to as much as the shot noise of a tenth of white. Noise
+    reduction is as much as makes a Laplacian read a sixth of the noise's level (0.06 to 0.23 over a dozen sensors
+    drawn): of frames of real cameras it read 0.15.
 
     read: read noise over the shot noise of a tenth of white; gains: of white balance, (R, G, B)
     matrix: [3, 3] from the sensor's colours to sRGB's; phase: row and column of the first red pixel

@@ -120,6 +120,16 @@ def test_in_bands_too(bundle_path: Path, resolver: SuperResolver) -> None:
     np.testing.assert_allclose(found, resolver.resize(frame, (50, 90), denoise=8, dtype=np.float32), atol=1e-6)
 
 
+def test_what_is_reduced_is_cleaned_too(resolver: SuperResolver) -> None:
+    """A view smaller than the frame is the frame itself, by area, where nothing is to be taken away."""
+    frame = ramp(20, 30)
+    plain = resolver.resize(frame, (15, 10), dtype=np.float32)
+    np.testing.assert_allclose(plain, cv2.resize(frame, (15, 10), interpolation=cv2.INTER_AREA), atol=1e-6)
+    whole = resolver.resize(frame, (30, 20), denoise=9, dtype=np.float32)
+    found = resolver.resize(frame, (15, 10), denoise=9, dtype=np.float32)
+    np.testing.assert_allclose(found, cv2.resize(whole, (15, 10), interpolation=cv2.INTER_AREA), atol=1e-6)
+
+
 def test_a_list_of_the_wrong_length(resolver: SuperResolver) -> None:
     with pytest.raises(InputError, match="denoise has 2 values for 3 frames: give one, or as many"):
         resolver.encode([ramp(8, 8)] * 3, [0, 5])
