@@ -24,8 +24,8 @@ from torch import Tensor
 NONE = (0.0, 0.0)  # strength of a frame as the protocol makes it: (noise, compression)
 SEED = 20261125  # of degradations that are measured
 CODEC_GRID = 8  # pixels along a side of a codec's blocks
-SAMPLINGS = (
-    cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+SAMPLINGS = (  # of chroma; the first is what nearly all cameras and OpenCV write
+    *(3 * (cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,)),
     cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422,
     cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
 )
