@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 from diinn.runtime.errors import DiinnError, InputError
+from diinn.runtime.text import printable, redacted
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,12 +30,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments"):
-            word = message.partition(": ")[2].split()[0].partition("=")[0]
+            words = message.partition(": ")[2].split()
+            if not words:
+                self.exit(2, f"{self.prog}: an empty argument, '': is a variable of your script unset?\n")
+            word = words[0].partition("=")[0]
             near = difflib.get_close_matches(word, self._option_string_actions, n=1) if word.startswith("-") else []
             hint = f"did you mean {near[0]}?" if near else self.hint
-            message = re.sub(r"(:/+)\S*@", r"\1…@", message)  # a camera's password is nobody's business
             message += f": {hint}" if hint else ""
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, f"{self.prog}: {shown(message)}\n")
 
 
 def check_output(path: Path | None, *endings: str) -> None:
@@ -51,6 +53,11 @@ def check_output(path: Path | None, *endings: str) -> None:
         raise InputError(f"cannot write {str(path)!r}: the folder is not writable")
     if endings and path.suffix.lower() not in endings:
         raise InputError(f"cannot write {str(path)!r}: name it {path.stem}{endings[0]}")
+
+
+def shown(message: str) -> str:
+    """A message as a terminal or a log may have it: one line, without passwords and control characters."""
+    return printable(redacted(message))
 
 
 def _to_stderr(line: str) -> None:
@@ -78,5 +85,5 @@ def guarded(name: str, remedy: str, work: Callable[[], int], say: Callable[[str]
         message, code = f"{error.strerror or error}:{where}", 1
     except KeyboardInterrupt:
         return 130
-    say(f"{name}: {message}")
+    say(f"{name}: {shown(message)}")
     return code

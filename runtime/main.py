@@ -100,9 +100,10 @@ def list_models() -> int:
 def list_devices() -> int:
     """One line a camera: what to give as --camera, and what it is."""
     from diinn.runtime.sources.listing import devices
+    from diinn.runtime.text import printable
 
     for uri, what in devices():
-        print(f"{uri}: {what}")
+        print(printable(f"{uri}: {what}"))  # a device says itself what it is called
     return 0
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO
 
 from diinn.runtime.stream.ending import Limit, join
+from diinn.runtime.text import printable, redacted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,6 +70,7 @@ class Teller:
     def _print(self, line: str) -> None:
         if self.file is None:
             return
+        line = printable(line)  # names of files and cameras stand in it
         if self.above is not None and self.file.isatty():
             self.above.print(line, markup=False, highlight=False, soft_wrap=True)
             return
@@ -114,4 +116,4 @@ class Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(Exception):  # as logging does: what cannot be said stops nothing
-            self._teller.say(self.format(record))
+            self._teller.say(redacted(self.format(record)))

@@ -256,3 +256,43 @@ def test_arguments_at_random_never_crash(run, photo_path: Path, tmp_path: Path) 
         assert "Traceback" not in err, (args, err)
         codes.append(code)
     assert 2 in codes
+
+
+def test_names_cannot_command_the_terminal(run, photo: np.ndarray, tmp_path: Path) -> None:
+    """Of files, in what is announced and in what is refused; of cameras, in a file of them."""
+    name = "a\x1b[31m\rb\x9b.png"
+    cv2.imwrite(name, photo[:8, :8])
+    Path(f"bad{name}").write_bytes(b"nothing")
+    for args in (["--input", name], ["--input", f"bad{name}"], ["--camera", name], [name], ["--scale", name]):
+        _, out, err = run("--output", "none", *args)
+        assert "\\x1b[31m" in out + err
+        assert not {*"\x1b\r\x9b"} & {*(out + err)}
+    Path("cameras.yaml").write_text('cameras:\n  - {uri: demo, name: "\\e]0;title\\a"}\n')
+    code, out, err = run("--cameras", "cameras.yaml", "--output", "none")
+    assert (code, out) == (2, "")
+    assert err == "diinn-run: 'cameras.yaml', line 2, column 23: a control character stands in this text\n"
+
+
+@pytest.mark.parametrize("option", ["--model", "--stats", "--roi", "--output", "--calibration", "--cameras", "--scale"])
+def test_an_address_in_a_wrong_place_does_not_tell_its_password(run, option: str) -> None:
+    addresses = ["rtsp://user:secret@10.0.0.7/x", "http://user:se/cr@et@h", "rtsp:/u:secret@h/x"]
+    if option not in ("--stats", "--output"):  # there it is the name of a file
+        addresses.append("user:secret@h")
+    for address in addresses:
+        given = {"model": address} if option == "--model" else {}
+        code, out, err = run("--camera", "demo", "--max-frames", "1", *([] if given else [option, address]), **given)
+        assert code == 2
+        assert err.count("\n") == 1
+        assert not [part for part in ("secret", "se/cr", "user:") if part in out + err]
+
+
+def test_an_unknown_key_that_is_an_address_does_not_tell_its_password(run) -> None:
+    Path("cameras.yaml").write_text("cameras:\n  - uri: demo\n    rtsp://user:secret@h/x: front\n")
+    code, _, err = run("--cameras", "cameras.yaml")
+    assert code == 2
+    assert "unknown key 'rtsp://…@h/x'" in err
+
+
+def test_an_empty_word_is_told_from_a_typing_error(run) -> None:
+    code, _, err = run("--camera", "demo", "")
+    assert (code, err) == (2, "diinn-run: an empty argument, '': is a variable of your script unset?\n")
