@@ -66,8 +66,9 @@ class OnnxRuntimeBackend(Backend):
         # A thread that spins after the encoder would take the cores the decoder's threads need.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         path: Path = self.bundle.graph(role, precision)
+        content = self.bundle.graph_content(role, precision)
         try:
-            session = ort.InferenceSession(str(path), options, providers=[self.provider])
+            session = ort.InferenceSession(content, options, providers=[self.provider])
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types
             first = str(error).splitlines()[0]
             raise BundleError(f"ONNX Runtime cannot open {path}: {first}; export the bundle again") from error
