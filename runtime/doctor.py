@@ -18,6 +18,7 @@ from diinn.runtime import bundle as bundles
 from diinn.runtime.command import Parser, guarded, shown
 from diinn.runtime.engines.cache import Cache
 from diinn.runtime.errors import DiinnError, InputError
+from diinn.runtime.stopping import ended_by_signals
 
 MIB = 2**20
 TEGRA = Path("/etc/nv_tegra_release")
@@ -35,7 +36,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; exit code 0 if a backend gives right pictures, 1 if none does, 2 for bad input."""
     args = parser().parse_args(argv)
-    return guarded("diinn-doctor", "pip install 'diinn[cpu]'", lambda: run(args))
+    with ended_by_signals():
+        return guarded("diinn-doctor", "pip install 'diinn[cpu]'", lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> int:

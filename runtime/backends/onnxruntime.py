@@ -59,7 +59,7 @@ class OnnxRuntimeBackend(Backend):
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what goes wrong is said once, by us
         # Without its arena and its planned pattern ONNX Runtime gives memory back as soon as it can: half the
         # peak on large frames, at the same speed.
         options.enable_cpu_mem_arena = options.enable_mem_pattern = False
@@ -136,6 +136,8 @@ class OnnxRuntimeBackend(Backend):
         try:
             return session.run(outputs, feed)  # type: ignore[no-any-return]
         except Exception as error:
+            if "bad_alloc" in str(error):
+                raise MemoryError from error
             raise DiinnError(f"ONNX Runtime failed while running: {str(error).splitlines()[0]}") from error
 
 

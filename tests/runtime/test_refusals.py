@@ -1,9 +1,12 @@
 """``diinn-run`` where it cannot do what it is told: bad input, broken models, full disks, signals."""
 
+import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +14,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from diinn.runtime import main
 from diinn.runtime.errors import InputError
 from diinn.runtime.sinks.files import check_disk
+from diinn.runtime.sources.files import DemoFile
 from streamed import count_frames, video
 
 BAD = {
@@ -296,3 +301,59 @@ def test_an_unknown_key_that_is_an_address_does_not_tell_its_password(run) -> No
 def test_an_empty_word_is_told_from_a_typing_error(run) -> None:
     code, _, err = run("--camera", "demo", "")
     assert (code, err) == (2, "diinn-run: an empty argument, '': is a variable of your script unset?\n")
+
+
+def test_a_fault_that_nobody_foresaw_is_one_line_and_its_trace_is_for_debugging(
+    run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("nobody\nforesaw rtsp://u:secret@h this")
+
+    monkeypatch.setattr(main, "settings", broken)
+    code, out, err = run("--camera", "demo")
+    assert (code, out) == (1, "")
+    assert re.fullmatch(
+        r"diinn-run: unexpected ZeroDivisionError at test_refusals\.py:\d+: nobody foresaw rtsp://…@h this; "
+        r"--log-level debug shows the trace\n",
+        err,
+    )
+    code, out, err = run("--camera", "demo", "--log-level", "debug")
+    assert code == 1
+    assert "diinn-run: Traceback (most recent call last):\n" in err
+    assert "in broken\n" in err
+    assert "secret" not in err
+
+
+def test_a_fault_in_a_thread_is_one_line_too(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("nobody foresaw this")
+
+    monkeypatch.setattr(DemoFile, "_read", broken)
+    monkeypatch.setattr(main, "STARTING_SECONDS", 0.1)
+    code, _, err = run("--camera", "demo", "--benchmark", "--duration", "1")
+    assert code == 1
+    assert re.search(r"^diinn-run: diinn-demo: unexpected ZeroDivisionError at test_refusals\.py:\d+: nobody", err)
+    assert "Traceback" not in err
+
+
+def test_no_room_for_a_thread_is_said_without_one(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a low ulimit -v; even the line is written by a thread, where one can be."""
+
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    code, _, err = run("--camera", "demo")
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith("diinn-run: cannot start a thread: allow more memory (ulimit -v)")
+
+
+def test_without_a_home_the_remedy_is_said(tmp_path: Path) -> None:
+    code = "import os, sys; from diinn.runtime import doctor; os.setuid(12345); sys.exit(doctor.main(['nano']))"
+    if os.getuid():
+        pytest.skip("only root can become a user without a home")
+    hidden = {"HOME", "DIINN_CACHE", "XDG_CACHE_HOME"}
+    environment = {key: value for key, value in os.environ.items() if key not in hidden}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "diinn-doctor: no home folder is known here: set DIINN_CACHE to a folder of your own\n"
