@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
-import cv2
 import numpy as np
 from diinn.runtime import reading
 from diinn.runtime.calibration import Calibration, Float64, scaling
@@ -19,18 +21,19 @@ log = logging.getLogger(__name__)
 FISHEYE = ("equidistant", "fisheye")
 PINHOLE = ("plumb_bob", "rational_polynomial", "thin_prism", "pinhole", "none")
 MODELS = (*FISHEYE, "kannala_brandt", *PINHOLE)
-MOST_BYTES, MOST_OPENED, MOST_INDENT = 2**22, 1000, 500  # of OpenCV's files, whose parser calls itself at each level
+MOST_BYTES, MOST_OPENED, MOST_INDENT = 2**22, 1000, 500  # of OpenCV's files
 MOST_NESTED = 6  # mappings around a message
 LARGEST_SIDE, LARGEST_VALUE = 100_000, 1e9
-# How files and messages name the same, the usual one first.
+# How files, messages and OpenCV's files name the same, the usual one first.
 NAMES = {
     "image_width": ("image_width", "width"),
     "image_height": ("image_height", "height"),
-    "camera_matrix": ("camera_matrix", "k", "K"),
-    "distortion_coefficients": ("distortion_coefficients", "d", "D"),
+    "camera_matrix": ("camera_matrix", "k", "K", "cameraMatrix"),
+    "distortion_coefficients": ("distortion_coefficients", "d", "D", "distCoeffs", "dist_coeffs"),
     "rectification_matrix": ("rectification_matrix", "r", "R"),
     "projection_matrix": ("projection_matrix", "p", "P"),
 }
+WANTED = {"fisheye_model", *(name for names in NAMES.values() for name in names)}
 
 
 def load(path: Path) -> Calibration:
@@ -41,7 +44,7 @@ def load(path: Path) -> Calibration:
     opencv = text.startswith("%YAML:1.0") or "opencv-matrix" in text or text.lstrip().startswith("<?xml")
     try:
         return (_from_opencv if opencv else _from_ros)(path, text)
-    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, cv2.error, SystemError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError) as error:
         what = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
         raise InputError(
             f"{str(path)!r} is no camera calibration: {what}; give a camera_info of ROS or OpenCV's own file"
@@ -152,39 +155,56 @@ def _read_out(whole: Calibration, info: Mapping[str, Any]) -> Calibration:
 
 
 def _from_opencv(path: Path, text: str) -> Calibration:
+    """OpenCV's own reader crashes on some files that were cut short or nested deep: this takes them for what they are,
+    YAML, JSON or XML."""
     _check_depth(text)
-    storage = cv2.FileStorage(text, cv2.FILE_STORAGE_READ | cv2.FILE_STORAGE_MEMORY)
+    info = _values(path, text)
+    k = _matrix(_numbers(info, "camera_matrix"), (3, 3))
+    coefficients = _numbers(info, "distortion_coefficients")
+    stated = info.get("fisheye_model")
+    if stated is None and coefficients.size == 4:  # more are a pinhole's for certain
+        _say_unstated(path, "fisheye_model", "fisheye_model: 1")
+    size = (_key(info, "image_width"), _key(info, "image_height"))
+    return _checked(path, size, k, coefficients, float(stated or 0) == 1, np.eye(3), k)
 
-    def first(*names: str) -> Any:
-        for name in names:
-            node = storage.getNode(name)
-            if not node.empty():
-                return _mat(node) if node.isMap() else node.real()
-        raise KeyError(names[0])
 
+def _values(path: Path, text: str) -> dict[str, Any]:
+    """What an OpenCV file holds of a calibration, by name: numbers, and matrices as mappings with ``data``."""
+    from diinn.runtime import yaml_file
+
+    if text.lstrip().startswith("<"):
+        return _from_xml(text)
+    if text.lstrip().startswith("{"):
+        with contextlib.suppress(ValueError):  # older ones write 300. which is no JSON, but YAML
+            found = json.loads(text)
+            return found if isinstance(found, dict) else {}
+    blocks = re.split(r"^(?=\S)", re.sub("!!opencv-(nd-)?matrix", "", text), flags=re.MULTILINE)
+    wanted = (_wanted(block) for block in blocks)  # what else is there may be long
+    found = yaml_file.parse("".join(wanted), str(path))
+    return found if isinstance(found, dict) else {}
+
+
+def _wanted(block: str) -> str:
+    """A key with what is below it, or as many empty lines, so that errors name the right one."""
+    key = block.partition(":")[0].strip("\"' ")
+    return block if key in WANTED or block[:1] in ("{", "}") else "\n" * block.count("\n")
+
+
+def _from_xml(text: str) -> dict[str, Any]:
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:
+        raise ValueError("it defines entities")
+    found: dict[str, Any] = {}
     try:
-        k = _matrix(first("camera_matrix", "cameraMatrix", "K"), (3, 3))
-        coefficients = np.asarray(first("distortion_coefficients", "distCoeffs", "dist_coeffs", "D"), np.float64)
-        size = (first("image_width"), first("image_height"))
-        node = storage.getNode("fisheye_model")
-        fisheye = not node.empty() and node.real() == 1
-        if node.empty() and coefficients.size == 4:  # more are a pinhole's for certain
-            _say_unstated(path, "fisheye_model", "fisheye_model: 1")
-    finally:
-        storage.release()
-    return _checked(path, size, k, coefficients.reshape(-1), fisheye, np.eye(3), k)
-
-
-def _mat(node: Any) -> Any:
-    """A matrix of a few numbers; one that states millions is not made first."""
-    for name in ("rows", "cols"):
-        if not 0 <= node.getNode(name).real() <= 100:
-            raise ValueError(f"a matrix in it has {node.getNode(name).real():g} {name}")
-    return node.mat()
+        for element in ElementTree.fromstring(text):
+            data = element.find("data")
+            found[element.tag] = (element.text or "").strip() if data is None else {"data": (data.text or "").split()}
+    except ElementTree.ParseError as error:
+        raise ValueError(f"it is not XML: {error}") from None
+    return found
 
 
 def _check_depth(text: str) -> None:
-    """ValueError for a file that could be nested deeper than OpenCV's parser survives: by all that opens a level."""
+    """ValueError for a file that could be nested deeper than parsers bear: by all that opens a level."""
     opened = text.count("[") + text.count("{") + len(re.findall(r"<(?![/?!])", text))
     indent = max((len(found[0]) for found in re.finditer(r"^[ \t?-]+", text, re.MULTILINE)), default=0)
     if opened > MOST_OPENED or indent > MOST_INDENT:

@@ -177,7 +177,7 @@ BAD = {
     ),
     "model": (ROS.format(model="plum_bob", data=BARREL, width=320).encode(), "did you mean 'plumb_bob'"),
     "opencv without": (b"%YAML:1.0\n---\nimage_width: 320\n", "it has no 'camera_matrix'"),
-    "broken opencv": (b"%YAML:1.0\n---\n{{{", "is no camera calibration"),
+    "broken opencv": (b"%YAML:1.0\n---\n{{{", "is not YAML, line 3, column 4"),
 }
 
 

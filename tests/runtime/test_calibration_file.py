@@ -275,3 +275,30 @@ def test_cut_files_of_opencv_are_read_or_one_line(tmp_path: Path) -> None:
 def test_a_json_file_of_a_message_is_read(tmp_path: Path) -> None:
     message = yaml.safe_load(MESSAGE)
     assert Calibration.load(written(tmp_path / "a.json", json.dumps({"msg": message}))).size == (320, 240)
+
+
+def test_what_else_an_opencv_file_holds_may_be_long(tmp_path: Path) -> None:
+    path = opencv(tmp_path / "a.yaml", np.zeros(5))
+    points = (
+        "image_points: !!opencv-matrix\n   rows: 1\n   cols: 90000\n   dt: d\n   data: [ " + "1.5, " * 90_000 + "1. ]\n"
+    )
+    path.write_text(path.read_text() + points)
+    begun = time.process_time()
+    assert Calibration.load(path).size == (320, 240)
+    assert time.process_time() - begun < 2
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b "c">]><opencv_storage/>', "it defines entities"),
+        ("<?xml version='1.0'?><opencv_storage><a></opencv_storage>", "it is not XML: mismatched tag"),
+        ("<?xml version='1.0'?><opencv_storage/>", "it has no 'camera_matrix'"),
+        ('{"camera_matrix": {"type_id": "opencv-matrix", "data": [1]}}', "a matrix of 1 values is not 3x3"),
+        ('["opencv-matrix"]', "it has no 'camera_matrix'"),
+        ("%YAML:1.0\n---\ncamera_matrix: !!opencv-matrix\n   data: !!binary abc\n", "the tag '!!binary' is not taken"),
+    ],
+)
+def test_opencv_files_that_hold_something_else(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        Calibration.load(written(tmp_path / "calib", text))
