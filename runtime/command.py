@@ -102,7 +102,7 @@ def guarded(
 
 def unforeseen(error: BaseException, hint: str = "") -> str:
     """One line about an error that nobody foresaw: what and where it is."""
-    what = " ".join(str(error).split())[:300]
+    what = redacted(" ".join(str(error).split()))[:300]  # a password that is cut is no less one
     if isinstance(error, RuntimeError) and "start new thread" in what:
         return "cannot start a thread: allow more memory (ulimit -v) or processes (ulimit -u), or give fewer --threads"
     frames = traceback.extract_tb(error.__traceback__)

@@ -13,6 +13,7 @@ from diinn.runtime.errors import InputError, unknown
 from diinn.runtime.sources import Asked, Source, open_source, public, same_device
 from diinn.runtime.stream.result import ZOOM
 from diinn.runtime.strength import Denoise, parse_denoise
+from diinn.runtime.text import redacted
 from diinn.runtime.view_spec import ViewSpec, parse_size
 
 DEFAULT_SCALE = 2.0
@@ -163,7 +164,7 @@ def _camera(block: Any, base: CameraSettings, folder: Path) -> CameraSettings:
 
 def _number(value: Any, key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e12:
-        raise InputError(f"{key} {str(value)[:30]!r} is not a number")
+        raise InputError(f"{key} {redacted(str(value))[:30]!r} is not a number")
     return float(value)
 
 

@@ -278,14 +278,30 @@ def test_names_cannot_command_the_terminal(run, photo: np.ndarray, tmp_path: Pat
     assert err == "diinn-run: 'cameras.yaml', line 2, column 23: a control character stands in this text\n"
 
 
-@pytest.mark.parametrize("option", ["--model", "--stats", "--roi", "--output", "--calibration", "--cameras", "--scale"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--model",
+        "--stats",
+        "--roi",
+        "--output",
+        "--calibration",
+        "--cameras",
+        "--scale",
+        "--out-size",
+        "--view",
+        "--flip",
+    ],
+)
 def test_an_address_in_a_wrong_place_does_not_tell_its_password(run, option: str) -> None:
     addresses = ["rtsp://user:secret@10.0.0.7/x", "http://user:se/cr@et@h", "rtsp:/u:secret@h/x"]
-    if option not in ("--stats", "--output"):  # there it is the name of a file
+    addresses.append(f"rtsp://user:secret{'x' * 400}@h")  # which a message may cut short
+    if option not in ("stats", "output"):  # there it is the name of a file
         addresses.append("user:secret@h")
     for address in addresses:
-        given = {"model": address} if option == "--model" else {}
-        code, out, err = run("--camera", "demo", "--max-frames", "1", *([] if given else [option, address]), **given)
+        given = {"model": address} if option == "model" else {}
+        words = [] if given else [f"--{option}", address]
+        code, out, err = run("--camera", "demo", "--max-frames", "1", *words, **given)
         assert code == 2
         assert err.count("\n") == 1
         assert not [part for part in ("secret", "se/cr", "user:") if part in out + err]
@@ -296,6 +312,15 @@ def test_an_unknown_key_that_is_an_address_does_not_tell_its_password(run) -> No
     code, _, err = run("--cameras", "cameras.yaml")
     assert code == 2
     assert "unknown key 'rtsp://…@h/x'" in err
+
+
+def test_an_image_larger_than_any_is_not_read(run) -> None:
+    Path("large.png").touch()
+    os.truncate("large.png", 40 * 2**30)  # takes no room
+    begun = time.monotonic()
+    code, _, err = run("--input", "large.png")
+    assert (code, err) == (2, "diinn-run: 'large.png' is larger than 2 GiB, which no image should be: give another\n")
+    assert time.monotonic() - begun < 5
 
 
 def test_an_empty_word_is_told_from_a_typing_error(run) -> None:
