@@ -19,6 +19,7 @@ from diinn.runtime.command import Parser, guarded
 from diinn.runtime.engines import build, profiles, verify, versions
 from diinn.runtime.engines.cache import Cache, Key
 from diinn.runtime.errors import DiinnError, InputError
+from diinn.runtime.stopping import ended_by_signals
 
 if TYPE_CHECKING:
     from diinn.runtime.bundle import Bundle
@@ -81,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; exit code 0, 2 for bad input or a missing engine that was required, 1 for a failure."""
     args = parser().parse_args(argv)
     logging.basicConfig(level=args.log_level.upper(), format="%(message)s", stream=sys.stderr)
-    return guarded("to_trt", "pip install 'diinn[export]'", lambda: run(args))
+    with ended_by_signals():
+        return guarded("to_trt", "pip install 'diinn[export]'", lambda: run(args), hint="see --log-level debug")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """Bundles: the folder ``NAME.diinn/`` that export hands to the robot, read and checked.
 
-``bundle.json`` describes the graphs beside it; every file's sha256 is checked before it is used.
+``bundle.json`` describes the graphs beside it; every file's sha256 is checked before it is used, and a graph that takes
+weights from other files is refused.
 Format version 3; bundles of version 2 are read too and have no dial. Fields are those of ``Bundle``.
 """
 
@@ -8,26 +9,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from diinn.runtime import grid
+from diinn.runtime import bundle_files, grid
 from diinn.runtime.errors import BundleError, InputError, unknown
 from diinn.runtime.strength import Dial, Strength
+from diinn.runtime.text import redacted
 
 FORMAT, VERSION = "diinn-bundle", 3
 READABLE = (2, VERSION)
 SUFFIX = ".diinn"
 MODELS = Path(__file__).parent / "models"
+GOLDEN = "golden.npz"
 LAYERS = "layers.npz"  # in the bundles of decoders that the fused kernel takes
 ESTIMATOR = "estimator.onnx"  # in bundles with a dial: tells a frame's strength
 Levels = tuple[float, ...]  # what the encoder graph is told of one frame, a plane each behind RGB
-ARRAY_BYTES = 64 * 2**20
 # Graphs of each precision; fp32 is in every bundle. ``gather_decoder`` is the decoder with the gather inside, for CPUs.
 ROLES = {
     "fp32": ("encoder", "decoder", "gather_decoder"),
@@ -95,7 +95,7 @@ class Bundle:
         return self.path / ESTIMATOR if ESTIMATOR in self.files else None
 
     def graph(self, role: str, precision: str = "fp32") -> Path:
-        """Path of a graph whose hash was checked at loading; InputError for a precision that the bundle lacks."""
+        """Path of a graph, to name it; InputError for a precision that the bundle lacks."""
         if precision not in self.graphs:
             made = "make them with export/to_trt.py --precision int8 --calib PHOTOS --out NAME.diinn"
             other = made if precision == "int8" else "export it again, or choose another precision"
@@ -103,13 +103,21 @@ class Bundle:
             raise InputError(f"{self.path} has no {precision} graphs, only {', '.join(self.graphs)}: {why}")
         return self.path / self.graphs[precision][role]
 
+    def graph_content(self, role: str, precision: str = "fp32") -> bytes:
+        """The same graph itself: these bytes were hashed and checked, and are what is to be opened."""
+        return self.content(self.graph(role, precision).name)
+
+    def content(self, name: str) -> bytes:
+        """A file of the bundle, hashed and checked as it is read; BundleError where it has changed."""
+        return bundle_files.read(self.path, name, self.files.get(name))
+
     def engine_precision(self, wanted: str | None = None) -> str:
         """What engines are built from: ``wanted``, or fp16 where the bundle has it."""
         return wanted or ("fp16" if "fp16" in self.graphs else "fp32")
 
     def golden(self) -> dict[str, np.ndarray]:
         """The golden sample: frame, three views, reference outputs, tolerance (see ``golden.py``)."""
-        return _arrays(self.path / "golden.npz")
+        return bundle_files.arrays(self.content(GOLDEN), self.path / GOLDEN)
 
     def layers(self) -> dict[str, np.ndarray]:
         """The decoder's own weights, float32, for kernels that take them: ``first`` [K, 4] (what multiplies local y,
@@ -120,7 +128,7 @@ class Bundle:
         """
         if LAYERS not in self.files:
             raise InputError(f"{self.name} holds no {LAYERS}: only bundles of DIINN's own decoder do, export it again")
-        found = _arrays(self.path / LAYERS)
+        found = bundle_files.arrays(self.content(LAYERS), self.path / LAYERS)
         depth, width = len(self.maps), self.maps[0].channels
         shapes = {
             "first": (width, 4),
@@ -133,19 +141,6 @@ class Bundle:
             if name not in found or found[name].shape != shape or found[name].dtype != np.float32:
                 raise BundleError(f"{self.path / LAYERS}: {name} is not float32 {list(shape)}: export it again")
         return found
-
-
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """What a small .npz holds."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(item.file_size for item in archive.infolist())
-        if unpacked > ARRAY_BYTES:
-            raise BundleError(f"{path} unpacks to {unpacked} bytes, more than it may hold: export it again")
-        with np.load(path, allow_pickle=False) as sample:
-            return dict(sample)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise BundleError(f"{path} cannot be read ({error}): export it again") from None
 
 
 def sha256(path: Path) -> str:
@@ -172,7 +167,7 @@ def find(model: str | Path) -> Path:
             return path
         exists = path.exists()
     except OSError as error:
-        raise BundleError(f"no bundle {str(model)[:60]!r}: {error.strerror}") from None
+        raise BundleError(f"no bundle {redacted(str(model))[:60]!r}: {error.strerror}") from None
     if exists:
         remedy = "export the checkpoint first: python export/to_onnx.py CKPT" if path.is_file() else "export it again"
         raise BundleError(f"{str(model)!r} is not a bundle (no bundle.json in it): {remedy}")
@@ -189,10 +184,7 @@ def load(model: str | Path) -> Bundle:
     Raises BundleError, which names the file or field that is wrong.
     """
     path = find(model)
-    try:
-        values = json.loads((path / "bundle.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"{path / 'bundle.json'} cannot be read ({error}): export it again") from None
+    values = bundle_files.description(path / "bundle.json")
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise BundleError(f"{path / 'bundle.json'} does not describe a bundle: export it again")
     if values.get("version") not in READABLE:
@@ -200,10 +192,10 @@ def load(model: str | Path) -> Bundle:
             f"{path} has bundle version {values.get('version')!r}, this runtime reads "
             f"{' and '.join(map(str, READABLE))}: update diinn or export it again"
         )
-    reader = _Reader(path, values)
-    bundle = reader.bundle()
-    extra = {"golden.npz"} | ({LAYERS, ESTIMATOR} & bundle.files.keys())
-    reader.check_files(extra.union(*(roles.values() for roles in bundle.graphs.values())))
+    bundle = _Reader(path, values).bundle()
+    extra = {GOLDEN} | ({LAYERS, ESTIMATOR} & bundle.files.keys())
+    for name in sorted(extra.union(*(roles.values() for roles in bundle.graphs.values()))):
+        bundle.content(name)
     return bundle
 
 
@@ -246,22 +238,6 @@ class _Reader:
             "dial", _is_dial, "null, or the highest noise and compression, numbers above 0 and up to 100"
         )
         return Dial(float(found["noise"]), float(found["compression"]))
-
-    def check_files(self, names: set[str]) -> None:
-        hashes = self.values["files"]
-        for name in sorted(names):
-            file = self.path / name
-            if not file.is_file():
-                raise BundleError(f"{self.path} lacks {name}: copy the bundle again or export it again")
-            try:
-                found = sha256(file)
-            except OSError as error:
-                raise BundleError(f"cannot read {file}: {error.strerror}") from None
-            if found != hashes.get(name):
-                raise BundleError(
-                    f"{file} has sha256 {found[:12]}…, bundle.json says {str(hashes.get(name))[:12]}…: "
-                    "the file was changed or cut short; copy the bundle again or export it again"
-                )
 
 
 def _is_object(value: Any) -> bool:
@@ -307,7 +283,7 @@ def _is_maps(value: Any) -> bool:
 
 def _is_graphs(value: Any) -> bool:
     def plain(v: Any) -> bool:
-        return isinstance(v, str) and v == Path(v).name and v not in ("", "..") and len(v) < 200 and v.isprintable()
+        return isinstance(v, str) and v == Path(v).name and v.endswith(".onnx") and len(v) < 200 and v.isprintable()
 
     def one(precision: str, files: Any) -> bool:
         return isinstance(files, dict) and {*files} == {*ROLES.get(precision, ())} and all(map(plain, files.values()))

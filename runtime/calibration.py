@@ -1,7 +1,7 @@
 """Calibrated cameras: where a pixel of an undistorted or a virtual view lies in the camera's own frame.
 
-Read from a ``camera_info`` file as ROS writes it, or from OpenCV's calibration file; the pinhole model with OpenCV's
-distortion (``plumb_bob``, ``rational_polynomial``) and the fisheye model (``equidistant``).
+Read by ``calibration_file``; the pinhole model with OpenCV's distortion (``plumb_bob``,
+``rational_polynomial``) and the fisheye model (``equidistant``).
 """
 
 from __future__ import annotations
@@ -11,18 +11,15 @@ import math
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from diinn.runtime.errors import InputError, unknown
+from diinn.runtime.errors import InputError
 from diinn.runtime.grid import Size
 
 log = logging.getLogger(__name__)
 Float64 = npt.NDArray[np.float64]
-FISHEYE = ("equidistant", "fisheye")
-PINHOLE = ("plumb_bob", "rational_polynomial", "thin_prism", "pinhole", "none", "")
 ASSUMED_FOV = 60.0  # degrees, across: of a camera nobody calibrated
 OUTSIDE = np.float32(-1e6)  # a position in no frame
 
@@ -46,21 +43,11 @@ class Calibration:
 
     @staticmethod
     def load(path: str | Path) -> Calibration:
-        """A camera_info YAML of ROS, or an OpenCV calibration file. InputError says what is wrong with it."""
-        path = Path(path)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no text"
-            raise InputError(f"cannot read calibration {str(path)!r}: {reason}") from None
-        opencv = text.startswith("%YAML:1.0") or "opencv-matrix" in text or text.lstrip().startswith("<?xml")
-        try:
-            return (_from_opencv if opencv else _from_ros)(path, text)
-        except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, cv2.error, SystemError) as error:
-            what = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-            raise InputError(
-                f"{str(path)!r} is no camera calibration: {what}; give a camera_info of ROS or OpenCV's own file"
-            ) from None
+        """A camera_info of ROS (a file or a message), or an OpenCV calibration file. InputError says what is wrong with
+        it."""
+        from diinn.runtime import calibration_file
+
+        return calibration_file.load(Path(path))
 
     @staticmethod
     def assumed(size: Size) -> Calibration:
@@ -172,74 +159,3 @@ def scaling(across: float, down: float, left: float = 0.0, top: float = 0.0) -> 
             [0, 0, 1.0],
         ]
     )
-
-
-def _from_ros(path: Path, text: str) -> Calibration:
-    import yaml
-
-    try:
-        info: dict[str, Any] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())[:120]) from None
-    if not isinstance(info, dict):
-        raise ValueError("it holds no keys")
-    model = str(info.get("distortion_model", ""))
-    if model not in (*FISHEYE, *PINHOLE):
-        raise InputError(f"{str(path)!r}: " + unknown("distortion_model", model, [*FISHEYE, *PINHOLE[:2]]))
-    k = _matrix(info["camera_matrix"]["data"], (3, 3))
-    rotation, projection = info.get("rectification_matrix"), info.get("projection_matrix")
-    p = _matrix(projection["data"], (3, 4))[:, :3] if projection else k
-    r = _matrix(rotation["data"], (3, 3)) if rotation else np.eye(3)
-    coefficients = info.get("distortion_coefficients", {"data": []})["data"]
-    size = (info["image_width"], info["image_height"])
-    return _checked(path, size, k, coefficients, model in FISHEYE, r, p)
-
-
-def _from_opencv(path: Path, text: str) -> Calibration:
-    storage = cv2.FileStorage(str(path), cv2.FILE_STORAGE_READ)
-
-    def first(*names: str) -> Any:
-        for name in names:
-            node = storage.getNode(name)
-            if not node.empty():
-                return node.mat() if node.isMap() else node.real()
-        raise KeyError(names[0])
-
-    try:
-        k = _matrix(first("camera_matrix", "cameraMatrix", "K"), (3, 3))
-        coefficients = first("distortion_coefficients", "distCoeffs", "dist_coeffs", "D")
-        size = (first("image_width"), first("image_height"))
-        node = storage.getNode("fisheye_model")
-        fisheye = not node.empty() and node.real() == 1
-    finally:
-        storage.release()
-    return _checked(path, size, k, coefficients, fisheye, np.eye(3), k)
-
-
-def _checked(
-    path: Path, size: tuple[Any, Any], k: Float64, coefficients: Any, fisheye: bool, r: Float64, p: Float64
-) -> Calibration:
-    distortion = np.asarray(coefficients, np.float64).reshape(-1)
-    allowed = (4,) if fisheye else (0, 4, 5, 8, 12, 14)
-    if len(distortion) not in allowed:
-        wanted = " or ".join(map(str, allowed))
-        raise ValueError(f"{len(distortion)} distortion coefficients, {wanted} are wanted")
-    width, height = int(size[0]), int(size[1])
-    if min(width, height, k[0, 0], k[1, 1], p[0, 0], p[1, 1]) <= 0:
-        raise ValueError("its size and focal lengths must be above 0")
-    if not all(np.isfinite(values).all() for values in (k, distortion, r, p)):
-        raise ValueError("it holds values that are not finite")
-    if abs(np.linalg.det(k)) < 1e-9 or abs(np.linalg.det(p)) < 1e-9:
-        raise ValueError("its camera or projection matrix cannot be inverted")
-    if np.abs(r @ r.T - np.eye(3)).max() > 1e-2 or np.linalg.det(r) < 0:
-        raise ValueError("its rectification matrix is no rotation")
-    padded = np.zeros(max(len(distortion), 4 if fisheye else 5))
-    padded[: len(distortion)] = distortion
-    return Calibration(str(path), (width, height), k, padded, fisheye, r, p)
-
-
-def _matrix(values: Any, shape: tuple[int, int]) -> Float64:
-    matrix = np.asarray(values, np.float64)
-    if matrix.size != shape[0] * shape[1]:
-        raise ValueError(f"a matrix of {matrix.size} values is not {shape[0]}x{shape[1]}")
-    return matrix.reshape(shape)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import logging
 import os
-import re
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 from diinn.runtime.errors import DiinnError, InputError
+from diinn.runtime.text import printable, redacted
+
+log = logging.getLogger(__name__)
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,12 +34,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments"):
-            word = message.partition(": ")[2].split()[0].partition("=")[0]
+            words = message.partition(": ")[2].split()
+            if not words:
+                self.exit(2, f"{self.prog}: an empty argument, '': is a variable of your script unset?\n")
+            word = words[0].partition("=")[0]
             near = difflib.get_close_matches(word, self._option_string_actions, n=1) if word.startswith("-") else []
             hint = f"did you mean {near[0]}?" if near else self.hint
-            message = re.sub(r"(:/+)\S*@", r"\1…@", message)  # a camera's password is nobody's business
             message += f": {hint}" if hint else ""
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, f"{self.prog}: {shown(message)}\n")
 
 
 def check_output(path: Path | None, *endings: str) -> None:
@@ -53,14 +59,22 @@ def check_output(path: Path | None, *endings: str) -> None:
         raise InputError(f"cannot write {str(path)!r}: name it {path.stem}{endings[0]}")
 
 
+def shown(message: str) -> str:
+    """A message as a terminal or a log may have it: one line, without passwords and control characters."""
+    return printable(redacted(message))
+
+
 def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def guarded(name: str, remedy: str, work: Callable[[], int], say: Callable[[str], None] = _to_stderr) -> int:
+def guarded(
+    name: str, remedy: str, work: Callable[[], int], say: Callable[[str], None] = _to_stderr, hint: str = ""
+) -> int:
     """The exit code of ``work``: its own, or 2 for bad input, 1 for a failure while running, 130 for Ctrl-C.
 
-    remedy: what to install where a library is missing; say: how a failure is told
+    remedy: what to install where a library is missing; say: how a failure is told; hint: how to see the trace of one
+    that nobody foresaw
     """
     try:
         return work()
@@ -76,7 +90,29 @@ def guarded(name: str, remedy: str, work: Callable[[], int], say: Callable[[str]
     except OSError as error:  # what no room foresaw: a name too long, a disk that went away
         where = f" {error.filename!r}" if error.filename else ""
         message, code = f"{error.strerror or error}:{where}", 1
+        trace(error)
     except KeyboardInterrupt:
         return 130
-    say(f"{name}: {message}")
+    except Exception as error:  # a fault of ours, or of a library's
+        message, code = unforeseen(error, hint), 1
+        trace(error)
+    say(f"{name}: {shown(message)}")
     return code
+
+
+def unforeseen(error: BaseException, hint: str = "") -> str:
+    """One line about an error that nobody foresaw: what and where it is."""
+    what = redacted(" ".join(str(error).split()))[:300]  # a password that is cut is no less one
+    if isinstance(error, RuntimeError) and "start new thread" in what:
+        return "cannot start a thread: allow more memory (ulimit -v) or processes (ulimit -u), or give fewer --threads"
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"unexpected {type(error).__name__}{where}: {what or 'no reason given'}{hint and f'; {hint}'}"
+
+
+def trace(error: BaseException) -> None:
+    """An error's trace to the log, at level debug, a line at a time."""
+    if log.isEnabledFor(logging.DEBUG):
+        for part in traceback.format_exception(error):
+            for line in part.splitlines():
+                log.debug("%s", line)

@@ -15,9 +15,10 @@ from typing import Any
 
 from diinn.runtime import backends
 from diinn.runtime import bundle as bundles
-from diinn.runtime.command import Parser, guarded
+from diinn.runtime.command import Parser, guarded, shown
 from diinn.runtime.engines.cache import Cache
 from diinn.runtime.errors import DiinnError, InputError
+from diinn.runtime.stopping import ended_by_signals
 
 MIB = 2**20
 TEGRA = Path("/etc/nv_tegra_release")
@@ -35,7 +36,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; exit code 0 if a backend gives right pictures, 1 if none does, 2 for bad input."""
     args = parser().parse_args(argv)
-    return guarded("diinn-doctor", "pip install 'diinn[cpu]'", lambda: run(args))
+    with ended_by_signals():
+        return guarded("diinn-doctor", "pip install 'diinn[cpu]'", lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,29 +45,33 @@ def run(args: argparse.Namespace) -> int:
     cache = Cache()
     if args.clean is not None:
         return _clean(cache, args.clean)
-    print("This machine")
+    _say("This machine")
     for name, value in machine():
-        print(f"  {name:<13} {value}")
-    print(f"Engines in {cache.path}")
+        _say(f"  {name:<13} {value}")
+    _say(f"Engines in {cache.path}")
     for line in engines(cache) or ["none"]:
-        print(f"  {line}")
+        _say(f"  {line}")
     tables(cache)
     bundle = bundles.load(args.model)
     low, high = bundle.scales
-    print(f"{bundle.name}: {', '.join(bundle.graphs)} graphs; trained for scales {low:g} to {high:g}")
+    _say(f"{bundle.name}: {', '.join(bundle.graphs)} graphs; trained for scales {low:g} to {high:g}")
     verdicts = list(judge(bundle))
     for name, (good, why) in verdicts:
-        print(f"  {name:<13} {'works' if good else 'no'}: {why}")
+        _say(f"  {name:<13} {'works' if good else 'no'}: {why}")
     works = [name for name, (good, _) in verdicts if good]
-    print(f"Verdict: {works[0]} will be used" if works else "Verdict: no backend works here, for the reasons above")
+    _say(f"Verdict: {works[0]} will be used" if works else "Verdict: no backend works here, for the reasons above")
     return 0 if works else 1
+
+
+def _say(line: str) -> None:
+    print(shown(line))
 
 
 def _clean(cache: Cache, which: str) -> int:
     chosen = cache.path / Path(which).name if which else None
     if chosen is not None and not chosen.exists():
         raise InputError(f"no engine {which!r} in {cache.path}: diinn-doctor lists them")
-    print(f"{cache.remove(chosen) / MIB:.1f} MiB removed from {cache.path}")
+    _say(f"{cache.remove(chosen) / MIB:.1f} MiB removed from {cache.path}")
     return 0
 
 

@@ -18,7 +18,8 @@ class Estimator:
     """A bundle's estimator graph on one CPU thread: ``patches`` float32 [S, 3, 32, 32] (RGB, 0 to 255) of one frame to
     ``strength`` [2], noise and compression. Raises BundleError for another graph, InputError without ONNX Runtime."""
 
-    def __init__(self, path: Path, dial: Dial) -> None:
+    def __init__(self, content: bytes, path: Path, dial: Dial) -> None:
+        """content: the graph; path: where it is from, for messages; dial: what estimates are clamped to"""
         try:
             from diinn.runtime.onnx_runtime import ort
         except ImportError:
@@ -28,9 +29,9 @@ class Estimator:
         self._dial = dial
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what goes wrong is said once, by us
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
             inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
             shape = inputs[0].shape
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types

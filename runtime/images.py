@@ -15,6 +15,7 @@ from diinn.runtime.errors import DiinnError, InputError, SourceError
 
 log = logging.getLogger(__name__)
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+MOST_BYTES = 2**31
 UInt8 = npt.NDArray[np.uint8]
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -28,6 +29,10 @@ def read_bgr(path: Path) -> UInt8:
     """An image file as uint8 [H, W, 3] BGR; grey becomes BGR, 16 bits become 8, transparency is dropped
     (said once per file). Raises SourceError for one that is missing, empty, cut short or no image."""
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise SourceError(
+                f"{str(path)!r} is larger than {MOST_BYTES >> 30} GiB, which no image should be: give another"
+            )
         data = path.read_bytes()
     except FileNotFoundError:
         raise SourceError(f"no file {str(path)!r}: check the path") from None

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from diinn.runtime.start import quietly
+
+    quietly()
+
 import argparse
 import logging
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -14,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diinn.runtime.command import guarded
+from diinn.runtime.command import guarded, trace, unforeseen
 from diinn.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,6 +33,7 @@ if TYPE_CHECKING:
     from diinn.runtime.teller import Teller
     from diinn.runtime.view_spec import ViewSpec
 
+log = logging.getLogger(__name__)
 STANDARD_OUTPUT = "-"
 OPENING_STALLS = 3  # a camera may take so many times longer to open than between two frames
 SIGNALLED = 128  # exit codes above are those of signals
@@ -45,9 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.open(os.devnull, os.O_RDWR)
     from diinn.runtime.teller import Teller
 
-    name, remedy = "diinn-run", "pip install 'diinn[cpu]'"
+    name, remedy, hint = "diinn-run", "pip install 'diinn[cpu]'", "--log-level debug shows the trace"
     out, err = Teller(sys.stdout), Teller(sys.stderr)
-    code = guarded(name, remedy, lambda: _main(argv, out, err), err.say)
+    before, threading.excepthook = threading.excepthook, _thread_failed
+    code = guarded(name, remedy, lambda: _main(argv, out, err), err.say, hint)
+    threading.excepthook = before
     patience = HURRIED_SECONDS if code > SIGNALLED else READER_SECONDS
     told = [teller.close(patience) for teller in (out, err)]
     if not all(told):  # whoever should read it holds what an ordinary end would wait for
@@ -85,6 +94,13 @@ def _main(argv: Sequence[str] | None, out: Teller, err: Teller) -> int:
     return run(args, out, err)
 
 
+def _thread_failed(what: threading.ExceptHookArgs) -> None:
+    """A line where Python would print a trace."""
+    if what.exc_value is not None:
+        log.error("%s: %s", what.thread.name if what.thread else "a thread", unforeseen(what.exc_value))
+        trace(what.exc_value)
+
+
 def list_models() -> int:
     """One line a shipped model: name, size, scales, what was measured."""
     from diinn.runtime import bundle as bundles
@@ -101,9 +117,10 @@ def list_models() -> int:
 def list_devices() -> int:
     """One line a camera: what to give as --camera, and what it is."""
     from diinn.runtime.sources.listing import devices
+    from diinn.runtime.text import printable
 
     for uri, what in devices():
-        print(f"{uri}: {what}")
+        print(printable(f"{uri}: {what}"))  # a device says itself what it is called
     return 0
 
 
@@ -112,26 +129,28 @@ def run(args: argparse.Namespace, out: Teller, err: Teller) -> int:
     from diinn.runtime import report
     from diinn.runtime.options import BENCHMARK_FRAMES
     from diinn.runtime.resolver import MIB, SuperResolver
-    from diinn.runtime.stopping import stopping
+    from diinn.runtime.stopping import ended_by_signals, stopping
 
     backend = _checked_backend(args)
-    cameras, sources = settings(args)
     frames = args.max_frames or (BENCHMARK_FRAMES if args.benchmark and not args.duration else None)
     said = report.Announcements(err if STANDARD_OUTPUT in (*args.output, args.stats) else out)
     stream: Stream | None = None
     resolver: SuperResolver | None = None
+    sources: Sequence[Source] = ()
     with stopping() as stop:
         try:
-            resolver = SuperResolver.open(
-                args.model,
-                backend=backend,
-                precision=args.precision,
-                cuda_graphs=args.cuda_graphs,
-                provider=args.provider,
-                threads=args.threads,
-                memory_budget=args.memory_budget * MIB,
-            )
-            stream = _stream(args, stop, cameras, sources, resolver, frames, said)
+            with ended_by_signals():
+                cameras, sources = settings(args)
+                resolver = SuperResolver.open(
+                    args.model,
+                    backend=backend,
+                    precision=args.precision,
+                    cuda_graphs=args.cuda_graphs,
+                    provider=args.provider,
+                    threads=args.threads,
+                    memory_budget=args.memory_budget * MIB,
+                )
+                stream = _stream(args, stop, cameras, sources, resolver, frames, said)
             with report.statistics(args.stats, stream, out, stop.by_signal) as count:
                 with report.progress(stream, frames, out, err, wanted=not args.no_progress) as show:
                     _run(stream, stop, args.duration or math.inf, out, (count, show))

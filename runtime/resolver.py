@@ -251,7 +251,8 @@ class SuperResolver:
                 )
             from diinn.runtime.estimator import Estimator
 
-            self._estimator = Estimator(self.bundle.estimator, self.bundle.dial)
+            path = self.bundle.estimator
+            self._estimator = Estimator(self.bundle.content(path.name), path, self.bundle.dial)
         return self._estimator
 
     def _in_bands(self, size: Size) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import queue
 import threading
@@ -10,7 +11,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO
 
+from diinn.runtime.command import trace, unforeseen
 from diinn.runtime.stream.ending import Limit, join
+from diinn.runtime.text import printable, redacted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,12 +46,21 @@ class Teller:
         """Do ``work``, which writes to the file, soon."""
         if self._closed:
             return
-        if self._thread.ident is None:
-            self._thread.start()
+        if self._thread.ident is None and not self._started():
+            self._try(work)
+            return
         try:
             self._waiting.put_nowait(work)
         except queue.Full:
             self.lost += 1
+
+    def _started(self) -> bool:
+        try:
+            self._thread.start()
+        except RuntimeError:  # no room for a thread: what is to be said is said all the same
+            self._thread = threading.Thread(target=self._run, name="diinn-teller", daemon=True)
+            return False
+        return True
 
     def close(self, seconds: float, hurried: Callable[[], bool] = lambda: False, in_a_hurry: float = 0.0) -> bool:
         """Whether all was told within so many seconds, or ``in_a_hurry`` after ``hurried`` became true. If not, the
@@ -69,6 +81,7 @@ class Teller:
     def _print(self, line: str) -> None:
         if self.file is None:
             return
+        line = printable(line)  # names of files and cameras stand in it
         if self.above is not None and self.file.isatty():
             self.above.print(line, markup=False, highlight=False, soft_wrap=True)
             return
@@ -77,10 +90,13 @@ class Teller:
 
     def _run(self) -> None:
         while (work := self._waiting.get()) is not None:
-            try:
-                work()
-            except Exception as error:  # a full disk, a reader that is gone: who asks is told
-                self.error = self.error or error
+            self._try(work)
+
+    def _try(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:  # a full disk, a reader that is gone: who asks is told
+            self.error = self.error or error
 
 
 class FileTeller(Teller):
@@ -106,7 +122,7 @@ class FileTeller(Teller):
 
 
 class Handler(logging.Handler):
-    """Log records to a teller."""
+    """Log records to a teller, a line each; the trace of an error at level debug alone."""
 
     def __init__(self, teller: Teller) -> None:
         super().__init__()
@@ -114,4 +130,12 @@ class Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(Exception):  # as logging does: what cannot be said stops nothing
-            self._teller.say(self.format(record))
+            error = record.exc_info[1] if record.exc_info else None
+            plain = copy.copy(record)
+            plain.exc_info = plain.exc_text = None
+            line = self.format(plain)
+            if error is not None and str(error) not in line:
+                line += f": {unforeseen(error)}"
+            self._teller.say(redacted(line))
+            if error is not None:
+                trace(error)

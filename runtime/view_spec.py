@@ -11,6 +11,7 @@ from diinn.runtime import memory
 from diinn.runtime.calibration import Calibration, pinhole, scaling, turned
 from diinn.runtime.errors import InputError, unknown
 from diinn.runtime.grid import Float32, Size, check_rect
+from diinn.runtime.text import redacted
 from diinn.runtime.view import Rect, View, check_size
 
 FULL, ROI, RECTIFY, VIRTUAL = "full", "roi", "rectify", "virtual"
@@ -165,9 +166,9 @@ def parse_size(text: str, what: str, example: str) -> Size:
     """WIDTHxHEIGHT."""
     width, x, height = text.lower().partition("x")
     if not (x and all(n.isascii() and n.isdigit() for n in (width, height))):
-        raise InputError(f"{what}: {text[:30]!r} is not WIDTHxHEIGHT in pixels: write {example}")
+        raise InputError(f"{what}: {redacted(text)[:30]!r} is not WIDTHxHEIGHT in pixels: write {example}")
     if max(len(width), len(height)) > 9:
-        raise InputError(f"{what}: {text[:30]!r} is too large a size")
+        raise InputError(f"{what}: {redacted(text)[:30]!r} is too large a size")
     return check_size((int(width), int(height)))
 
 

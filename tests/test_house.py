@@ -54,6 +54,18 @@ def test_arrows_run_one_way(room: str) -> None:
                 assert name.split(".")[0] not in HEAVY - {"yaml"}, f"{path} imports {name}"
 
 
+def test_the_runtime_reads_yaml_and_graphs_in_one_place_each() -> None:
+    """Where their hostile kinds are refused: no bare loader, no session of a path, which nobody has checked."""
+    for path in (ROOT / "runtime").rglob("*.py"):
+        assert path.name == "yaml_file.py" or not any(name.split(".")[0] == "yaml" for name in imports(path)), path
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("InferenceSession"):
+                first = ast.unparse(node.args[0])
+                assert first == "content" or ".graph_content(" in first, f"{path}: {first}"
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("np.load", "numpy.load"):
+                assert path.name == "bundle_files.py", path
+
+
 def test_setup_cfg_lists_every_package() -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")

@@ -116,9 +116,9 @@ class OrtEncoder:
         wanted = f"{provider}ExecutionProvider"
         if wanted not in ort.get_available_providers():
             raise InputError(f"onnxruntime {ort.__version__} has no {provider} provider: pip install onnxruntime-gpu")
-        path = str(bundle.graph("encoder", "fp16"))
+        path, content = bundle.graph("encoder", "fp16"), bundle.graph_content("encoder", "fp16")
         try:
-            self._session: Any = ort.InferenceSession(path, providers=[wanted])
+            self._session: Any = ort.InferenceSession(content, providers=[wanted])
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types
             raise BundleError(f"ONNX Runtime cannot open {path}: {str(error).splitlines()[0]}") from error
         if self._session.get_providers()[0] != wanted:

@@ -59,15 +59,16 @@ class OnnxRuntimeBackend(Backend):
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what goes wrong is said once, by us
         # Without its arena and its planned pattern ONNX Runtime gives memory back as soon as it can: half the
         # peak on large frames, at the same speed.
         options.enable_cpu_mem_arena = options.enable_mem_pattern = False
         # A thread that spins after the encoder would take the cores the decoder's threads need.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         path: Path = self.bundle.graph(role, precision)
+        content = self.bundle.graph_content(role, precision)
         try:
-            session = ort.InferenceSession(str(path), options, providers=[self.provider])
+            session = ort.InferenceSession(content, options, providers=[self.provider])
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types
             first = str(error).splitlines()[0]
             raise BundleError(f"ONNX Runtime cannot open {path}: {first}; export the bundle again") from error
@@ -135,6 +136,8 @@ class OnnxRuntimeBackend(Backend):
         try:
             return session.run(outputs, feed)  # type: ignore[no-any-return]
         except Exception as error:
+            if "bad_alloc" in str(error):
+                raise MemoryError from error
             raise DiinnError(f"ONNX Runtime failed while running: {str(error).splitlines()[0]}") from error
 
 

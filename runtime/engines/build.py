@@ -146,7 +146,8 @@ def _in_process(bundle: Bundle, key: Key, options: BuildOptions, workspace: int,
     role, precision = key.identity.role, key.identity.precision
     timing = options.timing or cache.timing()
     out = folder.resolve() / "engine"
-    graph = bundle.graph(role, precision).resolve()
+    graph = folder.resolve() / bundle.graph(role, precision).name
+    graph.write_bytes(bundle.graph_content(role, precision))  # what was checked is what is built
     job = Job(str(graph), precision, key.profile, workspace, str(timing.resolve()), options.tactics, str(out))
     (folder / "job.json").write_text(job.text(), encoding="utf-8")
     log.info("%s: building in %s with a workspace of %d MiB; this takes minutes", role, precision, workspace // MIB)

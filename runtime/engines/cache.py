@@ -91,7 +91,10 @@ def folder() -> Path:
     chosen = os.environ.get("DIINN_CACHE")
     if chosen:
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diinn" / "engines"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diinn" / "engines"
+    except RuntimeError:  # neither HOME nor an entry in the list of users, as in some containers
+        raise InputError("no home folder is known here: set DIINN_CACHE to a folder of your own") from None
 
 
 class Cache:

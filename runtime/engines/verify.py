@@ -124,7 +124,7 @@ def on_golden(bundle: Bundle, precision: str) -> float:
 
     sample, gaps = bundle.golden(), []
     encoder, decoder = (
-        ort.InferenceSession(str(bundle.graph(role, precision)), providers=["CPUExecutionProvider"])
+        ort.InferenceSession(bundle.graph_content(role, precision), providers=["CPUExecutionProvider"])
         for role in ("encoder", "decoder")
     )
     names = [spec.name for spec in bundle.maps]

@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 import cv2
 from aiohttp import WSMsgType, web
 from diinn.runtime.errors import DiinnError, InputError
-from diinn.runtime.preview import metrics
+from diinn.runtime.preview import metrics, nonsense
 from diinn.runtime.preview.access import Address, Guard
 from diinn.runtime.preview.shown import Shown, encoded
 from diinn.runtime.preview.viewer import NONSENSE, Viewer, packed
@@ -128,7 +128,14 @@ class Preview(Sink):
         app.router.add_get("/live", self._live)
         app.router.add_get("/still", self._still)
         app.router.add_get("/metrics", self._metrics)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, keepalive_timeout=5, handle_signals=False)
+        runner = web.AppRunner(
+            app,
+            access_log=None,
+            logger=nonsense.logger(),
+            shutdown_timeout=0.1,
+            keepalive_timeout=5,
+            handle_signals=False,
+        )
         await runner.setup()
         assert runner.server is not None
         most = CONNECTIONS_A_VIEWER * self._most + OTHER_CONNECTIONS

@@ -280,4 +280,6 @@ def _how(code: int) -> str:
     if code < 0:
         with contextlib.suppress(ValueError):
             return f"by {signal.Signals(-code).name}"
+    if not code:
+        return "by itself, without a word"
     return f"with exit code {code}; --log-level debug shows what it says"

@@ -16,6 +16,7 @@ import selectors
 import signal
 import socket
 import sys
+import traceback
 from typing import Any
 
 import cv2
@@ -94,5 +95,8 @@ def main() -> None:
                 wire.give(image, captured, arrived, count)
         except (SourceError, cv2.error) as error:
             wire.say(failed=" ".join(str(error).split()))
-        except OSError:  # the parent is gone
+        except ConnectionError:  # the parent is gone
             sys.exit(0)
+        except Exception as error:  # no memory, a driver's odd word: said where it can be heard
+            traceback.print_exc()  # at --log-level debug, else to nowhere
+            wire.say(failed=f"failed with {type(error).__name__}: {' '.join(str(error).split())[:300]}")

@@ -13,6 +13,7 @@ from diinn.runtime.errors import InputError, unknown
 from diinn.runtime.sources import Asked, Source, open_source, public, same_device
 from diinn.runtime.stream.result import ZOOM
 from diinn.runtime.strength import Denoise, parse_denoise
+from diinn.runtime.text import redacted
 from diinn.runtime.view_spec import ViewSpec, parse_size
 
 DEFAULT_SCALE = 2.0
@@ -92,20 +93,10 @@ def load(path: str | Path, base: CameraSettings) -> list[CameraSettings]:
     """The cameras of a YAML file, a list under ``cameras``; what a block leaves out is as in ``base``.
 
     Paths in it are relative to it. InputError names the block and the nearest valid key."""
-    import yaml
+    from diinn.runtime import yaml_file
 
     path = Path(path)
-    try:
-        document = _parsed(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise InputError(f"cannot read cameras {public(str(path))!r}: {reason}") from None
-    except yaml.YAMLError as error:  # its text would quote the line, and with it what may be secret
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise InputError(
-            f"{str(path)!r} is not YAML{where}: {getattr(error, 'problem', None) or 'unreadable'}"
-        ) from None
+    document = yaml_file.read(path, "cameras")
     if not isinstance(document, dict) or not isinstance(document.get("cameras"), list) or not document["cameras"]:
         raise InputError(f"{str(path)!r} has no cameras: write 'cameras:' and a block for each, '- uri: 0'")
     for key in document:
@@ -122,21 +113,6 @@ def load(path: str | Path, base: CameraSettings) -> list[CameraSettings]:
         if names.count(name) > 1:
             raise InputError(f"{str(path)!r}: two cameras are called {name!r}: give them different names")
     return cameras
-
-
-def _parsed(text: str) -> Any:
-    """What YAML says; its error for a key that stands twice, too, of which PyYAML takes the last without a word."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)] if node.id == "mapping" else []
-            for i, key in enumerate(keys):
-                if key.value in [before.value for before in keys[:i]]:
-                    raise yaml.constructor.ConstructorError(None, None, "a key stands here twice", key.start_mark)
-            return super().construct_mapping(node, deep)
-
-    return yaml.load(text, Loader)  # a SafeLoader
 
 
 def _camera(block: Any, base: CameraSettings, folder: Path) -> CameraSettings:
@@ -188,7 +164,7 @@ def _camera(block: Any, base: CameraSettings, folder: Path) -> CameraSettings:
 
 def _number(value: Any, key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e12:
-        raise InputError(f"{key} {str(value)[:30]!r} is not a number")
+        raise InputError(f"{key} {redacted(str(value))[:30]!r} is not a number")
     return float(value)
 
 

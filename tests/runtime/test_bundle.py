@@ -1,15 +1,22 @@
 """Bundles that were tampered with: one error that names what is wrong, never a wrong picture."""
 
+import contextlib
+import io
 import json
+import os
 import random
 import shutil
+import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from diinn.runtime import BundleError, SuperResolver, grid
+from diinn.runtime import BundleError, SuperResolver, bundle_files, grid
 from diinn.runtime import bundle as bundles
+from diinn.runtime.backends.base import BackendOptions
+from diinn.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from onnx import numpy_helper
 
 
@@ -89,8 +96,70 @@ def test_graphs_that_do_not_fit_the_description(copy: Path) -> None:
 def test_a_graph_that_is_no_graph(copy: Path) -> None:
     (copy / "encoder.onnx").write_bytes(b"not a graph")
     rehash(copy)
-    with pytest.raises(BundleError, match="cannot open"):
+    with pytest.raises(BundleError, match=r"encoder\.onnx is damaged"):
         SuperResolver.open(copy)
+
+
+@pytest.mark.parametrize("place", ["w.bin", "../w.bin", "link.bin", "absolute"])
+def test_a_graph_with_weights_in_another_file_is_refused(copy: Path, place: str) -> None:
+    """The graph's own hash is right, and the library would load them."""
+    model = onnx.load(copy / "encoder.onnx")
+    onnx.external_data_helper.convert_model_to_external_data(model, location="w.bin", size_threshold=0)
+    onnx.save(model, copy / "encoder.onnx")
+    weights = copy / "w.bin"
+    if place == "absolute":
+        place = str(weights)
+    if place == "../w.bin":
+        weights = Path(shutil.move(weights, copy.parent / "w.bin"))
+    (copy / "link.bin").symlink_to(weights)
+    model = onnx.load(copy / "encoder.onnx", load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = place if entry.key == "location" else entry.value
+    (copy / "encoder.onnx").write_bytes(model.SerializeToString())
+    rehash(copy)
+    with pytest.raises(BundleError, match=r"encoder\.onnx keeps weights in other files"):
+        bundles.load(copy)
+
+
+def test_an_estimator_with_weights_in_another_file_is_refused(copy: Path) -> None:
+    model = onnx.load(copy / "estimator.onnx")
+    onnx.save(model, copy / "estimator.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    rehash(copy)
+    with pytest.raises(BundleError, match=r"estimator\.onnx keeps weights in other files"):
+        bundles.load(copy)
+
+
+def test_a_graph_cannot_be_called_what_is_not_checked_as_one(copy: Path) -> None:
+    (copy / "encoder.npz").write_bytes((copy / "encoder.onnx").read_bytes())
+    values = json.loads((copy / "bundle.json").read_text())
+    values["graphs"]["fp32"]["encoder"] = "encoder.npz"
+    values["files"]["encoder.npz"] = bundles.sha256(copy / "encoder.npz")
+    edit(copy, **values)
+    with pytest.raises(BundleError, match="graphs"):
+        bundles.load(copy)
+
+
+def test_what_is_exchanged_after_the_check_is_not_opened(copy: Path) -> None:
+    """What was hashed and what is opened are the same bytes."""
+    bundle = bundles.load(copy)
+    for name, read in (
+        ("encoder.onnx", lambda: OnnxRuntimeBackend(bundle, BackendOptions())),
+        ("golden.npz", bundle.golden),
+        ("layers.npz", bundle.layers),
+    ):
+        shutil.copy(bundles.MODELS / "nano.diinn" / name, copy / name)
+        with pytest.raises(BundleError, match=f"{name} has sha256"):
+            read()
+
+
+@pytest.mark.parametrize(("name", "most"), [("bundle.json", 2**22), ("golden.npz", 2**26), ("encoder.onnx", 2**31 - 1)])
+def test_files_larger_than_any_can_be_are_not_read(copy: Path, name: str, most: int) -> None:
+    os.truncate(copy / name, 40 * 2**30)  # takes no room
+    begun = time.monotonic()
+    with pytest.raises(BundleError, match=rf"{name}': it is larger than {most / 2**20:g} MiB"):
+        bundles.load(copy)
+    assert time.monotonic() - begun < 5
 
 
 @pytest.mark.parametrize("value", [np.nan, 3.0])
@@ -129,6 +198,57 @@ def test_a_golden_sample_that_went_wrong(copy: Path, change: str) -> None:
     rehash(copy)
     with pytest.raises(BundleError, match="golden"):
         SuperResolver.open(copy)
+
+
+def member(change: str) -> bytes:
+    """An .npz whose one member, stored, went wrong in some way."""
+    raw = io.BytesIO()
+    np.save(raw, np.arange(64, dtype=np.float32))
+    array = raw.getvalue()
+    if change == "shape":
+        raw = io.BytesIO()
+        np.lib.format.write_array_header_1_0(raw, {"descr": "<f4", "fortran_order": False, "shape": (2**70,)})
+        array = raw.getvalue()
+    if change == "header":
+        array = array.replace(b"{'descr': '<f4'", b"{'descr': '<O4'")
+    out = io.BytesIO()
+    kind = {"lzma": zipfile.ZIP_LZMA, "bzip2": zipfile.ZIP_BZIP2, "deflate": zipfile.ZIP_DEFLATED}.get(change, 0)
+    with zipfile.ZipFile(out, "w", kind) as archive:
+        archive.writestr("frame.npy", array)
+    data = bytearray(out.getvalue())
+    here, there = 0, data.index(b"PK\1\2")
+    if change == "encrypted":
+        data[here + 6] |= 1
+        data[there + 8] |= 1
+    if change == "method":
+        data[here + 8] = data[there + 10] = 93
+    if change == "version":
+        data[here + 4] = data[there + 6] = 99
+    if kind:
+        for at in range(50, 90):
+            data[at] ^= 0x5A
+    return bytes(data)
+
+
+@pytest.mark.parametrize("change", ["shape", "header", "lzma", "bzip2", "deflate", "encrypted", "method", "version"])
+def test_damaged_members_of_arrays_are_one_line(change: str) -> None:
+    with pytest.raises(BundleError, match=r"^golden\.npz cannot be read \(.*: export it again") as error:
+        bundle_files.arrays(member(change), Path("golden.npz"))
+    assert str(error.value).isprintable()
+
+
+def test_mutated_arrays_are_arrays_or_one_line() -> None:
+    rng, whole = random.Random(4), member("none")
+    failed = 0
+    for _ in range(500):
+        changed = bytearray(whole)
+        for _ in range(rng.randrange(1, 3)):
+            changed[rng.randrange(len(changed))] = rng.randrange(256)
+        with contextlib.suppress(BundleError):
+            bundle_files.arrays(bytes(changed), Path("golden.npz"))
+            continue
+        failed += 1
+    assert failed > 100
 
 
 @pytest.mark.parametrize("model", ["nothing", "no/such/place", "x.diinn", ""])

@@ -160,7 +160,7 @@ BAD = {
     "not there": (None, "cannot read calibration"),
     "a binary": (b"\xff\xfe\x00\x81", "it is no text"),
     "empty": (b"", "is no camera calibration: it holds no keys"),
-    "not yaml": (b"a: [", "is no camera calibration"),
+    "not yaml": (b"a: [", "is not YAML, line 1, column 5"),
     "no matrix": (b"image_width: 3\nimage_height: 2\n", "it has no 'camera_matrix'"),
     "text for a number": (ROS.format(model="plumb_bob", data=BARREL, width="wide").encode(), "no camera calibration"),
     "wide": (ROS.format(model="plumb_bob", data=[0.1, 0.2], width=320).encode(), "2 distortion coefficients"),
@@ -177,7 +177,7 @@ BAD = {
     ),
     "model": (ROS.format(model="plum_bob", data=BARREL, width=320).encode(), "did you mean 'plumb_bob'"),
     "opencv without": (b"%YAML:1.0\n---\nimage_width: 320\n", "it has no 'camera_matrix'"),
-    "broken opencv": (b"%YAML:1.0\n---\n{{{", "is no camera calibration"),
+    "broken opencv": (b"%YAML:1.0\n---\n{{{", "is not YAML, line 3, column 4"),
 }
 
 

@@ -206,7 +206,7 @@ def test_frames_as_bytes_and_as_floats_are_told_alike(resolver: SuperResolver) -
 def test_a_graph_that_is_no_estimator(bundle_path: Path) -> None:
     for name in ("decoder.onnx", "bundle.json"):
         with pytest.raises(bundles.BundleError, match=r"it is no estimator|cannot open"):
-            Estimator(bundle_path / name, Dial(20, 50))
+            Estimator((bundle_path / name).read_bytes(), bundle_path / name, Dial(20, 50))
 
 
 def noisy(image: np.ndarray, level: float, seed: int, *, white: bool) -> np.ndarray:

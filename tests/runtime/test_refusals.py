@@ -1,9 +1,12 @@
 """``diinn-run`` where it cannot do what it is told: bad input, broken models, full disks, signals."""
 
+import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +14,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from diinn.runtime import main
 from diinn.runtime.errors import InputError
 from diinn.runtime.sinks.files import check_disk
+from diinn.runtime.sources.files import DemoFile
 from streamed import count_frames, video
 
 BAD = {
@@ -256,3 +261,124 @@ def test_arguments_at_random_never_crash(run, photo_path: Path, tmp_path: Path) 
         assert "Traceback" not in err, (args, err)
         codes.append(code)
     assert 2 in codes
+
+
+def test_names_cannot_command_the_terminal(run, photo: np.ndarray, tmp_path: Path) -> None:
+    """Of files, in what is announced and in what is refused; of cameras, in a file of them."""
+    name = "a\x1b[31m\rb\x9b.png"
+    cv2.imwrite(name, photo[:8, :8])
+    Path(f"bad{name}").write_bytes(b"nothing")
+    for args in (["--input", name], ["--input", f"bad{name}"], ["--camera", name], [name], ["--scale", name]):
+        _, out, err = run("--output", "none", *args)
+        assert "\\x1b[31m" in out + err
+        assert not {*"\x1b\r\x9b"} & {*(out + err)}
+    Path("cameras.yaml").write_text('cameras:\n  - {uri: demo, name: "\\e]0;title\\a"}\n')
+    code, out, err = run("--cameras", "cameras.yaml", "--output", "none")
+    assert (code, out) == (2, "")
+    assert err == "diinn-run: 'cameras.yaml', line 2, column 23: a control character stands in this text\n"
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--model",
+        "--stats",
+        "--roi",
+        "--output",
+        "--calibration",
+        "--cameras",
+        "--scale",
+        "--out-size",
+        "--view",
+        "--flip",
+    ],
+)
+def test_an_address_in_a_wrong_place_does_not_tell_its_password(run, option: str) -> None:
+    addresses = ["rtsp://user:secret@10.0.0.7/x", "http://user:se/cr@et@h", "rtsp:/u:secret@h/x"]
+    addresses.append(f"rtsp://user:secret{'x' * 400}@h")  # which a message may cut short
+    if option not in ("stats", "output"):  # there it is the name of a file
+        addresses.append("user:secret@h")
+    for address in addresses:
+        given = {"model": address} if option == "model" else {}
+        words = [] if given else [f"--{option}", address]
+        code, out, err = run("--camera", "demo", "--max-frames", "1", *words, **given)
+        assert code == 2
+        assert err.count("\n") == 1
+        assert not [part for part in ("secret", "se/cr", "user:") if part in out + err]
+
+
+def test_an_unknown_key_that_is_an_address_does_not_tell_its_password(run) -> None:
+    Path("cameras.yaml").write_text("cameras:\n  - uri: demo\n    rtsp://user:secret@h/x: front\n")
+    code, _, err = run("--cameras", "cameras.yaml")
+    assert code == 2
+    assert "unknown key 'rtsp://…@h/x'" in err
+
+
+def test_an_image_larger_than_any_is_not_read(run) -> None:
+    Path("large.png").touch()
+    os.truncate("large.png", 40 * 2**30)  # takes no room
+    begun = time.monotonic()
+    code, _, err = run("--input", "large.png")
+    assert (code, err) == (2, "diinn-run: 'large.png' is larger than 2 GiB, which no image should be: give another\n")
+    assert time.monotonic() - begun < 5
+
+
+def test_an_empty_word_is_told_from_a_typing_error(run) -> None:
+    code, _, err = run("--camera", "demo", "")
+    assert (code, err) == (2, "diinn-run: an empty argument, '': is a variable of your script unset?\n")
+
+
+def test_a_fault_that_nobody_foresaw_is_one_line_and_its_trace_is_for_debugging(
+    run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("nobody\nforesaw rtsp://u:secret@h this")
+
+    monkeypatch.setattr(main, "settings", broken)
+    code, out, err = run("--camera", "demo")
+    assert (code, out) == (1, "")
+    assert re.fullmatch(
+        r"diinn-run: unexpected ZeroDivisionError at test_refusals\.py:\d+: nobody foresaw rtsp://…@h this; "
+        r"--log-level debug shows the trace\n",
+        err,
+    )
+    code, out, err = run("--camera", "demo", "--log-level", "debug")
+    assert code == 1
+    assert "diinn-run: Traceback (most recent call last):\n" in err
+    assert "in broken\n" in err
+    assert "secret" not in err
+
+
+def test_a_fault_in_a_thread_is_one_line_too(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("nobody foresaw this")
+
+    monkeypatch.setattr(DemoFile, "_read", broken)
+    monkeypatch.setattr(main, "STARTING_SECONDS", 0.1)
+    code, _, err = run("--camera", "demo", "--benchmark", "--duration", "1")
+    assert code == 1
+    assert re.search(r"^diinn-run: diinn-demo: unexpected ZeroDivisionError at test_refusals\.py:\d+: nobody", err)
+    assert "Traceback" not in err
+
+
+def test_no_room_for_a_thread_is_said_without_one(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a low ulimit -v; even the line is written by a thread, where one can be."""
+
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    code, _, err = run("--camera", "demo")
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith("diinn-run: cannot start a thread: allow more memory (ulimit -v)")
+
+
+def test_without_a_home_the_remedy_is_said(tmp_path: Path) -> None:
+    code = "import os, sys; from diinn.runtime import doctor; os.setuid(12345); sys.exit(doctor.main(['nano']))"
+    if os.getuid():
+        pytest.skip("only root can become a user without a home")
+    hidden = {"HOME", "DIINN_CACHE", "XDG_CACHE_HOME"}
+    environment = {key: value for key, value in os.environ.items() if key not in hidden}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "diinn-doctor: no home folder is known here: set DIINN_CACHE to a folder of your own\n"

@@ -3,6 +3,8 @@
 import collections
 import os
 import re
+import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -186,6 +188,29 @@ def test_a_file_that_was_damaged_or_cut_short(checkpoint_path: Path, tmp_path: P
     (tmp_path / "flipped.pth").write_bytes(data)
     with pytest.raises(CheckpointError, match=r"is damaged \(.*data.*\): copy it again"):
         checkpoint.load(tmp_path / "flipped.pth")
+
+
+@pytest.mark.parametrize("change", ["lzma", "bomb", "encrypted", "method", "version"])
+def test_members_that_pytorch_would_not_write(checkpoint_path: Path, tmp_path: Path, change: str) -> None:
+    """Packed ones, damaged or a bomb, are not unpacked; what zipfile cannot read is one line."""
+    path = tmp_path / "a.pth"
+    kind = {"lzma": zipfile.ZIP_LZMA, "bomb": zipfile.ZIP_DEFLATED}.get(change, zipfile.ZIP_STORED)
+    with zipfile.ZipFile(checkpoint_path) as known, zipfile.ZipFile(path, "w", kind) as made:
+        for number, item in enumerate(known.infolist()):
+            made.writestr(item.filename, bytes(2**27) if change == "bomb" and not number else known.read(item))
+    data = bytearray(path.read_bytes())
+    first = data.index(b"PK\1\2")
+    if change == "lzma":
+        data[60:100] = bytes(40)
+    elif change != "bomb":
+        for at, (local, central), value in (("encrypted", (6, 8), 1), ("method", (8, 10), 93), ("version", (4, 6), 99)):
+            if at == change:
+                data[local] = data[first + central] = value
+    path.write_bytes(data)
+    begun = time.process_time()
+    with pytest.raises(CheckpointError, match=r"a\.pth is damaged \(.*: copy it again"):
+        checkpoint.load(path)
+    assert time.process_time() - begun < 2
 
 
 def damaged(checkpoint_path: Path, path: Path, **changes: object) -> Path:

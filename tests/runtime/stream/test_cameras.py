@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -41,6 +42,23 @@ def next_frame(source: Source, seconds: float = 20.0) -> Frame:
 
     until(taken, seconds)
     return frames[0]
+
+
+def test_a_worker_says_which_error_of_the_system_ended_it(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And the trace, where its words are to be heard."""
+    monkeypatch.setattr(cameras.log, "isEnabledFor", lambda level: True)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))  # its memory for frames cannot grow
+    try:
+        source = started("demo")
+        until(lambda: bool(source.trouble), 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    source.close()
+    assert source.trouble == "failed with OSError: [Errno 27] File too large"
+    assert "in _grow" in capfd.readouterr().err
 
 
 def test_the_newest_frame_is_there_and_order_never_runs_backwards(mjpeg: Callable[..., Served]) -> None:

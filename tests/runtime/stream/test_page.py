@@ -188,3 +188,30 @@ def test_a_wrong_token_shows_nothing(browser: webdriver.Chrome, nano: SuperResol
     until(lambda: sequence(browser, "demo") >= 0)
     browser.get("about:blank")
     stream.close()
+
+
+@pytest.mark.parametrize("width", [320, 420, 640])
+def test_nothing_is_cut_off_on_a_narrow_page(preview: Preview, browser: webdriver.Chrome, width: int) -> None:
+    """A telephone's. The window cannot be that narrow; what the page takes its width from can."""
+    size = {"width": width, "height": 700, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        until(lambda: sequence(browser, "left") >= 0)
+        browser.execute_script("document.querySelector('h2').textContent = 'front_left_camera_'.repeat(4)")
+        script = """
+            const out = []
+            for (const pane of document.querySelectorAll(".pane"))
+              for (const part of pane.querySelectorAll("h2, .state, .figures, footer *"))
+                if (part.getClientRects().length) {
+                  const [inner, outer] = [part.getBoundingClientRect(), pane.getBoundingClientRect()]
+                  if (inner.right > outer.right || inner.left < outer.left || inner.bottom > outer.bottom)
+                    out.push(part.outerHTML.slice(0, 60))
+                }
+            const page = document.documentElement
+            return [innerWidth, page.scrollWidth - page.clientWidth, out]
+        """
+        until(lambda: browser.execute_script(script)[0] == width)
+        _, hidden, outside = browser.execute_script(script)
+        assert (hidden, outside) == (0, [])
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

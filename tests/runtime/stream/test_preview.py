@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import re
 import socket
 import struct
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 from diinn.benchmarks.camera import burnt
 from diinn.runtime import CameraSettings, DiinnError, InputError, Stream, SuperResolver
-from diinn.runtime.preview import Preview, shown
+from diinn.runtime.preview import Preview, metrics, shown
 from diinn.runtime.view_spec import ViewSpec
 from served import Served, until
 
@@ -87,6 +88,49 @@ def test_the_page_and_nothing_from_outside(preview: Preview) -> None:
     assert not re.findall(r"(?:https?:)?//[a-z][a-z0-9-]*\.[a-z]", page)
     assert ask(f"{preview.where}/server.py")[0] == 404
     assert ask(f"{preview.where}/../server.py")[0] == 404
+
+
+NONSENSE = [
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),  # TLS
+    b"GET / HTTP/9.9\r\n\r\n",
+    b"\x1b[31m\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: -5\r\n\r\n",
+    b"GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+    b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n",
+    b"GET / HTTP/1.1\r\nno header\r\n\r\n",
+    b"\r\n" * 50 + b"\x00",
+]
+
+
+def test_requests_that_are_none_are_said_once(preview: Preview, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever sends them, without a token, and however often."""
+    for number in range(200):
+        with socket.create_connection((preview._address.bound, preview._address.port), 10) as connection:
+            connection.settimeout(10)
+            connection.sendall(NONSENSE[number % len(NONSENSE)])
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(65536):
+                    pass
+    records = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [record.getMessage() for record in records] == [
+        "preview: something that is no request of HTTP came (1 so far)"
+    ]
+    assert not records[0].exc_info
+    assert ask(preview.where)[0] == 200
+
+
+def test_a_fault_in_an_answer_is_one_line(
+    preview: Preview, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: Any) -> bytes:
+        raise ZeroDivisionError("nobody foresaw this")
+
+    monkeypatch.setattr(metrics, "text", broken)
+    assert [ask(f"{preview.where}/metrics")[0] for _ in range(5)] == [500] * 5
+    (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert record.getMessage().startswith("preview: a request failed, unexpected ZeroDivisionError at test_preview.py:")
+    assert not record.exc_info
 
 
 def test_viewers_get_the_newest_frame_of_what_they_watch(preview: Preview) -> None:

@@ -1,14 +1,16 @@
 """Frames for other programs: POSIX shared memory, read here and by a program in C, and a pipe."""
 
+import fcntl
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Event, Thread
+from threading import Barrier, Event, Thread
 
 import numpy as np
 import pytest
@@ -134,8 +136,145 @@ time.sleep(60)
     writer.close()
 
 
-def test_what_another_program_holds_is_left_alone(name: str) -> None:
-    theirs = bytes(range(256)) * 32
+def test_of_two_writers_that_start_together_one_gets_the_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other comes in between, right before the first has locked its file."""
+    others: list[SharedWriter] = []
+    lock = fcntl.flock
+
+    def late(file: int, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", lock)
+        others.append(SharedWriter(name, "other", "b"))
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(InputError, match="is in use by another process"):
+        SharedWriter(name, "a", "b")
+    others[0].publish(picture(1), 1, 0, 0, 0)
+    assert SharedReader(name).camera == "other"
+    others[0].close()
+    assert not list(FOLDER.glob(".diinn-*"))
+
+
+def test_writers_by_the_dozen_leave_one(name: str) -> None:
+    barrier, won, refused = Barrier(12), [], []
+
+    def take() -> None:
+        barrier.wait()
+        try:
+            won.append(SharedWriter(name, "a", "b"))
+        except InputError as error:
+            refused.append(str(error))
+
+    threads = [Thread(target=take) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(won), len(refused)) == (1, 11)
+    won[0].close()
+
+
+def test_who_lost_the_name_does_not_remove_it(name: str) -> None:
+    writer = SharedWriter(name, "a", "b")
+    writer.publish(picture(1), 1, 0, 0, 0)
+    segment(name).unlink()  # somebody's rm
+    other = SharedWriter(name, "other", "b")
+    writer.close()
+    assert segment(name).exists()
+    other.close()
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link"])
+def test_what_is_no_file_is_no_segment(name: str, kind: str, tmp_path: Path) -> None:
+    path = segment(name)
+    {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "link": lambda: path.symlink_to(tmp_path / "x")}[kind]()
+    try:
+        with pytest.raises(InputError, match=f"shm://{name}"):
+            SharedWriter(name, "a", "b")
+        with pytest.raises(DiinnError, match=f"shm://{name}"):
+            SharedReader(name)
+        assert path.lstat()
+    finally:
+        path.rmdir() if kind == "folder" else path.unlink()
+
+
+WRONG_HEADERS = {
+    "no slots": {"slots": 0},
+    "endless slots": {"slots": 2**32 - 1},
+    "huge stride": {"stride": 2**63},
+    "a stride that overflows": {"stride": 2**62, "slots": 4},
+    "no stride": {"stride": 0},
+    "first beyond": {"first": 2**32 - 8},
+    "first in the header": {"first": 0},
+    "odd first": {"first": 4097},
+    "pixels beyond": {"pixels": 2**32 - 1},
+    "pixels in the slot": {"pixels": 8},
+}
+WRONG_SLOTS = {
+    "wide": {"width": 2**32 - 1},
+    "high": {"height": 2**31},
+    "no width": {"width": 0},
+    "long rows": {"row": 2**32 - 1},
+    "short rows": {"row": 3},
+    "format": {"kind": 7},
+}
+HEADER_FIELDS = {"first": (12, "<I"), "slots": (16, "<I"), "pixels": (20, "<I"), "stride": (24, "<Q")}
+SLOT_FIELDS = {"width": (8, "<I"), "height": (12, "<I"), "row": (16, "<I"), "kind": (20, "<I")}
+
+
+@pytest.fixture(scope="module")
+def reader_in_c(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler here: apt-get install gcc")
+    path = tmp_path_factory.mktemp("c") / "read_frames"
+    source = ROOT / "runtime" / "examples" / "read_frames.c"
+    subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-Werror", "-o", path, source], check=True)
+    return path
+
+
+def poke(name: str, fields: dict[str, int], places: dict[str, tuple[int, str]], base: int = 0) -> None:
+    with segment(name).open("r+b") as file:
+        for field, value in fields.items():
+            at, form = places[field]
+            file.seek(base + at)
+            file.write(struct.pack(form, value))
+
+
+@pytest.mark.parametrize("case", [*WRONG_HEADERS, *WRONG_SLOTS])
+def test_numbers_that_lie_are_not_followed(name: str, case: str, reader_in_c: Path) -> None:
+    """By either reader: the file may be anybody's."""
+    writer = SharedWriter(name, "a", "b")
+    writer.publish(picture(1), 1, 0, 0, 0)
+    if case in WRONG_HEADERS:
+        poke(name, WRONG_HEADERS[case], HEADER_FIELDS)
+    else:
+        poke(name, WRONG_SLOTS[case], SLOT_FIELDS, 4096)
+    with pytest.raises(DiinnError, match=rf"shm://{name} (is damaged|holds what is no frame)"):
+        SharedReader(name).newest()
+    done = subprocess.run([reader_in_c, name, "1"], capture_output=True, text=True, timeout=20, check=False)
+    writer.close()
+    assert done.returncode == 1
+    assert "is damaged" in done.stderr or "holds what is no frame" in done.stderr
+
+
+def test_a_segment_that_is_cut_is_said(name: str, reader_in_c: Path) -> None:
+    writer = SharedWriter(name, "a", "b")
+    writer.publish(picture(1), 1, 0, 0, 0)
+    reader = SharedReader(name)
+    with subprocess.Popen([reader_in_c, name, "9"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline().startswith("1 64x48 ")  # it waits for the second
+        os.truncate(segment(name), 0)
+        _, err = other.communicate(timeout=20)
+        assert (other.returncode, err) == (1, "the segment was cut short\n")
+    for ask in (reader.newest, lambda: reader.closed):
+        with pytest.raises(DiinnError, match="was cut short: start its writer again"):
+            ask()
+    segment(name).unlink()  # the writer's own map is cut, too: it is left as it is
+
+
+@pytest.mark.parametrize("theirs", [b"", b"\0" * 8192, bytes(range(256)) * 32])
+def test_what_another_program_holds_is_left_alone(name: str, theirs: bytes) -> None:
     segment(name).write_bytes(theirs)
     try:
         with pytest.raises(InputError, match=f"shm://{name} is another program's: choose another name"):
