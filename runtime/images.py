@@ -8,10 +8,10 @@ import zlib
 from functools import cache
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from diinn.runtime.errors import DiinnError, InputError, SourceError
+from diinn.runtime.opencv import cv2
 
 log = logging.getLogger(__name__)
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})

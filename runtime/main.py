@@ -65,6 +65,7 @@ def _check(out: Teller) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
+    from diinn.runtime import opencv  # noqa: F401  first of all, since it says what is wrong with the one that is here
     from diinn.runtime.options import parser
 
     return parser()

@@ -101,12 +101,7 @@ class Camera(Opened):
         if device.api == cv2.CAP_V4L2 and not Path(node).exists():
             raise SourceError(f"cannot be opened, there is no {node}")
         began = time.monotonic()
-        limits = [
-            *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _milliseconds(device.opening)),
-            *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, _milliseconds(device.stall)),
-            *(cv2.CAP_PROP_N_THREADS, 1),  # several hold back a frame each
-        ]
-        self._capture = cv2.VideoCapture(device.address, device.api, limits if device.network else [])
+        self._capture = cv2.VideoCapture(device.address, device.api, _limits(device) if device.network else [])
         if not self._capture.isOpened():
             took = time.monotonic() - began
             left = min(2.0, max(0.05, 0.98 * device.opening - took))  # then the parent ends us
@@ -162,6 +157,17 @@ def unreachable(url: str, seconds: float, *, silent: bool = False) -> str:
     if silent:
         return ", the server takes the call but says nothing"
     return ", the server answers but gives no such stream: look at path, user and password"
+
+
+def _limits(device: Device) -> list[int]:
+    """What OpenCV is to keep to, by property; a version that does not know one of them opens nothing."""
+    limits = [
+        *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _milliseconds(device.opening)),
+        *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, _milliseconds(device.stall)),
+    ]
+    if hasattr(cv2, "CAP_PROP_N_THREADS"):  # from 4.7 on: several threads hold back a frame each
+        limits += [cv2.CAP_PROP_N_THREADS, 1]
+    return limits
 
 
 def _milliseconds(seconds: float) -> int:
