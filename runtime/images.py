@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import zlib
@@ -16,6 +17,7 @@ from diinn.runtime.opencv import cv2
 log = logging.getLogger(__name__)
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 UInt8 = npt.NDArray[np.uint8]
+_NUMBERS = itertools.count()
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -63,7 +65,7 @@ def write(path: Path, image: UInt8) -> None:
         raise InputError(f"cannot encode {image.shape[1]}x{image.shape[0]} as {path.suffix!r}: {error.err}") from None
     if not done:
         raise InputError(f"OpenCV cannot write {path.suffix!r} images: use .png or .jpg")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = beside(path)
     try:
         partial.write_bytes(data.tobytes())
         partial.replace(path)
@@ -71,6 +73,12 @@ def write(path: Path, image: UInt8) -> None:
         raise DiinnError(f"cannot write {str(path)!r}: {error.strerror}") from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+def beside(path: Path, ending: str = "") -> Path:
+    """Where to write what is to become ``path``: in its folder, under a name of ASCII, short enough for any system, and
+    used once."""
+    return path.with_name(f".diinn-{os.getpid()}-{next(_NUMBERS)}.partial{ending}")
 
 
 def _cut_short(data: bytes) -> bool:
