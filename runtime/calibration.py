@@ -196,7 +196,7 @@ def _from_ros(path: Path, text: str) -> Calibration:
 
 
 def _from_opencv(path: Path, text: str) -> Calibration:
-    storage = cv2.FileStorage(str(path), cv2.FILE_STORAGE_READ)
+    storage = cv2.FileStorage(text, cv2.FILE_STORAGE_READ | cv2.FILE_STORAGE_MEMORY)
 
     def first(*names: str) -> Any:
         for name in names:

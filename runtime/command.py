@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import os
 import re
 import sys
@@ -62,6 +63,8 @@ def guarded(name: str, remedy: str, work: Callable[[], int], say: Callable[[str]
 
     remedy: what to install where a library is missing; say: how a failure is told
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
         return work()
     except DiinnError as error:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from diinn.runtime.errors import InputError, SourceError
 from diinn.runtime.grid import Size
+from diinn.runtime.names import as_utf8
 
 try:
     with contextlib.redirect_stderr(io.StringIO()):  # NumPy 2 prints a page about what was built for NumPy 1
@@ -42,17 +43,6 @@ def check_version(version: str) -> None:
 
 
 check_version(cv2.__version__)
-
-
-def as_utf8(text: str) -> str | None:
-    """A name as Python has it, as the text whose UTF-8 it is; None where it is none. The two differ where the locale is
-    not UTF-8."""
-    try:
-        return os.fsencode(text).decode("utf-8")
-    except UnicodeDecodeError:
-        return None
-    except UnicodeEncodeError:  # not from the file system: a name that was read in a file
-        return text
 
 
 @contextlib.contextmanager

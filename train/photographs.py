@@ -41,7 +41,7 @@ def read_rgb(path: Path) -> UInt8:
 
 def split_holdout(files: Sequence[Path], count: int) -> tuple[list[Path], list[Path]]:
     """(training, hold-out) files; the hold-out is chosen by a hash of the name, so it stays put."""
-    ranked = sorted(files, key=lambda p: hashlib.sha256(p.name.encode()).digest())
+    ranked = sorted(files, key=lambda p: hashlib.sha256(os.fsencode(p.name)).digest())
     held = set(ranked[:count])
     return [p for p in files if p not in held], [p for p in files if p in held]
 

@@ -13,6 +13,7 @@ from diinn.runtime.containers import extent
 from diinn.runtime.errors import DiinnError, InputError
 from diinn.runtime.grid import Size
 from diinn.runtime.images import UInt8
+from diinn.runtime.names import fitting
 from diinn.runtime.opencv import cv2
 from diinn.runtime.sinks.base import Sink
 from diinn.runtime.stream.result import Result
@@ -20,6 +21,7 @@ from diinn.runtime.stream.result import Result
 log = logging.getLogger(__name__)
 VIDEO_SUFFIXES = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "mp4v", ".mov": "mp4v"}
 LEAST_FREE = 16 * 2**20  # bytes a disk must keep while frames are written: OpenCV does not report a full one
+COUNTING_SECONDS = 0.8  # for the packets of a video in which the last frame was not found by its number
 LONGEST_GAP = 300  # frames a still picture may stand for in a video
 
 
@@ -144,12 +146,13 @@ class VideoFile(Sink):
         written = opencv.open_video(self._partial)
         try:
             first = bool(written.isOpened() and written.read()[0])
-            if not (first and finished):  # without an index a look at the end may take hours
-                return first, False
+            if not (first and finished) or self._count == 1:  # without an index a look at the end may take hours
+                return first, first and finished
             written.set(cv2.CAP_PROP_POS_FRAMES, self._count - 1)
-            return first, bool(written.read()[0])
+            last = bool(written.read()[0])
         finally:
             written.release()
+        return first, last or opencv.count_packets(self._partial, COUNTING_SECONDS) == self._count
 
 
 def even(size: Size) -> Size:
@@ -159,7 +162,7 @@ def even(size: Size) -> Size:
 
 def still_name(path: Path, suffix: str) -> Path:
     """What an image is called as another kind of image."""
-    return path.with_suffix(suffix) if suffix else path
+    return path.with_name(fitting(path.with_suffix(suffix).name)) if suffix else path
 
 
 def fitted_is_said(told: bool, result: Result, size: Size, where: str) -> bool:

@@ -12,6 +12,7 @@ import cv2
 from diinn.runtime.errors import DiinnError
 from diinn.runtime.grid import Size
 from diinn.runtime.images import UInt8
+from diinn.runtime.names import readable
 from diinn.runtime.slot import Slot
 
 # What a source is doing. A live one that fails is "retrying" until it comes back, or "failed" when it gave up.
@@ -56,7 +57,7 @@ class Source(ABC):
     rate: float | None
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name = readable(name)
         self.slot: Slot[Frame] = Slot(newest=self.live)
         self.state, self.trouble = OPENING, ""
         self.interval = 0.0

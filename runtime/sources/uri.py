@@ -68,7 +68,7 @@ def open_source(uri: str, asked: Asked | None = None) -> Source:
 
     Cameras are not opened before ``start``. SourceError for what can never work."""
     asked = asked or Asked()
-    if (uri.isascii() and uri.isdigit()) or uri.startswith("/dev/video") or _scheme(uri) not in ("", "file"):
+    if (uri.isascii() and uri.isdigit()) or uri.startswith("/dev/video") or scheme_of(uri) not in ("", "file"):
         return open_camera(uri, asked)
     return open_input(uri, asked)
 
@@ -76,7 +76,7 @@ def open_source(uri: str, asked: Asked | None = None) -> Source:
 def open_camera(uri: str, asked: Asked | None = None) -> Source:
     """The camera that ``uri`` names; ``file://`` too, but no bare path."""
     asked = asked or Asked()
-    scheme, rest = _scheme(uri), uri.partition("://")[2]
+    scheme, rest = scheme_of(uri), uri.partition("://")[2]
     if asked.noise and scheme != DEMO:
         raise InputError(f"noise {asked.noise:g} is for the demo camera: {public(uri)} has its own, leave it out")
     if scheme == "file":
@@ -102,6 +102,7 @@ def open_camera(uri: str, asked: Asked | None = None) -> Source:
         size, name = None, public(uri)
     else:
         api, name, size = cv2.CAP_FFMPEG, public(uri), None
+        address = f"{scheme}://{rest}"  # FFmpeg knows them in small letters
         if not _host(rest)[0]:
             raise SourceError(
                 f"camera {name} has no host where one belongs: write {scheme}://USER:PASSWORD@HOST:PORT/PATH, and %40, "
@@ -123,7 +124,7 @@ def _demo(asked: Asked) -> Source:
     )
 
 
-def _scheme(uri: str) -> str:
+def scheme_of(uri: str) -> str:
     """The URI's scheme in small letters, empty for a number or a path."""
     if uri == DEMO or uri.startswith(f"{DEMO}:"):
         return DEMO
@@ -133,7 +134,7 @@ def _scheme(uri: str) -> str:
 
 def same_device(uri: str) -> str | None:
     """What a local camera is, however it is called; None for what several may open."""
-    scheme, path = _scheme(uri), uri.partition("://")[2] if _scheme(uri) else uri
+    scheme, path = scheme_of(uri), uri.partition("://")[2] if scheme_of(uri) else uri
     if scheme in ("", "v4l2") and path.isascii() and path.isdigit():
         return f"/dev/video{int(path[:9])}"
     if scheme in ("", "v4l2") and path.startswith("/dev/"):
@@ -146,9 +147,9 @@ def open_input(pattern: str, asked: Asked | None = None) -> Source:
     asked = asked or Asked()
     if asked.noise:
         raise InputError(f"noise {asked.noise:g} is for the demo camera: files have their own, leave it out")
-    if _scheme(pattern) == "file":
+    if scheme_of(pattern) == "file":
         pattern = unquote(pattern.partition("://")[2])
-    if _scheme(pattern) or re.match(r"[a-z]+:/", pattern, re.IGNORECASE):
+    if scheme_of(pattern) or (re.match(r"[a-z]+:/", pattern, re.IGNORECASE) and not os.path.exists(pattern)):  # noqa: PTH110
         raise SourceError(f"--input takes files, {public(pattern)!r} is a stream: give it as --camera")
     if not pattern:
         raise SourceError("--input is empty: give a file, a folder or a quoted glob")

@@ -213,6 +213,17 @@ def test_a_video_that_another_programs_files_cut_is_an_error_and_kept(
     assert 0 < count_frames(disk / "v.avi")[0] < 20
 
 
+@pytest.mark.parametrize("ending", files.VIDEO_SUFFIXES)
+@pytest.mark.parametrize("frames", [1, 2, 3, 13, 40])
+def test_videos_of_any_length_are_seen_to_be_whole(tmp_path: Path, ending: str, frames: int) -> None:
+    for rate in (1.0, 29.97, 240.0):
+        sink = VideoFile(tmp_path / f"v{ending}", lambda rate=rate: rate, live=False)  # type: ignore[misc]
+        for number in range(frames):
+            sink.write(result(demo.frame(number, (32, 24)), number))
+        sink.close()
+        assert count_frames(tmp_path / f"v{ending}")[0] == frames
+
+
 def files_free(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
