@@ -98,6 +98,12 @@ def open_writer(path: Path, codec: str, rate: float, size: Size) -> cv2.VideoWri
         return cv2.VideoWriter(name, cv2.VideoWriter.fourcc(*codec), rate, size)
 
 
+def has_image_reader(path: Path) -> bool:
+    """Whether one of OpenCV's image decoders is for a file, by its first bytes. OSError where it cannot be read."""
+    with named(path) as name:
+        return bool(cv2.haveImageReader(name))
+
+
 def count_packets(path: Path, seconds: float) -> int | None:
     """How many packets of its picture a video file holds, none of them decoded; None where that takes longer, or cannot
     be told."""

@@ -21,6 +21,7 @@ ARROWS = {
         "diinn.runtime.grid",
         "diinn.runtime.errors",
         "diinn.runtime.images",
+        "diinn.runtime.folders",
         "diinn.runtime.memory",
         "diinn.runtime.command",
         "diinn.runtime.sensor_noise",

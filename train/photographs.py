@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
+from diinn.runtime import folders as searching
 from diinn.runtime import images, memory
 from diinn.runtime.errors import InputError
 from rich.progress import track
@@ -26,7 +27,7 @@ def find_images(*folders: Path) -> list[Path]:
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"no folder {str(folder)!r}: give a folder of images")
-        found = images.find(folder)
+        found = searching.find(folder)
         if not found:
             raise InputError(f"no image in {str(folder)!r}: looked for {', '.join(sorted(images.SUFFIXES))}")
         for path in found:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import chain
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from diinn.runtime.sinks.raw import Pipe, SharedMemory
 from diinn.runtime.sinks.window import Window, has_display
 from diinn.runtime.sources import Source
 
-__all__ = ["VIDEO_SUFFIXES", "Nowhere", "Sink", "Streams", "open_sinks"]
+__all__ = ["VIDEO_SUFFIXES", "Nowhere", "Sink", "Streams", "open_sinks", "result_paths"]
 log = logging.getLogger(__name__)
 OTHER_VIDEOS = (".webm", ".m4v", ".wmv", ".flv", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv", ".mjpeg", ".h264", ".gif")
 SCHEMES = ("display", "file", "http", "shm")
@@ -69,6 +69,13 @@ def open_sinks(
             opened.append(keyed)
         failing.pop_all()
     return opened
+
+
+def result_paths(outputs: Sequence[str]) -> tuple[Path, ...]:
+    """The files and folders that ``outputs`` name."""
+    files = [output.removeprefix("file://") for output in outputs if output not in ("none", "-")]
+    paths = [Path(name) for name in files if name and "://" not in name]
+    return tuple(path.parent if path.name.startswith("*.") else path for path in paths)
 
 
 def _default(streams: Streams, headless: bool, stopped: Callable[[], bool]) -> Iterator[Keyed]:
@@ -135,19 +142,19 @@ def _file(path: Path, streams: Streams, source: Source, view: str, *, folder: bo
     check_folder(path if folder else path.parent)
     several = len(streams.each) > 1
     label = streams.labels[source.name, view]
-    if path.name == f"*{suffix}" and suffix in images.SUFFIXES and not folder:
+    if path.name == f"*{suffix}" and images.can_write(suffix) and not folder:
         into = path.parent / fitting(label) if several else path.parent
         _keep_apart(source, lambda relative: into / still_name(relative, suffix))
         return ImageFolder(into, suffix, live=source.live)
     if folder:
         if len(source.files) == 1 and several:
-            ending = source.files[0][1].suffix
-            target = path / fitting(f"{label.replace(ending, '')}{ending}")
+            ending = still_name(source.files[0][1], "").suffix
+            target = path / fitting(f"{label.replace(ending, '') if ending else label}{ending}")
             _keep_apart(source, lambda _: target)
             return ImageFile(target)
         if still:
             into = path / fitting(label) if several else path
-            _keep_apart(source, lambda relative: into / relative)
+            _keep_apart(source, lambda relative: into / still_name(relative, ""))
             return ImageFolder(into)
         name = label if Path(label).suffix.lower() in VIDEO_SUFFIXES else f"{label}.mp4"
         return VideoFile(path / fitting(name), lambda: source.rate or 30.0, source.live)
@@ -157,7 +164,7 @@ def _file(path: Path, streams: Streams, source: Source, view: str, *, folder: bo
         if still:
             raise InputError(f"images do not go into a video {str(path)!r}: give a folder or an image file")
         return VideoFile(path, lambda: source.rate or 30.0, source.live)
-    if suffix not in images.SUFFIXES:
+    if not images.can_write(suffix):
         raise InputError(
             f"--output {str(path)!r}: {_other_ending(suffix, still)}; for a folder write {str(path) + '/'!r}"
         )
@@ -172,7 +179,7 @@ def _file(path: Path, streams: Streams, source: Source, view: str, *, folder: bo
 
 def _other_ending(suffix: str, still: bool) -> str:
     """What is wrong with the ending of an output, and which others there are."""
-    if suffix in OTHER_VIDEOS:
+    if suffix in OTHER_VIDEOS and not still:
         return f"videos are not written as {suffix!r}: choose one of {', '.join(VIDEO_SUFFIXES)}"
     return unknown("ending", suffix, images.SUFFIXES if still else [*VIDEO_SUFFIXES, *images.SUFFIXES])
 
@@ -180,11 +187,12 @@ def _other_ending(suffix: str, still: bool) -> str:
 def _keep_apart(source: Source, target: Callable[[Path], Path]) -> None:
     """InputError if a result would replace the image it is made from, or another result."""
     taken: set[Path] = set()
+    place = cache(Path.resolve)
     for file, relative in source.files:
         if target(relative) in taken:
             raise InputError(f"two images would become {str(target(relative))!r}: give a folder instead")
         taken.add(target(relative))
-        if target(relative).resolve() == file.resolve():
+        if target(relative).name == file.name and place(target(relative).parent) == place(file.parent):
             raise InputError(f"--output would replace the input {str(file)!r}: choose another")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -45,17 +46,29 @@ class ImageFolder(Sink):
 
     def __init__(self, folder: Path, suffix: str = "", *, live: bool = False) -> None:
         self.where, self._folder, self._suffix, self._live = str(folder), folder, suffix, live
-        self._count = 0
+        self._count = self._failures = 0
 
     def write(self, result: Result) -> None:
         frame = result.frame
         name = f"{frame.captured:.6f}" if self._live else f"{frame.sequence:06d}"
         relative = still_name(frame.path, self._suffix) if frame.path else Path(name + self._suffix)
+        if frame.path and relative.suffix != (self._suffix or frame.path.suffix):
+            _other_format_is_said(frame.path.suffix)
         path = self._folder / relative
         make_folder(path.parent)
         check_disk(path.parent, f"the images in {self.where!r}", self._count)
-        images.write(path, result.image)
+        try:
+            images.write(path, result.image)
+        except DiinnError as error:
+            if frame.path is None:
+                raise
+            self._failures += 1  # of this image: the others are done
+            log.error("%s", error)
         self._count += 1
+
+    def close(self, *, failed: bool = False) -> None:
+        if self._failures:
+            raise DiinnError(f"{self._failures} of {self._count} images could not be written")
 
 
 class VideoFile(Sink):
@@ -161,8 +174,15 @@ def even(size: Size) -> Size:
 
 
 def still_name(path: Path, suffix: str) -> Path:
-    """What an image is called as another kind of image."""
-    return path.with_name(fitting(path.with_suffix(suffix).name)) if suffix else path
+    """What an image is called as another kind of image, or as its own where that can be written."""
+    if suffix:
+        return path.with_name(fitting(path.with_suffix(suffix).name))
+    return path if images.can_write(path.suffix) else path.with_name(fitting(path.name + ".png"))
+
+
+@cache
+def _other_format_is_said(suffix: str) -> None:
+    log.warning("results of %s images are written as %s.png: OpenCV does not write them as they are", suffix, suffix)
 
 
 def fitted_is_said(told: bool, result: Result, size: Size, where: str) -> bool:

@@ -7,12 +7,13 @@ import logging
 import os
 import re
 import sys
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
 import cv2
-from diinn.runtime import demo, images
+from diinn.runtime import demo, folders, images
 from diinn.runtime.errors import InputError, SourceError, unknown
 from diinn.runtime.grid import Size
 from diinn.runtime.sources.base import Source
@@ -37,6 +38,7 @@ class Asked:
     size: (width, height); rate: frames per second; codec, flip: names in ``pixels``; loop: start videos again
     noise: of the demo camera's sensor, root mean square in grey levels
     paced: whether the demo keeps its frame rate; patience: how failures are met
+    results: files and folders where results go, which are no input though they lie in a folder that is
     """
 
     size: Size | None = None
@@ -47,6 +49,7 @@ class Asked:
     noise: float = 0.0
     paced: bool = True
     patience: Patience = field(default_factory=Patience)
+    results: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         if self.size is not None:
@@ -154,24 +157,57 @@ def open_input(pattern: str, asked: Asked | None = None) -> Source:
     if not pattern:
         raise SourceError("--input is empty: give a file, a folder or a quoted glob")
     path = Path(pattern)
-    if path.is_dir():
-        files = images.find(path)
-        if not files:
-            raise SourceError(f"no image in folder {pattern!r}: looked for {', '.join(sorted(images.SUFFIXES))}")
-        return ImageFiles(path.resolve().name, [(p, p.relative_to(path)) for p in files], asked.flip)
-    if path.is_file():
-        if path.suffix.lower() in images.SUFFIXES:
-            return ImageFiles(path.name, [(path, Path(path.name))], asked.flip)
-        return VideoFile(path.name, path, asked.loop, asked.flip)
-    matches = sorted(Path(p) for p in glob.glob(pattern, recursive=True))  # noqa: PTH207  takes absolute patterns
-    files = [p for p in matches if p.is_file() and p.suffix.lower() in images.SUFFIXES]
-    if not files:
+    if os.path.isdir(pattern):  # noqa: PTH112  never raises
+        return _folder(path, asked)
+    if os.path.isfile(pattern):  # noqa: PTH113
+        return _film(path, asked) if not _still(path) else ImageFiles(path.name, [(path, Path(path.name))], asked.flip)
+    if os.path.exists(pattern):  # noqa: PTH110
+        raise SourceError(f"{pattern!r} is neither a file nor a folder: copy what it gives into a file")
+    return _glob(pattern, asked)
+
+
+def _still(path: Path) -> bool:
+    return path.suffix.lower() in images.SUFFIXES or images.is_image(path)
+
+
+def _film(path: Path, asked: Asked) -> Source:
+    return VideoFile(path.name, path, asked.loop, asked.flip)
+
+
+def _folder(path: Path, asked: Asked) -> Source:
+    """The images of a folder and all below it."""
+    found = folders.search(path, asked.results)
+    said = found.said()
+    if not found.files:
+        looked = f"looked for {', '.join(sorted(images.SUFFIXES))} and what else OpenCV can read"
+        raise SourceError(f"no image in folder {str(path)!r}: {looked}{'; ' if said else ''}{said}")
+    if said:
+        log.warning("%s: %s", path, said)
+    return ImageFiles(path.resolve().name, [(p, p.relative_to(path)) for p in found.files], asked.flip)
+
+
+def _glob(pattern: str, asked: Asked) -> Source:
+    """The images that match, or a single video."""
+    matches = [p for p in map(Path, sorted(glob.glob(pattern, recursive=True))) if p.is_file()]  # noqa: PTH207
+    if "**" in pattern:  # which goes round and round where a link leads back
+        matches = list({p.resolve(): p for p in reversed(matches)}.values())[::-1]
+    files = [p for p in matches if _still(p)]
+    others = sorted({*matches} - {*files})
+    if not matches:
         hint = f"for a camera use --camera {pattern}" if pattern.isdigit() else "check the path"
         raise SourceError(f"no file, folder or image matches {public(pattern)!r}: {hint}")
-    names = [p.name for p in files]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    if not files and len(others) == 1:
+        return _film(others[0], asked)
+    if not files:
+        raise SourceError(
+            f"{pattern!r} matches {len(others)} files, none of them an image: give each video as an --input of its own"
+        )
+    twice = next((name for name, count in Counter(p.name for p in files).items() if count > 1), None)
     if twice is not None:
         raise SourceError(f"{pattern!r} matches several files called {twice!r}: give their folder instead")
+    said = folders.Search(left_out=Counter(p.suffix.lower() or "no ending" for p in others)).said()
+    if said:
+        log.warning("%s: %s", pattern, said)
     return ImageFiles(pattern, [(p, Path(p.name)) for p in files], asked.flip)
 
 
