@@ -73,9 +73,17 @@ def open_sinks(
 
 def result_paths(outputs: Sequence[str]) -> tuple[Path, ...]:
     """The files and folders that ``outputs`` name."""
-    files = [output.removeprefix("file://") for output in outputs if output not in ("none", "-")]
-    paths = [Path(name) for name in files if name and "://" not in name]
+    named = [_parts(output) for output in outputs if output not in ("", "none", "-")]
+    paths = [
+        Path(rest if separator else scheme) for scheme, separator, rest in named if scheme == "file" or not separator
+    ]
     return tuple(path.parent if path.name.startswith("*.") else path for path in paths)
+
+
+def _parts(output: str) -> tuple[str, str, str]:
+    """Scheme in small letters, separator and rest of a URI; the path alone where there is no scheme."""
+    scheme, separator, rest = output.partition("://")
+    return (scheme.lower(), separator, rest) if separator else (output, "", "")
 
 
 def _default(streams: Streams, headless: bool, stopped: Callable[[], bool]) -> Iterator[Keyed]:
@@ -91,7 +99,7 @@ def _default(streams: Streams, headless: bool, stopped: Callable[[], bool]) -> I
 
 def _open(output: str, streams: Streams, headless: bool, stopped: Callable[[], bool], viewers: int) -> Iterator[Keyed]:
     """The sinks of one URI, each opened when it is asked for."""
-    scheme, separator, rest = output.partition("://")
+    scheme, separator, rest = _parts(output)
     if output == "none":
         yield Nowhere(), None
     elif output == "-":

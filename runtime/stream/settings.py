@@ -12,7 +12,7 @@ from typing import Any
 
 from diinn.runtime.calibration import Calibration
 from diinn.runtime.errors import InputError, unknown
-from diinn.runtime.names import as_file
+from diinn.runtime.names import as_file, readable
 from diinn.runtime.sources import Asked, Source, open_source, public, same_device, scheme_of
 from diinn.runtime.stream.result import ZOOM
 from diinn.runtime.strength import Denoise, parse_denoise
@@ -217,7 +217,7 @@ def open_sources(settings: Sequence[CameraSettings]) -> list[Source]:
         for s in settings:
             opened.append(open_source(s.uri, s.asked))
             failing.callback(opened[-1].close)
-            opened[-1].name = s.name or opened[-1].name
+            opened[-1].name = readable(s.name) if s.name else opened[-1].name
         name_apart(opened)
         failing.pop_all()
     return opened

@@ -14,6 +14,7 @@ from diinn.runtime.command import guarded
 from diinn.runtime.errors import InputError, SourceError
 from diinn.runtime.names import as_file, as_utf8, fitting, readable
 from diinn.runtime.opencv import open_camera
+from diinn.runtime.sinks import result_paths
 from diinn.runtime.sources import Asked, open_input, open_source
 from diinn.runtime.stream import settings
 from diinn.runtime.stream.settings import CameraSettings
@@ -98,6 +99,16 @@ def test_an_address_that_is_no_text_is_refused() -> None:
 def test_schemes_may_be_written_large() -> None:
     for uri, address in (("HTTP://h:80/Path", "http://h:80/Path"), ("RTSP://u:P@h/X", "rtsp://u:P@h/X")):
         assert open_source(uri).device.address == address  # type: ignore[attr-defined]
+
+
+def test_schemes_of_outputs_may_be_written_large(run, photo_path: Path) -> None:
+    assert run("--input", photo_path, "--scale", "1", "--output", "FILE://o.png", model="nano")[0] == 0
+    assert Path("o.png").is_file()
+    args = ("--camera", "demo", "--max-frames", "1", "--output")
+    assert "open http://127.0.0.1:" in run(*args, "HTTP://127.0.0.1:0", model="nano")[1]
+    assert result_paths(["none", "-", "a.png", "FILE://b/", "out/*.png", "http://h", "shm://x", "12:30.mp4"]) == (
+        *(Path(name) for name in ("a.png", "b", "out", "12:30.mp4")),
+    )
 
 
 def test_paths_in_a_file_of_cameras_may_have_colons(tmp_path: Path) -> None:
