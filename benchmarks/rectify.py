@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 import torch
 from diinn.runtime import demo, images
+from diinn.runtime import folders as searching
 from diinn.runtime.calibration import Calibration, pinhole, scaling
 from diinn.runtime.command import Parser, guarded
 from diinn.runtime.errors import InputError
@@ -131,7 +132,7 @@ def scenes(folders: Sequence[Path], most: int) -> Iterator[UInt8]:
         whole = demo.scene()
         yield from (whole[y : y + 360, x : x + 480] for x, y in ((520, 600), (40, 900), (900, 300), (1300, 650)))
         return
-    files = [path for folder in folders for path in images.find(folder)]
+    files = [path for folder in folders for path in searching.find(folder)]
     if not files:
         raise InputError(f"no image in {', '.join(map(str, folders))}: give a folder of photographs")
     for path in files[:most]:

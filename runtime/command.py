@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import logging
 import os
 import sys
@@ -76,6 +77,8 @@ def guarded(
     remedy: what to install where a library is missing; say: how a failure is told; hint: how to see the trace of one
     that nobody foresaw
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
         return work()
     except DiinnError as error:

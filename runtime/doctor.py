@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import platform
 import re
 import sys
@@ -90,7 +92,8 @@ def machine() -> Iterator[Fact]:
 
 def _or_missing(fact: Callable[[], str]) -> str:
     try:
-        return fact()
+        with contextlib.redirect_stderr(io.StringIO()):  # what a library says of itself, a page of NumPy's for one
+            return fact()
     except PackageNotFoundError:
         return "not installed, run from its folder"
     except DiinnError as error:
@@ -100,7 +103,7 @@ def _or_missing(fact: Callable[[], str]) -> str:
 
 
 def _opencv() -> str:
-    cv2: Any = import_module("cv2")
+    cv2: Any = import_module("diinn.runtime.opencv").cv2
     found = re.search(r"GStreamer:\s*(\S+)", cv2.getBuildInformation())
     gstreamer = found is not None and found[1].upper().startswith("YES")
     return f"{cv2.__version__}, {'with' if gstreamer else 'without'} GStreamer (csi:// cameras want it)"

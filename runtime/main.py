@@ -74,6 +74,7 @@ def _check(out: Teller) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
+    from diinn.runtime import opencv  # noqa: F401  first of all, since it says what is wrong with the one that is here
     from diinn.runtime.options import parser
 
     return parser()
@@ -212,6 +213,7 @@ def _checked_backend(args: argparse.Namespace) -> str:
 def settings(args: argparse.Namespace) -> tuple[list[CameraSettings], list[Source]]:
     """What the arguments say of each camera and input, and their sources."""
     from diinn.runtime.calibration import Calibration
+    from diinn.runtime.sinks import result_paths
     from diinn.runtime.sources import Asked, Patience, open_camera, open_input
     from diinn.runtime.stream import settings as files
     from diinn.runtime.stream.settings import CameraSettings, check_apart, name_apart, open_sources
@@ -227,6 +229,7 @@ def settings(args: argparse.Namespace) -> tuple[list[CameraSettings], list[Sourc
         args.noise,
         not args.benchmark,
         patience,
+        result_paths(args.output),
     )
     calibration = Calibration.load(args.calibration) if args.calibration else None
     base = CameraSettings(

@@ -9,11 +9,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from diinn.runtime.errors import DiinnError
-from diinn.runtime.sinks import VIDEO_SUFFIXES
+from diinn.runtime.sinks import Sink
+from diinn.runtime.sinks.files import VideoFile, even
 from diinn.runtime.sources import Frame
 from diinn.runtime.stream.stream import Stream
 from diinn.runtime.strength import NONE
@@ -39,7 +39,7 @@ def finish(stream: Stream, stopped_by: int | None, said: Announcements, *, asked
         for outlet in stream.outlets
         if outlet.failure is not None and not (outlet.abandoned and stopped_by is not None)
     ]
-    if not summary["processed"] and stopped_by is None and not failures:
+    if not summary["processed"] and stopped_by is None and not (failures or lost):
         raise DiinnError("no frame arrived: check the camera, or give it more time with a longer --duration")
     said.say(redacted(_closing_line(summary)))
     if {output["where"] for output in summary["outputs"]} == {"none"} and not asked and not benchmark:
@@ -102,15 +102,23 @@ def _announcement(stream: Stream, frame: Frame, name: str, view: View) -> Iterat
     part = f" ROI {','.join(f'{v:g}' for v in view.rect)}" if view.rect else ""
     lane = stream.lane(frame.source)
     label = f"{frame.source} {name}" if len(lane.specs) > 1 else frame.source
-    where = [outlet.sink.where for outlet in stream.outlets if outlet.wants((frame.source, name))]
+    sinks = [outlet.sink for outlet in stream.outlets if outlet.wants((frame.source, name))]
+    where = [_written(sink, view) for sink in sinks]
     wanted = lane.denoise.wanted
     cleaned = "" if wanted == NONE else f"denoise {wanted}, "
     yield (
         f"{label}: {width}x{height}{part} -> {view.dsize[0]}x{view.dsize[1]} (scale {ratio}), "
         f"model {stream.resolver.bundle.name}, {stream.resolver.backend.describe()}, {cleaned}output {', '.join(where)}"
     )
-    if any(Path(w).suffix.lower() in VIDEO_SUFFIXES for w in where) and not lane.source.live:
+    if any(isinstance(sink, VideoFile) for sink in sinks) and not lane.source.live:
         yield "audio, if there is any, is dropped"
+
+
+def _written(sink: Sink, view: View) -> str:
+    """Where a view goes, with the size it has there if that is another."""
+    if isinstance(sink, VideoFile) and even(view.dsize) != view.dsize:
+        return f"{sink.where} (padded to {'x'.join(map(str, even(view.dsize)))}: sizes of videos are even)"
+    return sink.where
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from diinn.runtime import backends, golden, grid, memory
@@ -19,6 +18,7 @@ from diinn.runtime.backends.base import Backend, BackendOptions, Maps, Segment
 from diinn.runtime.errors import BundleError, DiinnError, InputError
 from diinn.runtime.frames import Image, as_bgr, as_dtype
 from diinn.runtime.grid import Size
+from diinn.runtime.opencv import cv2
 from diinn.runtime.strength import AUTO, NONE, Denoise, Strength, parse_denoise
 from diinn.runtime.view import Rect, View
 

@@ -192,7 +192,7 @@ class SharedWriter:
             self._map = mmap.mmap(self._file, size)
         except OSError as error:
             raise DiinnError(f"no room for shm://{self.path.name} ({size / 2**20:.0f} MiB): {error.strerror}") from None
-        names = (text.encode()[:63] for text in (self._camera, self._view))
+        names = (text.encode("utf-8", "replace")[:63] for text in (self._camera, self._view))
         self._count = 0
         HEADER.pack_into(self._map, 0, MAGIC, 0, FIRST, SLOTS, PIXELS, self._stride, 0, 0, *names)
         _fence()

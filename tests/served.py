@@ -71,6 +71,39 @@ def mjpeg() -> Iterator[Callable[..., Served]]:
 
 
 @pytest.fixture
+def lossy() -> Iterator[Callable[[Callable[[int], bytes]], str]]:
+    """Starts MJPEG cameras, 30 parts a second, whose parts a function makes of their numbers; gives their addresses."""
+    stop = threading.Event()
+    opened: list[socket.socket] = []
+
+    def serve(listening: socket.socket, part: Callable[[int], bytes]) -> None:
+        while not stop.is_set():
+            with contextlib.suppress(OSError), listening.accept()[0] as connection:
+                connection.recv(4096)
+                connection.sendall(
+                    b"HTTP/1.0 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=frame\r\n\r\n"
+                )
+                number = 0
+                while not stop.wait(1 / 30):
+                    image = part(number)
+                    head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(image)}\r\n\r\n"
+                    connection.sendall(head.encode() + image + b"\r\n")
+                    number += 1
+
+    def make(part: Callable[[int], bytes]) -> str:
+        listening = socket.create_server(("127.0.0.1", 0))
+        opened.append(listening)
+        threading.Thread(target=serve, args=(listening, part), daemon=True).start()
+        return f"http://127.0.0.1:{listening.getsockname()[1]}/"
+
+    yield make
+    stop.set()
+    for listening in opened:
+        listening.shutdown(socket.SHUT_RDWR)
+        listening.close()
+
+
+@pytest.fixture
 def rtsp() -> Iterator[Callable[..., Served]]:
     """Starts RTSP servers; the stream is at ``/live``."""
     probe = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import GstRtspServer, Gst; "

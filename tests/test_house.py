@@ -21,6 +21,7 @@ ARROWS = {
         "diinn.runtime.grid",
         "diinn.runtime.errors",
         "diinn.runtime.images",
+        "diinn.runtime.folders",
         "diinn.runtime.memory",
         "diinn.runtime.command",
         "diinn.runtime.sensor_noise",
@@ -64,6 +65,23 @@ def test_the_runtime_reads_yaml_and_graphs_in_one_place_each() -> None:
                 assert first == "content" or ".graph_content(" in first, f"{path}: {first}"
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("np.load", "numpy.load"):
                 assert path.name == "bundle_files.py", path
+
+
+BY_NAME = {"VideoCapture", "VideoWriter", "FileStorage", "imread", "imreadmulti", "imwrite", "imwritemulti", "imcount"}
+BY_NAME |= {"haveImageReader", "haveImageWriter", "imreadanimation", "imwriteanimation"}
+
+
+def test_opencv_gets_names_of_files_from_one_place() -> None:
+    """It ends the process for one that is no UTF-8, and takes what stands before a colon for a protocol."""
+    for path in (path for room in ROOMS for path in (ROOT / room).rglob("*.py")):
+        if path == ROOT / "runtime" / "opencv.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func).split(".")
+            by_name = called[0] == "cv2" and called[-1] in BY_NAME
+            assert not by_name or "FILE_STORAGE_MEMORY" in ast.unparse(node), f"{path}:{node.lineno} {called[-1]}"
 
 
 def test_setup_cfg_lists_every_package() -> None:

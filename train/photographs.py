@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
+from diinn.runtime import folders as searching
 from diinn.runtime import images, memory
 from diinn.runtime.errors import InputError
 from rich.progress import track
@@ -26,7 +27,7 @@ def find_images(*folders: Path) -> list[Path]:
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"no folder {str(folder)!r}: give a folder of images")
-        found = images.find(folder)
+        found = searching.find(folder)
         if not found:
             raise InputError(f"no image in {str(folder)!r}: looked for {', '.join(sorted(images.SUFFIXES))}")
         for path in found:
@@ -41,7 +42,7 @@ def read_rgb(path: Path) -> UInt8:
 
 def split_holdout(files: Sequence[Path], count: int) -> tuple[list[Path], list[Path]]:
     """(training, hold-out) files; the hold-out is chosen by a hash of the name, so it stays put."""
-    ranked = sorted(files, key=lambda p: hashlib.sha256(p.name.encode()).digest())
+    ranked = sorted(files, key=lambda p: hashlib.sha256(os.fsencode(p.name)).digest())
     held = set(ranked[:count])
     return [p for p in files if p not in held], [p for p in files if p in held]
 

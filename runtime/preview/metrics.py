@@ -16,6 +16,7 @@ COUNTERS = {
     "captured": "Frames captured, dropped ones included",
     "processed": "Frames processed",
     "dropped": "Frames that newer ones replaced",
+    "undecodable": "Frames that could not be decoded",
     "reconnects": "Times the camera came back",
 }
 

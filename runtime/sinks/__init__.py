@@ -6,20 +6,22 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import chain
 from pathlib import Path
 
 from diinn.runtime import images
 from diinn.runtime.errors import InputError, unknown
+from diinn.runtime.names import as_file, fitting
 from diinn.runtime.sinks.base import Nowhere, Sink
 from diinn.runtime.sinks.files import VIDEO_SUFFIXES, ImageFile, ImageFolder, VideoFile, check_folder, still_name
 from diinn.runtime.sinks.raw import Pipe, SharedMemory
 from diinn.runtime.sinks.window import Window, has_display
 from diinn.runtime.sources import Source
 
-__all__ = ["VIDEO_SUFFIXES", "Nowhere", "Sink", "Streams", "open_sinks"]
+__all__ = ["VIDEO_SUFFIXES", "Nowhere", "Sink", "Streams", "open_sinks", "result_paths"]
 log = logging.getLogger(__name__)
+OTHER_VIDEOS = (".webm", ".m4v", ".wmv", ".flv", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv", ".mjpeg", ".h264", ".gif")
 SCHEMES = ("display", "file", "http", "shm")
 Keyed = tuple[Sink, frozenset[tuple[str, str]] | None]  # a sink and the (camera, view) it takes, None for all
 
@@ -38,13 +40,15 @@ class Streams:
     def labels(self) -> dict[tuple[str, str], str]:
         """What files of each stream, (camera, view), are called; no two alike, however odd the names."""
         found: dict[tuple[str, str], str] = {}
+        taken: set[str] = set()
         for source, views in self.views:
             for view in views:
                 wanted = file_name(f"{source.name}-{view}" if len(views) > 1 else source.name)
                 label, number = wanted, 1
-                while label in found.values():
+                while label in taken:
                     number += 1
                     label = f"{wanted}-{number}"
+                taken.add(label)
                 found[source.name, view] = label
         return found
 
@@ -67,6 +71,21 @@ def open_sinks(
     return opened
 
 
+def result_paths(outputs: Sequence[str]) -> tuple[Path, ...]:
+    """The files and folders that ``outputs`` name."""
+    named = [_parts(output) for output in outputs if output not in ("", "none", "-")]
+    paths = [
+        Path(rest if separator else scheme) for scheme, separator, rest in named if scheme == "file" or not separator
+    ]
+    return tuple(path.parent if path.name.startswith("*.") else path for path in paths)
+
+
+def _parts(output: str) -> tuple[str, str, str]:
+    """Scheme in small letters, separator and rest of a URI; the path alone where there is no scheme."""
+    scheme, separator, rest = output.partition("://")
+    return (scheme.lower(), separator, rest) if separator else (output, "", "")
+
+
 def _default(streams: Streams, headless: bool, stopped: Callable[[], bool]) -> Iterator[Keyed]:
     if headless or not has_display():
         yield Nowhere(), None
@@ -80,7 +99,7 @@ def _default(streams: Streams, headless: bool, stopped: Callable[[], bool]) -> I
 
 def _open(output: str, streams: Streams, headless: bool, stopped: Callable[[], bool], viewers: int) -> Iterator[Keyed]:
     """The sinks of one URI, each opened when it is asked for."""
-    scheme, separator, rest = output.partition("://")
+    scheme, separator, rest = _parts(output)
     if output == "none":
         yield Nowhere(), None
     elif output == "-":
@@ -111,9 +130,10 @@ def _open(output: str, streams: Streams, headless: bool, stopped: Callable[[], b
             "--output is empty: give a file, a folder, 'FOLDER/*.png', display://0, http://127.0.0.1:8080 or none"
         )
     else:
-        path = Path(rest if separator else output)
+        text = rest if separator else output
+        path, folder = Path(text), text.endswith(("/", "/."))
         for source, view in streams.each:
-            yield _file(path, streams, source, view), frozenset({(source.name, view)})
+            yield _file(path, streams, source, view, folder=folder), frozenset({(source.name, view)})
 
 
 def _windows(streams: Streams, stopped: Callable[[], bool]) -> Iterator[Keyed]:
@@ -122,36 +142,40 @@ def _windows(streams: Streams, stopped: Callable[[], bool]) -> Iterator[Keyed]:
         yield Window(title, bool(source.files), stopped), frozenset({(source.name, view)})
 
 
-def _file(path: Path, streams: Streams, source: Source, view: str) -> Sink:
+def _file(path: Path, streams: Streams, source: Source, view: str, *, folder: bool) -> Sink:
+    """The sink of one stream; folder: whether ``path`` was written as one, with a slash behind it."""
     suffix = path.suffix.lower()
     still = bool(source.files)
-    check_folder(path if path.is_dir() or not suffix else path.parent)
+    folder = folder or path.is_dir() or not suffix
+    check_folder(path if folder else path.parent)
     several = len(streams.each) > 1
-    if path.name == f"*{suffix}" and suffix in images.SUFFIXES:
-        folder = path.parent / streams.labels[source.name, view] if several else path.parent
-        _keep_apart(source, lambda relative: folder / still_name(relative, suffix))
-        return ImageFolder(folder, suffix, live=source.live)
-    if path.is_dir() or not suffix:
-        label = streams.labels[source.name, view]
+    label = streams.labels[source.name, view]
+    if path.name == f"*{suffix}" and images.can_write(suffix) and not folder:
+        into = path.parent / fitting(label) if several else path.parent
+        _keep_apart(source, lambda relative: into / still_name(relative, suffix))
+        return ImageFolder(into, suffix, live=source.live)
+    if folder:
         if len(source.files) == 1 and several:
-            ending = source.files[0][1].suffix
-            target = path / f"{label.replace(ending, '')}{ending}"
+            ending = still_name(source.files[0][1], "").suffix
+            target = path / fitting(f"{label.replace(ending, '') if ending else label}{ending}")
             _keep_apart(source, lambda _: target)
             return ImageFile(target)
         if still:
-            folder = path / label if several else path
-            _keep_apart(source, lambda relative: folder / relative)
-            return ImageFolder(folder)
+            into = path / fitting(label) if several else path
+            _keep_apart(source, lambda relative: into / still_name(relative, ""))
+            return ImageFolder(into)
         name = label if Path(label).suffix.lower() in VIDEO_SUFFIXES else f"{label}.mp4"
-        return VideoFile(path / name, lambda: source.rate or 30.0, source.live)
+        return VideoFile(path / fitting(name), lambda: source.rate or 30.0, source.live)
     if several or len(source.files) > 1:
         raise InputError(f"one file {str(path)!r} cannot hold several sources, views or images: give a folder")
     if suffix in VIDEO_SUFFIXES:
         if still:
             raise InputError(f"images do not go into a video {str(path)!r}: give a folder or an image file")
         return VideoFile(path, lambda: source.rate or 30.0, source.live)
-    if suffix not in images.SUFFIXES:
-        raise InputError(f"--output {str(path)!r}: " + unknown("ending", suffix, [*VIDEO_SUFFIXES, *images.SUFFIXES]))
+    if not images.can_write(suffix):
+        raise InputError(
+            f"--output {str(path)!r}: {_other_ending(suffix, still)}; for a folder write {str(path) + '/'!r}"
+        )
     if not still:
         raise InputError(
             f"frames of {source.name} do not go into one image {str(path)!r}: give a video file, a folder, or "
@@ -161,17 +185,26 @@ def _file(path: Path, streams: Streams, source: Source, view: str) -> Sink:
     return ImageFile(path)
 
 
+def _other_ending(suffix: str, still: bool) -> str:
+    """What is wrong with the ending of an output, and which others there are."""
+    if suffix in OTHER_VIDEOS and not still:
+        return f"videos are not written as {suffix!r}: choose one of {', '.join(VIDEO_SUFFIXES)}"
+    return unknown("ending", suffix, images.SUFFIXES if still else [*VIDEO_SUFFIXES, *images.SUFFIXES])
+
+
 def _keep_apart(source: Source, target: Callable[[Path], Path]) -> None:
     """InputError if a result would replace the image it is made from, or another result."""
     taken: set[Path] = set()
+    place = cache(Path.resolve)
     for file, relative in source.files:
         if target(relative) in taken:
             raise InputError(f"two images would become {str(target(relative))!r}: give a folder instead")
         taken.add(target(relative))
-        if target(relative).resolve() == file.resolve():
+        if target(relative).name == file.name and place(target(relative).parent) == place(file.parent):
             raise InputError(f"--output would replace the input {str(file)!r}: choose another")
 
 
 def file_name(source: str) -> str:
     """A source's name as one a file may have."""
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in source).strip("_.") or "camera"
+    plain = "".join(c if c.isalnum() or c in "-_." else "_" for c in source).strip("_.") or "camera"
+    return fitting(as_file(plain))

@@ -5,20 +5,24 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
-import cv2
 import numpy as np
-from diinn.runtime import images
+from diinn.runtime import images, opencv
+from diinn.runtime.containers import extent
 from diinn.runtime.errors import DiinnError, InputError
 from diinn.runtime.grid import Size
 from diinn.runtime.images import UInt8
+from diinn.runtime.names import fitting
+from diinn.runtime.opencv import cv2
 from diinn.runtime.sinks.base import Sink
 from diinn.runtime.stream.result import Result
 
 log = logging.getLogger(__name__)
 VIDEO_SUFFIXES = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "mp4v", ".mov": "mp4v"}
 LEAST_FREE = 16 * 2**20  # bytes a disk must keep while frames are written: OpenCV does not report a full one
+COUNTING_SECONDS = 0.8  # for the packets of a video in which the last frame was not found by its number
 LONGEST_GAP = 300  # frames a still picture may stand for in a video
 
 
@@ -42,26 +46,37 @@ class ImageFolder(Sink):
 
     def __init__(self, folder: Path, suffix: str = "", *, live: bool = False) -> None:
         self.where, self._folder, self._suffix, self._live = str(folder), folder, suffix, live
-        self._count = 0
+        self._count = self._failures = 0
 
     def write(self, result: Result) -> None:
         frame = result.frame
         name = f"{frame.captured:.6f}" if self._live else f"{frame.sequence:06d}"
         relative = still_name(frame.path, self._suffix) if frame.path else Path(name + self._suffix)
+        if frame.path and relative.suffix != (self._suffix or frame.path.suffix):
+            _other_format_is_said(frame.path.suffix)
         path = self._folder / relative
         make_folder(path.parent)
-        if self._count % 30 == 0:
-            check_disk(path.parent, f"the images in {self.where!r}", self._count)
-        images.write(path, result.image)
+        check_disk(path.parent, f"the images in {self.where!r}", self._count)
+        try:
+            images.write(path, result.image)
+        except DiinnError as error:
+            if frame.path is None:
+                raise
+            self._failures += 1  # of this image: the others are done
+            log.error("%s", error)
         self._count += 1
+
+    def close(self, *, failed: bool = False) -> None:
+        if self._failures:
+            raise DiinnError(f"{self._failures} of {self._count} images could not be written")
 
 
 class VideoFile(Sink):
     """A video of one source, written beside its name and renamed when whole.
 
     Frames of a file follow each other. Those of a live source stand where they arrived: gaps are filled
-    with the frame before, so that time in the video is time. After an error what a live source gave is
-    kept; what was made of a file is not, since it would be half of it. A view that changes its size is fitted.
+    with the frame before, so that time in the video is time. What was written before an error is kept. A view that
+    changes its size is fitted; codecs want even sizes: an odd one is padded by repeating its last row or column.
 
     rate: frames per second, asked when the first frame is here
     """
@@ -70,7 +85,7 @@ class VideoFile(Sink):
 
     def __init__(self, path: Path, rate: Callable[[], float], live: bool) -> None:
         self.where, self._path, self._stated, self._live = str(path), path, rate, live
-        self._partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+        self._partial = images.beside(path, path.suffix.lower())
         self._writer: cv2.VideoWriter | None = None
         self._size = (0, 0)
         self._last: UInt8 | None = None
@@ -86,8 +101,7 @@ class VideoFile(Sink):
         if (image.shape[1], image.shape[0]) != self._size:
             self._told = fitted_is_said(self._told, result, self._size, self.where)
             image = np.asarray(cv2.resize(image, self._size, interpolation=cv2.INTER_AREA), np.uint8)
-        if self._count % 30 == 0:
-            check_disk(self._path.parent, f"the video {self.where!r}", self._count)
+        check_disk(self._path.parent, f"the video {self.where!r}", self._count)
         if self._live:
             due = round((arrived - self._start) * self._rate)
             if due < self._count:
@@ -104,9 +118,9 @@ class VideoFile(Sink):
     def _open(self, size: Size) -> None:
         make_folder(self._path.parent)
         check_disk(self._path.parent, f"the video {self.where!r}", 0)
-        fourcc = cv2.VideoWriter.fourcc(*VIDEO_SUFFIXES[self._path.suffix.lower()])
         self._rate = self._stated()
-        writer = cv2.VideoWriter(str(self._partial), fourcc, self._rate, size)
+        codec = VIDEO_SUFFIXES[self._path.suffix.lower()]
+        writer = opencv.open_writer(self._partial, codec, self._rate, even(size))
         if not writer.isOpened():
             self._partial.unlink(missing_ok=True)
             raise InputError(
@@ -116,6 +130,10 @@ class VideoFile(Sink):
 
     def _put(self, image: UInt8) -> None:
         assert self._writer is not None
+        width, height = even(self._size)
+        if (width, height) != self._size:
+            right, below = width - self._size[0], height - self._size[1]
+            image = np.asarray(cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REPLICATE), np.uint8)
         self._writer.write(image)
         self._count += 1
 
@@ -124,21 +142,47 @@ class VideoFile(Sink):
             return
         self._writer.release()
         self._writer = None
-        if failed and not self._live:
-            self._partial.unlink(missing_ok=True)
-            return
-        written = cv2.VideoCapture(str(self._partial))
-        whole = written.isOpened() and written.read()[0]
-        written.release()
-        if not whole:
+        first, last = self._readable()
+        if not first:
             self._partial.unlink(missing_ok=True)
             raise DiinnError(f"the video {self.where!r} could not be written: use .avi or another --output")
         self._partial.replace(self._path)
+        if not last:
+            raise DiinnError(
+                f"the video {self.where!r} is not whole, though {self._count} frames were written: look whether its "
+                "disk is full; what is there was kept"
+            )
+
+    def _readable(self) -> tuple[bool, bool]:
+        """Whether the first and the last frame of what was written can be read, however long it is."""
+        finished = extent(self._partial).finished
+        written = opencv.open_video(self._partial)
+        try:
+            first = bool(written.isOpened() and written.read()[0])
+            if not (first and finished) or self._count == 1:  # without an index a look at the end may take hours
+                return first, first and finished
+            written.set(cv2.CAP_PROP_POS_FRAMES, self._count - 1)
+            last = bool(written.read()[0])
+        finally:
+            written.release()
+        return first, last or opencv.count_packets(self._partial, COUNTING_SECONDS) == self._count
+
+
+def even(size: Size) -> Size:
+    """The next size whose width and height are even."""
+    return size[0] + size[0] % 2, size[1] + size[1] % 2
 
 
 def still_name(path: Path, suffix: str) -> Path:
-    """What an image is called as another kind of image."""
-    return path.with_suffix(suffix) if suffix else path
+    """What an image is called as another kind of image, or as its own where that can be written."""
+    if suffix:
+        return path.with_name(fitting(path.with_suffix(suffix).name))
+    return path if images.can_write(path.suffix) else path.with_name(fitting(path.name + ".png"))
+
+
+@cache
+def _other_format_is_said(suffix: str) -> None:
+    log.warning("results of %s images are written as %s.png: OpenCV does not write them as they are", suffix, suffix)
 
 
 def fitted_is_said(told: bool, result: Result, size: Size, where: str) -> bool:

@@ -2,7 +2,7 @@
 
 from diinn.runtime.sources.base import Frame, Source
 from diinn.runtime.sources.camera import Camera, Patience
-from diinn.runtime.sources.uri import Asked, open_camera, open_input, open_source, public, same_device
+from diinn.runtime.sources.uri import Asked, open_camera, open_input, open_source, public, same_device, scheme_of
 
 __all__ = [
     "Asked",
@@ -15,4 +15,5 @@ __all__ = [
     "open_source",
     "public",
     "same_device",
+    "scheme_of",
 ]

@@ -12,6 +12,7 @@ import cv2
 from diinn.runtime.errors import DiinnError
 from diinn.runtime.grid import Size
 from diinn.runtime.images import UInt8
+from diinn.runtime.names import readable
 from diinn.runtime.slot import Slot
 
 # What a source is doing. A live one that fails is "retrying" until it comes back, or "failed" when it gave up.
@@ -48,6 +49,7 @@ class Source(ABC):
     captured: frames so far, dropped ones included; reconnects: how often a live source came back
     state, trouble: what it is doing, and what went wrong last; failure: why it will give no more frames
     failures: what could not be read and was left out, a line each
+    undecodable: frames that could not be decoded and were left out, each of a video or live source
     files: of still images: (file, its path below what was asked for)
     """
 
@@ -55,11 +57,11 @@ class Source(ABC):
     rate: float | None
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name = readable(name)
         self.slot: Slot[Frame] = Slot(newest=self.live)
         self.state, self.trouble = OPENING, ""
         self.interval = 0.0
-        self.captured = self.reconnects = 0
+        self.captured = self.reconnects = self.undecodable = 0
         self.failure: DiinnError | None = None
         self.failures: list[str] = []
         self.files: Sequence[tuple[Path, Path]] = ()

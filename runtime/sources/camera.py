@@ -160,6 +160,7 @@ class Camera(Source):
         self.patience = patience or Patience()
         self.device = replace(device, opening=self.patience.opening, stall=self.patience.stall)
         self.rate = device.rate
+        self._undecodable_said = False
         self._stop = threading.Event()
         self._worker: Worker | None = None
         self._lock = threading.Lock()
@@ -231,13 +232,17 @@ class Camera(Source):
                     return
                 if self.rate is None:
                     self.rate = float(opened["rate"])
-                before = self.captured
+                before, undecodable_before = self.captured, self.undecodable
                 counted = 0
                 # Who asked for few frames waits for two of them.
                 stall = max(self.patience.stall, 2 / self.device.rate if self.device.rate else 0.0)
                 while (message := self._next(worker, stall, "stalled, no frame")) is not None:
                     image = worker.image(message)
                     self.captured = before + message["count"]
+                    self.undecodable = undecodable_before + message["undecodable"]
+                    if self.undecodable and not self._undecodable_said:
+                        self._undecodable_said = True
+                        log.warning("camera %s: a frame could not be decoded; such are left out and counted", self.name)
                     times = message["captured"], message["arrived"]
                     if self._last:  # all that were counted, whether they came this far or not
                         self.interval = (times[1] - self._last) / (message["count"] - counted)

@@ -8,20 +8,23 @@ import time
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
-import cv2
-from diinn.runtime import demo
+from diinn.runtime import demo, opencv
 from diinn.runtime.errors import SourceError
 from diinn.runtime.grid import Size
 from diinn.runtime.images import UInt8
+from diinn.runtime.opencv import cv2
 from diinn.runtime.sources.base import stated_rate
+from diinn.runtime.sources.misses import Misses
 from diinn.runtime.sources.pixels import BAYER, CODECS, FLIPS, folded, to_bgr
 
 DEMO = "demo"
 DEMO_RATE = 30.0
 # Nothing is kept back: a frame is wanted when it arrives. Whoever sets the variable knows better.
 FFMPEG_OPTIONS = "rtsp_transport;tcp|fflags;nobuffer|flags;low_delay"
+MOST_MISSES = 50  # reads in a row without a frame that took no time: the connection is gone
 OLDEST_STAMP = 1.0  # seconds a frame may be old by its driver's clock; beyond, that clock is not ours
 
 
@@ -59,9 +62,13 @@ class Device:
 
 
 class Opened(ABC):
-    """An opened device. rate: frames per second as it says"""
+    """An opened device.
+
+    rate: frames per second as it says; undecodable: frames that were left out since they could not be decoded
+    """
 
     rate: float
+    undecodable = 0
 
     @abstractmethod
     def read(self) -> tuple[UInt8, float, float]:
@@ -101,12 +108,7 @@ class Camera(Opened):
         if device.api == cv2.CAP_V4L2 and not Path(node).exists():
             raise SourceError(f"cannot be opened, there is no {node}")
         began = time.monotonic()
-        limits = [
-            *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _milliseconds(device.opening)),
-            *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, _milliseconds(device.stall)),
-            *(cv2.CAP_PROP_N_THREADS, 1),  # several hold back a frame each
-        ]
-        self._capture = cv2.VideoCapture(device.address, device.api, limits if device.network else [])
+        self._capture = opencv.open_camera(device.address, device.api, _limits(device) if device.network else [])
         if not self._capture.isOpened():
             took = time.monotonic() - began
             left = min(2.0, max(0.05, 0.98 * device.opening - took))  # then the parent ends us
@@ -132,10 +134,8 @@ class Camera(Opened):
 
     def read(self) -> tuple[UInt8, float, float]:
         while True:
-            done, image = self._capture.read()
+            image = self._next()
             arrived = time.monotonic()
-            if not done:
-                raise SourceError("stopped delivering frames")
             if self._device.rate is None or arrived >= self._skipped_until:  # not all do as they are asked
                 break
         if self._device.rate is not None:
@@ -147,6 +147,22 @@ class Camera(Opened):
             image = folded(image, (int(size[0]), int(size[1])))
         upright = to_bgr(image, self._device.codec)
         return FLIPS[self._device.flip](upright) if self._device.flip else upright, captured, arrived
+
+    def _next(self) -> Any:
+        """The next image that can be decoded; SourceError where none comes any more, or none for long."""
+        misses = Misses(MOST_MISSES, 0.9 * self._device.stall)  # then the parent would end us
+        while True:
+            began = time.monotonic()
+            try:
+                done, image = self._capture.read()
+            except cv2.error:  # of this frame
+                done, image = False, None
+            if done:
+                self.undecodable += misses.over()
+                return image
+            if not misses.another(began):
+                often = misses.count < MOST_MISSES and misses.count > 1
+                raise SourceError("delivers nothing that can be decoded" if often else "stopped delivering frames")
 
 
 def unreachable(url: str, seconds: float, *, silent: bool = False) -> str:
@@ -162,6 +178,17 @@ def unreachable(url: str, seconds: float, *, silent: bool = False) -> str:
     if silent:
         return ", the server takes the call but says nothing"
     return ", the server answers but gives no such stream: look at path, user and password"
+
+
+def _limits(device: Device) -> list[int]:
+    """What OpenCV is to keep to, by property; a version that does not know one of them opens nothing."""
+    limits = [
+        *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _milliseconds(device.opening)),
+        *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, _milliseconds(device.stall)),
+    ]
+    if hasattr(cv2, "CAP_PROP_N_THREADS"):  # from 4.7 on: several threads hold back a frame each
+        limits += [cv2.CAP_PROP_N_THREADS, 1]
+    return limits
 
 
 def _milliseconds(seconds: float) -> int:

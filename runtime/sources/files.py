@@ -5,21 +5,29 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import cv2
 import numpy as np
-from diinn.runtime import demo, images
+import numpy.typing as npt
+from diinn.runtime import demo, images, opencv
+from diinn.runtime.containers import extent
 from diinn.runtime.errors import DiinnError, SourceError
 from diinn.runtime.grid import Size
+from diinn.runtime.opencv import cv2
 from diinn.runtime.sources.base import ENDED, FAILED, LIVE, Frame, Source, stated_rate
+from diinn.runtime.sources.misses import Misses
 from diinn.runtime.sources.pixels import FLIPS
 
 log = logging.getLogger(__name__)
 CLOSING_SECONDS = 1.0  # a file on a disk that hangs is left to itself
+MOST_MISSES, MISSING_SECONDS = 2000, 5.0  # reads in a row without a frame, after which the end is reached
+MOTION_JPEG = (b"mjpg", b"mjpe", b"jpeg")
+COUNTING_SECONDS = 2.0  # for the packets of a file that may lack frames at its end
 
 
 class BlockingSource(Source):
@@ -89,37 +97,90 @@ class ImageFiles(BlockingSource):
 
 
 class VideoFile(BlockingSource):
-    """A video file; every frame is delivered."""
+    """A video file; every frame that can be decoded is delivered. Others are left out, counted and said."""
 
     def __init__(self, name: str, path: Path, loop: bool, flip: str | None = None) -> None:
         super().__init__(name, flip)
         if not path.stat().st_size:
             raise SourceError(f"{str(path)!r} is empty: replace it")
         self._path, self._loop = path, loop
-        self._capture = cv2.VideoCapture(str(path))
-        if not self._capture.isOpened():
-            raise SourceError(
-                f"{str(path)!r} is no image or video OpenCV can open, or is cut short: copy or convert it"
-            )
+        self._capture = self._opened()
         self.rate = stated_rate(self._capture)
-        self._promised = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        self._stated = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))  # by time: no evidence, but a hint
+
+    def _opened(self) -> cv2.VideoCapture:
+        try:
+            capture = opencv.open_video(self._path)
+        except OSError as error:
+            raise SourceError(f"cannot read {str(self._path)!r}: {error.strerror}") from None
+        if not capture.isOpened():
+            raise SourceError(
+                f"{str(self._path)!r} is no image or video OpenCV can open, or is cut short: copy or convert it"
+            )
+        return capture
 
     def frames(self) -> Iterator[Frame]:
-        while True:
-            done, image = self._capture.read()
-            if not done and self._loop and self.captured:
-                self._capture.set(cv2.CAP_PROP_POS_FRAMES, 0)
-                done, image = self._capture.read()
-            if not done:
-                break
-            yield self._frame(image.astype(np.uint8, copy=False))
+        yield from self._once()
         if not self.captured:
             raise SourceError(f"{str(self._path)!r} holds no frame that can be decoded: replace it")
-        missing = self._promised - self.captured
-        if not self._loop and missing > max(2, 0.02 * self._promised):  # containers count a frame too many
-            raise SourceError(
-                f"{str(self._path)!r} ended after {self.captured} of {self._promised} frames: it is cut short"
+        if cut_short := self._cut_short():
+            if not self._loop:
+                raise DiinnError(cut_short)
+            log.warning("%s", cut_short)
+        else:
+            self._say_undecodable()
+        while self._loop:
+            before = self.captured
+            self._capture = self._opened()  # seeking is not for all files
+            yield from self._once()
+            if self.captured == before:
+                raise DiinnError(f"{str(self._path)!r} holds no frame that can be decoded any more: replace it")
+
+    def _once(self) -> Iterator[Frame]:
+        """From where the file is open to its end."""
+        misses = Misses(MOST_MISSES, MISSING_SECONDS)
+        while True:
+            began = time.monotonic()
+            image = self._decoded()
+            if image is not None:
+                self.undecodable += misses.over()
+                yield self._frame(image.astype(np.uint8, copy=False))
+            elif not misses.another(began):
+                break
+
+    def _decoded(self) -> npt.NDArray[Any] | None:
+        try:
+            done, image = self._capture.read()
+        except cv2.error:  # of this frame
+            return None
+        return image if done else None
+
+    def _say_undecodable(self) -> None:
+        """How many frames were left out; those at the end, which no frame follows, are found by counting packets."""
+        codec = int(self._capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little", signed=True)
+        if codec.lower() in MOTION_JPEG and (self._stated > self.captured or self._stated <= 0):  # a frame a packet
+            packets = opencv.count_packets(self._path, COUNTING_SECONDS)
+            self.undecodable = max(self.undecodable, (packets or 0) - self.captured)
+        if self.undecodable:
+            log.warning(
+                "%r: %d frame%s could not be decoded and %s left out",
+                *(str(self._path), self.undecodable, "s" * (self.undecodable > 1)),
+                "were" if self.undecodable > 1 else "was",
             )
+
+    def _cut_short(self) -> str:
+        """What to say of a file whose end is missing and frames with it, empty for any other."""
+        try:
+            found = extent(self._path)
+        except OSError as error:
+            return f"{str(self._path)!r} cannot be read any more: {error.strerror}"
+        if not found.cut_short or self._stated == self.captured:
+            return ""
+        of = f" of {self._stated}" if self._stated > self.captured else ""
+        return (
+            f"{str(self._path)!r} is cut short, {found.there} of its {found.stated} bytes are there: "
+            f"{self.captured}{of} frames could be decoded and are kept"
+        )
 
     def release(self) -> None:
         self._capture.release()

@@ -24,11 +24,12 @@ CODECS = {
     "bayer-grbg": "GRBG",
     "bayer-rggb": "RGGB",
 }
+# OpenCV's older names, which all versions know: they tell the second and third pixel of the second row.
 BAYER = {
-    "bayer-bggr": cv2.COLOR_BayerBGGR2BGR,
-    "bayer-gbrg": cv2.COLOR_BayerGBRG2BGR,
-    "bayer-grbg": cv2.COLOR_BayerGRBG2BGR,
-    "bayer-rggb": cv2.COLOR_BayerRGGB2BGR,
+    "bayer-bggr": cv2.COLOR_BayerRG2BGR,
+    "bayer-gbrg": cv2.COLOR_BayerGR2BGR,
+    "bayer-grbg": cv2.COLOR_BayerGB2BGR,
+    "bayer-rggb": cv2.COLOR_BayerBG2BGR,
 }
 FLIPS: dict[str, Callable[[UInt8], Any]] = {
     "horizontal": lambda image: cv2.flip(image, 1),

@@ -7,12 +7,13 @@ import logging
 import os
 import re
 import sys
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
 import cv2
-from diinn.runtime import demo, images
+from diinn.runtime import demo, folders, images
 from diinn.runtime.errors import InputError, SourceError, unknown
 from diinn.runtime.grid import Size
 from diinn.runtime.sources.base import Source
@@ -37,6 +38,7 @@ class Asked:
     size: (width, height); rate: frames per second; codec, flip: names in ``pixels``; loop: start videos again
     noise: of the demo camera's sensor, root mean square in grey levels
     paced: whether the demo keeps its frame rate; patience: how failures are met
+    results: files and folders where results go, which are no input though they lie in a folder that is
     """
 
     size: Size | None = None
@@ -47,6 +49,7 @@ class Asked:
     noise: float = 0.0
     paced: bool = True
     patience: Patience = field(default_factory=Patience)
+    results: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         if self.size is not None:
@@ -68,7 +71,7 @@ def open_source(uri: str, asked: Asked | None = None) -> Source:
 
     Cameras are not opened before ``start``. SourceError for what can never work."""
     asked = asked or Asked()
-    if (uri.isascii() and uri.isdigit()) or uri.startswith("/dev/video") or _scheme(uri) not in ("", "file"):
+    if (uri.isascii() and uri.isdigit()) or uri.startswith("/dev/video") or scheme_of(uri) not in ("", "file"):
         return open_camera(uri, asked)
     return open_input(uri, asked)
 
@@ -76,7 +79,7 @@ def open_source(uri: str, asked: Asked | None = None) -> Source:
 def open_camera(uri: str, asked: Asked | None = None) -> Source:
     """The camera that ``uri`` names; ``file://`` too, but no bare path."""
     asked = asked or Asked()
-    scheme, rest = _scheme(uri), uri.partition("://")[2]
+    scheme, rest = scheme_of(uri), uri.partition("://")[2]
     if asked.noise and scheme != DEMO:
         raise InputError(f"noise {asked.noise:g} is for the demo camera: {public(uri)} has its own, leave it out")
     if scheme == "file":
@@ -102,6 +105,7 @@ def open_camera(uri: str, asked: Asked | None = None) -> Source:
         size, name = None, public(uri)
     else:
         api, name, size = cv2.CAP_FFMPEG, public(uri), None
+        address = f"{scheme}://{rest}"  # FFmpeg knows them in small letters
         if not _host(rest)[0]:
             raise SourceError(
                 f"camera {name} has no host where one belongs: write {scheme}://USER:PASSWORD@HOST:PORT/PATH, and %40, "
@@ -123,7 +127,7 @@ def _demo(asked: Asked) -> Source:
     )
 
 
-def _scheme(uri: str) -> str:
+def scheme_of(uri: str) -> str:
     """The URI's scheme in small letters, empty for a number or a path."""
     if uri == DEMO or uri.startswith(f"{DEMO}:"):
         return DEMO
@@ -133,7 +137,7 @@ def _scheme(uri: str) -> str:
 
 def same_device(uri: str) -> str | None:
     """What a local camera is, however it is called; None for what several may open."""
-    scheme, path = _scheme(uri), uri.partition("://")[2] if _scheme(uri) else uri
+    scheme, path = scheme_of(uri), uri.partition("://")[2] if scheme_of(uri) else uri
     if scheme in ("", "v4l2") and path.isascii() and path.isdigit():
         return f"/dev/video{int(path[:9])}"
     if scheme in ("", "v4l2") and path.startswith("/dev/"):
@@ -146,31 +150,64 @@ def open_input(pattern: str, asked: Asked | None = None) -> Source:
     asked = asked or Asked()
     if asked.noise:
         raise InputError(f"noise {asked.noise:g} is for the demo camera: files have their own, leave it out")
-    if _scheme(pattern) == "file":
+    if scheme_of(pattern) == "file":
         pattern = unquote(pattern.partition("://")[2])
-    if _scheme(pattern) or re.match(r"[a-z]+:/", pattern, re.IGNORECASE):
+    if scheme_of(pattern) or (re.match(r"[a-z]+:/", pattern, re.IGNORECASE) and not os.path.exists(pattern)):  # noqa: PTH110
         raise SourceError(f"--input takes files, {public(pattern)!r} is a stream: give it as --camera")
     if not pattern:
         raise SourceError("--input is empty: give a file, a folder or a quoted glob")
     path = Path(pattern)
-    if path.is_dir():
-        files = images.find(path)
-        if not files:
-            raise SourceError(f"no image in folder {pattern!r}: looked for {', '.join(sorted(images.SUFFIXES))}")
-        return ImageFiles(path.resolve().name, [(p, p.relative_to(path)) for p in files], asked.flip)
-    if path.is_file():
-        if path.suffix.lower() in images.SUFFIXES:
-            return ImageFiles(path.name, [(path, Path(path.name))], asked.flip)
-        return VideoFile(path.name, path, asked.loop, asked.flip)
-    matches = sorted(Path(p) for p in glob.glob(pattern, recursive=True))  # noqa: PTH207  takes absolute patterns
-    files = [p for p in matches if p.is_file() and p.suffix.lower() in images.SUFFIXES]
-    if not files:
+    if os.path.isdir(pattern):  # noqa: PTH112  never raises
+        return _folder(path, asked)
+    if os.path.isfile(pattern):  # noqa: PTH113
+        return _film(path, asked) if not _still(path) else ImageFiles(path.name, [(path, Path(path.name))], asked.flip)
+    if os.path.exists(pattern):  # noqa: PTH110
+        raise SourceError(f"{pattern!r} is neither a file nor a folder: copy what it gives into a file")
+    return _glob(pattern, asked)
+
+
+def _still(path: Path) -> bool:
+    return path.suffix.lower() in images.SUFFIXES or images.is_image(path)
+
+
+def _film(path: Path, asked: Asked) -> Source:
+    return VideoFile(path.name, path, asked.loop, asked.flip)
+
+
+def _folder(path: Path, asked: Asked) -> Source:
+    """The images of a folder and all below it."""
+    found = folders.search(path, asked.results)
+    said = found.said()
+    if not found.files:
+        looked = f"looked for {', '.join(sorted(images.SUFFIXES))} and what else OpenCV can read"
+        raise SourceError(f"no image in folder {str(path)!r}: {looked}{'; ' if said else ''}{said}")
+    if said:
+        log.warning("%s: %s", path, said)
+    return ImageFiles(path.resolve().name, [(p, p.relative_to(path)) for p in found.files], asked.flip)
+
+
+def _glob(pattern: str, asked: Asked) -> Source:
+    """The images that match, or a single video."""
+    matches = [p for p in map(Path, sorted(glob.glob(pattern, recursive=True))) if p.is_file()]  # noqa: PTH207
+    if "**" in pattern:  # which goes round and round where a link leads back
+        matches = list({p.resolve(): p for p in reversed(matches)}.values())[::-1]
+    files = [p for p in matches if _still(p)]
+    others = sorted({*matches} - {*files})
+    if not matches:
         hint = f"for a camera use --camera {pattern}" if pattern.isdigit() else "check the path"
         raise SourceError(f"no file, folder or image matches {public(pattern)!r}: {hint}")
-    names = [p.name for p in files]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    if not files and len(others) == 1:
+        return _film(others[0], asked)
+    if not files:
+        raise SourceError(
+            f"{pattern!r} matches {len(others)} files, none of them an image: give each video as an --input of its own"
+        )
+    twice = next((name for name, count in Counter(p.name for p in files).items() if count > 1), None)
     if twice is not None:
         raise SourceError(f"{pattern!r} matches several files called {twice!r}: give their folder instead")
+    said = folders.Search(left_out=Counter(p.suffix.lower() or "no ending" for p in others)).said()
+    if said:
+        log.warning("%s: %s", pattern, said)
     return ImageFiles(pattern, [(p, Path(p.name)) for p in files], asked.flip)
 
 

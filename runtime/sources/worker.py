@@ -3,7 +3,7 @@
 Takes a socket, a file of memory and the parent's process id. Reads what to open from the socket (a line of JSON),
 writes frames into the memory, which both processes map, and says so on the socket, a line of JSON each:
 ``{"ready"}`` when started, ``{"rate"}`` when opened,
-``{"at", "shape", "captured", "arrived", "count"}`` for a frame, ``{"failed"}`` at the end.
+``{"at", "shape", "captured", "arrived", "count", "undecodable"}`` for a frame, ``{"failed"}`` at the end.
 The parent answers each frame with a byte once it has copied it.
 """
 
@@ -42,7 +42,7 @@ class Wire:
     def say(self, **message: Any) -> None:
         self._connection.sendall(json.dumps(message).encode() + b"\n")
 
-    def give(self, image: UInt8, captured: float, arrived: float, count: int) -> bool:
+    def give(self, image: UInt8, captured: float, arrived: float, count: int, undecodable: int) -> bool:
         """Hand a frame over; False if the parent is still busy with those before."""
         self._hear(0)
         if self._unanswered >= PLACES - 1:
@@ -54,7 +54,8 @@ class Wire:
         at = self._place * (len(self._map) // PLACES)
         np.frombuffer(self._map, np.uint8, image.nbytes, at)[:] = image.reshape(-1)
         self._unanswered += 1
-        self.say(at=at, shape=image.shape, captured=captured, arrived=arrived, count=count)
+        times = {"captured": captured, "arrived": arrived}
+        self.say(at=at, shape=image.shape, **times, count=count, undecodable=undecodable)
         return True
 
     def _grow(self, size: int) -> None:
@@ -92,7 +93,7 @@ def main() -> None:
             while True:
                 image, captured, arrived = device.read()
                 count += 1
-                wire.give(image, captured, arrived, count)
+                wire.give(image, captured, arrived, count, device.undecodable)
         except (SourceError, cv2.error) as error:
             wire.say(failed=" ".join(str(error).split()))
         except ConnectionError:  # the parent is gone

@@ -84,7 +84,8 @@ class Batcher:
         self.wake()
 
     def run(self) -> None:
-        """Until stopped, all sources ended or ``most`` frames done. Raises what a file or the device raises."""
+        """Until stopped, all sources ended or ``most`` frames done. Raises what the device raises; a file that fails
+        leaves the others alone."""
         while not self._stop and (self.most is None or self.stats.processed < self.most):
             taken = self._take()
             if taken:
@@ -93,15 +94,6 @@ class Batcher:
                 self._zooms.step()
             if not taken and all(lane.source.ended for lane in self.lanes):
                 break
-            for lane in self.lanes:
-                failure = lane.source.failure
-                if (
-                    failure is not None
-                    and not lane.source.live
-                    and not lane.source.slot.full
-                    and not self._others(lane)
-                ):
-                    raise failure
 
     def _others(self, lane: Lane) -> bool:
         """Whether a live camera goes on without it."""

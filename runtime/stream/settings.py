@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -10,7 +12,8 @@ from typing import Any
 
 from diinn.runtime.calibration import Calibration
 from diinn.runtime.errors import InputError, unknown
-from diinn.runtime.sources import Asked, Source, open_source, public, same_device
+from diinn.runtime.names import as_file, readable
+from diinn.runtime.sources import Asked, Source, open_source, public, same_device, scheme_of
 from diinn.runtime.stream.result import ZOOM
 from diinn.runtime.strength import Denoise, parse_denoise
 from diinn.runtime.text import redacted
@@ -108,9 +111,8 @@ def load(path: str | Path, base: CameraSettings) -> list[CameraSettings]:
             cameras.append(_camera(block, base, path.parent))
         except InputError as error:
             raise InputError(f"{str(path)!r}, camera {number}: {error}") from None
-    names = [camera.name for camera in cameras if camera.name]
-    for name in names:
-        if names.count(name) > 1:
+    for name, count in Counter(camera.name for camera in cameras if camera.name).items():
+        if count > 1:
             raise InputError(f"{str(path)!r}: two cameras are called {name!r}: give them different names")
     return cameras
 
@@ -139,18 +141,21 @@ def _camera(block: Any, base: CameraSettings, folder: Path) -> CameraSettings:
         if not isinstance(given["loop"], bool):
             raise InputError(f"loop {given['loop']!r} is neither true nor false")
         asked = replace(asked, loop=given["loop"])
-    uri = str(given["uri"])
-    if uri.startswith("file://"):
-        uri = f"file://{folder / uri.removeprefix('file://')}"
-    elif ":" not in uri and uri != "demo" and not uri.isdigit() and not uri.startswith("/"):
+    uri = as_file(str(given["uri"]))
+    scheme = scheme_of(uri)
+    if scheme == "file":
+        uri = f"file://{folder / uri.partition('://')[2]}"
+    elif (
+        not scheme and not uri.isdigit() and not re.match("[a-z]+:/", uri, re.IGNORECASE)
+    ):  # a path, with colons or not
         uri = str(folder / uri)
     out = replace(base, uri=uri, asked=asked, name=str(given["name"]) if "name" in given else None)
     if "calibration" in given:
-        out = replace(out, calibration=Calibration.load(folder / str(given["calibration"])))
+        out = replace(out, calibration=Calibration.load(folder / as_file(str(given["calibration"]))))
     if "views" in given:
         if not isinstance(given["views"], dict):
             raise InputError("views are names with a view each: write 'whole: full:640x480' below 'views:'")
-        out = replace(out, views={str(k): ViewSpec.parse(str(v), folder) for k, v in given["views"].items()})
+        out = replace(out, views={str(k): ViewSpec.parse(as_file(str(v)), folder) for k, v in given["views"].items()})
     if "denoise" in given:
         value = given["denoise"]
         text = ",".join(map(str, value)) if isinstance(value, list) else value
@@ -188,7 +193,7 @@ def open_sources(settings: Sequence[CameraSettings]) -> list[Source]:
         for s in settings:
             opened.append(open_source(s.uri, s.asked))
             failing.callback(opened[-1].close)
-            opened[-1].name = s.name or opened[-1].name
+            opened[-1].name = readable(s.name) if s.name else opened[-1].name
         name_apart(opened)
         failing.pop_all()
     return opened
@@ -197,9 +202,10 @@ def open_sources(settings: Sequence[CameraSettings]) -> list[Source]:
 def name_apart(opened: Sequence[Source]) -> None:
     """Number sources that bear the same name, so that their files and statistics stay apart."""
     taken: set[str] = set()
+    numbers: Counter[str] = Counter()
     for source in opened:
-        wanted, number = source.name, 1
+        wanted = source.name
         while source.name in taken:
-            number += 1
-            source.name = f"{wanted}-{number}"
+            numbers[wanted] += 1
+            source.name = f"{wanted}-{numbers[wanted] + 1}"
         taken.add(source.name)

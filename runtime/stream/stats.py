@@ -147,6 +147,7 @@ class Stats:
             "processed": camera.processed,
             # At last, what was not processed; before, what is in work or waits may still be.
             "dropped": max(0, captured - camera.processed) if final else lane.dropped,
+            "undecodable": source.undecodable,
             "reconnects": source.reconnects,
             "fps": camera.fps(now, final),
             "age_ms": percentiles(age for at, age in camera.ages if at > since),

@@ -12,8 +12,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from diinn.benchmarks.camera import burnt
-from diinn.runtime import CameraSettings, DiinnError, InputError
+from diinn.benchmarks.camera import burn, burnt
+from diinn.runtime import CameraSettings, DiinnError, InputError, demo
 from diinn.runtime.sources import Asked, Camera, Frame, Patience, Source, open_source, public, same_device
 from diinn.runtime.sources import camera as cameras
 from diinn.runtime.sources.base import FAILED, LIVE, RETRYING
@@ -171,6 +171,40 @@ def test_a_camera_that_gives_one_frame_and_stalls_is_given_up(mjpeg: Callable[..
     assert not isinstance(source.failure, InputError)  # it has worked: no bad input
     source.close()
     served.thaw()
+
+
+def jpeg(number: int) -> bytes:
+    image = demo.frame(number / 30, (64, 48))
+    burn(image, number)
+    return cv2.imencode(".jpg", image)[1].tobytes()
+
+
+LOSSES: dict[str, Callable[[int], bytes]] = {
+    "empty": lambda number: b"" if number % 10 == 9 else jpeg(number),
+    "no image": lambda number: b"hello" * 50 if number % 10 == 9 else jpeg(number),
+    "many in a row": lambda number: b"\xff\xd8\xff\xd9" if number % 20 > 13 else jpeg(number),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_frames_that_cannot_be_decoded_are_left_out_and_counted(
+    lossy: Callable[..., str], loss: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = started(lossy(LOSSES[loss]), patience=Patience(opening=5, stall=2))
+    first = next_frame(source)
+    until(lambda: source.captured > first.sequence + 40)
+    assert source.reconnects == 0
+    assert source.undecodable >= 3
+    source.close()
+    assert caplog.text.count("a frame could not be decoded; such are left out and counted") == 1
+
+
+def test_a_camera_of_which_nothing_can_be_decoded_any_more_is_opened_again(lossy: Callable[..., str]) -> None:
+    source = started(lossy(lambda number: jpeg(number) if number < 12 else b"hello"))
+    until(lambda: source.state == RETRYING)
+    assert re.search("nothing that can be decoded|stopped delivering|stalled", source.trouble)
+    until(lambda: source.reconnects > 0)
+    source.close()
 
 
 def test_few_frames_a_second_are_no_stall() -> None:

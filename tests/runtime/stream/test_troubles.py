@@ -65,11 +65,26 @@ def test_a_film_can_be_iterated(nano: SuperResolver, tmp_path: Path) -> None:
         next(iter(stream))
 
 
-def test_a_film_that_is_cut_short_is_an_error(nano: SuperResolver, tmp_path: Path) -> None:
+def test_a_film_that_is_cut_short_is_an_error_once_its_frames_are_done(nano: SuperResolver, tmp_path: Path) -> None:
     whole = clip(tmp_path / "film.avi", 60).read_bytes()
     (tmp_path / "cut.avi").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(SourceError, match="it is cut short"):
-        run_for(60, Stream([camera(str(tmp_path / "cut.avi"))], nano, sinks=[Nowhere()]))
+    sink = Kept()
+    with pytest.raises(DiinnError, match=r"is cut short, \d+ of its \d+ bytes are there: \d+ of 60 frames") as error:
+        run_for(60, Stream([camera(str(tmp_path / "cut.avi"))], nano, sinks=[sink]))
+    assert not isinstance(error.value, InputError)  # it failed while running
+    assert [burnt(result.image) for result in sink.results] == list(range(len(sink.results)))
+    assert 25 < len(sink.results) < 35
+
+
+def test_a_film_that_fails_does_not_end_other_films(
+    nano: SuperResolver, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = clip(tmp_path / "film.avi", 40).read_bytes()
+    (tmp_path / "cut.avi").write_bytes(whole[:30_000])
+    sink = Kept()
+    run_for(60, Stream([camera(str(tmp_path / name)) for name in ("cut.avi", "film.avi")], nano, sinks=[sink]))
+    assert Counter(result.camera for result in sink.results)["film.avi"] == 40
+    assert caplog.text.count("is cut short") == 1
 
 
 def test_where_no_camera_opens_it_is_said_or_waited_for(nano: SuperResolver) -> None:
@@ -160,7 +175,7 @@ def test_a_film_that_fails_does_not_end_live_cameras(
     count = stream.stats.processed
     until(lambda: stream.stats.processed > count + 5)
     stream.close()
-    assert "it is cut short" in str(stream.sources[0].failure)
+    assert "is cut short" in str(stream.sources[0].failure)
 
 
 def test_max_fps_of_a_film(nano: SuperResolver, tmp_path: Path) -> None:

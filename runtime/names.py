@@ -1,0 +1,55 @@
+"""Names of files, which are bytes: as people read them, and as this process's locale writes them.
+
+Python keeps bytes that are no text in its locale as lone surrogates. Where that is UTF-8 few names have any; in the
+``C`` locale of a service or a container every name beyond ASCII has.
+"""
+
+from __future__ import annotations
+
+import os
+
+LONGEST = 255  # bytes, on almost all file systems
+ENDING, KEPT = 12, 24  # bytes: the longest ending that is one; the last of a long stem, which tell it from others
+
+
+def as_utf8(name: str) -> str | None:
+    """The text whose UTF-8 a name's bytes are, None where they are none."""
+    try:
+        return os.fsencode(name).decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    except UnicodeEncodeError:  # no name of a file: a text from elsewhere
+        return name if name.isascii() or _is_text(name) else None
+
+
+def readable(name: str) -> str:
+    """A name as text that can be written anywhere: bytes that are no UTF-8 become ``\\xNN``."""
+    try:
+        return os.fsencode(name).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def as_file(text: str) -> str:
+    """Text from elsewhere than a command line or a folder, as the name of the file that bears it in UTF-8."""
+    return os.fsdecode(text.encode("utf-8", "surrogateescape")) if _is_text(text) else text
+
+
+def fitting(name: str, longest: int = LONGEST) -> str:
+    """A name of a file that is not too long for one: the middle of its stem is left out if need be."""
+    data = os.fsencode(name)
+    if len(data) <= longest:
+        return name
+    stem, dot, ending = data.rpartition(b".")
+    if not dot or len(ending) > ENDING:
+        stem, dot, ending = data, b"", b""
+    room = longest - len(dot + ending) - KEPT
+    kept = as_utf8(os.fsdecode(stem)) is not None
+    start, end = stem[:room], stem[-KEPT:]
+    if kept:  # no letter is cut in two
+        start, end = start.decode("utf-8", "ignore").encode(), end.decode("utf-8", "ignore").encode()
+    return os.fsdecode(start + end + dot + ending)
+
+
+def _is_text(name: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in name)

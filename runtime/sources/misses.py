@@ -1,0 +1,33 @@
+"""Reads that give no frame: some are of frames that cannot be decoded, behind which others come."""
+
+from __future__ import annotations
+
+import time
+
+QUICK_SECONDS = 0.002  # on average: nothing was read, nothing waited for
+
+
+class Misses:
+    """Reads without a frame, in a row; OpenCV goes on after each, and does not tell a bad frame from the end.
+
+    At the end, or where the connection is gone, they take no time: so many of these mean that nothing more comes.
+    Frames that cannot be decoded come at their pace; they are waited out for so many seconds.
+    """
+
+    def __init__(self, quick: int, seconds: float) -> None:
+        self._quick, self._seconds = quick, seconds
+        self.count = 0
+        self._since = 0.0
+
+    def another(self, began: float) -> bool:
+        """Count one more, whose read began at that time of ``time.monotonic``; whether it is worth to read on."""
+        if not self.count:
+            self._since = began
+        self.count += 1
+        took = time.monotonic() - self._since
+        return took <= self._seconds and (self.count < self._quick or took > self.count * QUICK_SECONDS)
+
+    def over(self) -> int:
+        """How many there were, now that a frame has come."""
+        count, self.count = self.count, 0
+        return count
