@@ -55,8 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, remedy, hint = "diinn-run", "pip install 'diinn[cpu]'", "--log-level debug shows the trace"
     out, err = Teller(sys.stdout), Teller(sys.stderr)
     before, threading.excepthook = threading.excepthook, _thread_failed
-    code = guarded(name, remedy, lambda: _main(argv, out, err), err.say, hint)
-    threading.excepthook = before
+    try:
+        code = guarded(name, remedy, lambda: _main(argv, out, err), err.say, hint)
+    finally:
+        threading.excepthook = before
     patience = HURRIED_SECONDS if code > SIGNALLED else READER_SECONDS
     told = [teller.close(patience) for teller in (out, err)]
     if not all(told):  # whoever should read it holds what an ordinary end would wait for

@@ -91,7 +91,7 @@ def _fence() -> None:
 
 def segment(name: str) -> Path:
     """Where the segment ``name`` is; InputError for a name no segment can have."""
-    if not name or name.startswith(".") or "/" in name or len(name) > 200:
+    if not name or name.startswith(".") or {*name} & {*"/\0"} or len(name) > 200:
         raise InputError(
             f"shm://{name} is no name for shared memory: use letters, digits, - and _, such as shm://front"
         )

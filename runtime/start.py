@@ -1,4 +1,4 @@
-"""The first thing ``diinn-run`` does, before what takes time to import: Ctrl-C there says nothing, as later on."""
+"""The first thing a command does, before what takes time to import: Ctrl-C there says nothing, as later on."""
 
 import signal
 
@@ -9,9 +9,17 @@ def quietly() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def main() -> int:
-    """Entry point of the console script; the exit code."""
+def run() -> int:
+    """Entry point of ``diinn-run``; the exit code."""
     quietly()
     from diinn.runtime.main import main
+
+    return main()
+
+
+def doctor() -> int:
+    """Entry point of ``diinn-doctor``; the exit code."""
+    quietly()
+    from diinn.runtime.doctor import main
 
     return main()

@@ -56,7 +56,8 @@ def computing(process: subprocess.Popen) -> bool:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked at in /proc")
 @pytest.mark.parametrize(
-    ("command", "number", "code"), [(RUN, signal.SIGINT, 130), (RUN, signal.SIGTERM, 143), (DOCTOR, signal.SIGINT, 130)]
+    ("command", "number", "code"),
+    [(RUN, signal.SIGINT, 130), (RUN, signal.SIGTERM, 143), (DOCTOR, signal.SIGINT, -signal.SIGINT)],
 )
 def test_a_graph_that_never_ends_is_ended_by_a_signal(
     endless: Path, command: Sequence[str], number: signal.Signals, code: int
@@ -112,13 +113,13 @@ def test_other_signals_and_other_threads_are_none_of_it(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("after", [0.0, 0.05, 0.1, 0.2, 0.4])
-def test_ctrl_c_right_after_the_start_prints_no_trace(after: float) -> None:
+@pytest.mark.parametrize("command", ["run", "doctor"])
+def test_ctrl_c_right_after_the_start_prints_no_trace(command: str, after: float) -> None:
     """From our first line on: what Python does before it is its own."""
-    code = (
-        "import sys; from diinn.runtime import start; start.quietly(); print('x', flush=True); sys.exit(start.main())"
-    )
-    command = [sys.executable, "-c", code, "--camera", "demo", "--output", "none", "--model", "nano"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    code = "import sys; from diinn.runtime import start as s; s.quietly(); print('x', flush=True); "
+    options = ["--camera", "demo", "--output", "none", "--model", "nano"] if command == "run" else ["nano"]
+    words = [sys.executable, "-c", f"{code}sys.exit(s.{command}())", *options]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "x\n"
     time.sleep(after)
