@@ -23,7 +23,7 @@ import torch
 from diinn.runtime import bundle as bundles
 from diinn.runtime.errors import InputError
 from diinn.runtime.resolver import SuperResolver
-from diinn.runtime.strength import AUTO, Strength, parse_denoise
+from diinn.runtime.strength import AUTO, Dial, Strength, parse_denoise
 from diinn.train import checkpoint, degradation, protocol
 from diinn.train.config import plain
 from diinn.train.photographs import find_images, read_rgb
@@ -82,6 +82,9 @@ def open_upscaler(model: str, denoise: str = "0") -> Iterator[Method]:
         def in_torch(lr: Tensor, shape: tuple[int, int], truth: tuple[float, float] = degradation.NONE) -> Tensor:
             chosen = strength(truth)
             assert isinstance(chosen, Strength)
+            limits = loaded.config.dial
+            if limits is not None:  # as the runtime does
+                chosen = Dial(limits.noise, limits.compression).clamped(chosen)
             pair = chosen.noise, chosen.compression
             return protocol.super_resolve(loaded, lr.to(device), shape, pair).cpu()
 
@@ -151,9 +154,11 @@ def evaluate(
     scales: Sequence[float],
     progress: Progress | None = None,
     degradations: Sequence[degradation.Degradation] = (CLEAN,),
+    *,
+    fast: bool = False,
 ) -> list[Row]:
     """Every image of ``folder`` at every scale by every method, and by bicubic; under every one of ``degradations``,
-    whose seed is the image's place in its set."""
+    whose seed is the image's place in its set. fast: PSNR alone, other metrics are NaN."""
     methods: dict[str, Method] = {BICUBIC: _bicubic, **upscalers}
     rows = []
     files = find_images(folder)
@@ -165,7 +170,11 @@ def evaluate(
             for name, method in methods.items():
                 upscale = partial(method, truth=degraded.strength)
                 degrade = None if degraded == CLEAN else partial(degraded.of, seed=number)
-                score = protocol.score(hr, scale, upscale, degrade)
+                if fast:
+                    nothing = float("nan")
+                    score = protocol.Score(protocol.psnr(hr, scale, upscale, degrade), nothing, nothing)
+                else:
+                    score = protocol.score(hr, scale, upscale, degrade)
                 rows.append(Row(folder.resolve().name, image, scale, name, score, degraded.name))
     return rows
 
@@ -175,6 +184,8 @@ def evaluate_sets(
     folders: Sequence[Path],
     scales: Sequence[float],
     degradations: Sequence[degradation.Degradation] = (CLEAN,),
+    *,
+    fast: bool = False,
 ) -> list[Row]:
     """``evaluate`` of several sets with a progress bar. Raises InputError for scales outside [1, 64], and for what
     ``check_sets`` does."""
@@ -183,7 +194,9 @@ def evaluate_sets(
         raise InputError(f"scale {bad[0]:g} is not a number from 1 to 64")
     check_sets(folders)
     with Progress(transient=True, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-        return [row for folder in folders for row in evaluate(upscalers, folder, scales, progress, degradations)]
+        return [
+            row for folder in folders for row in evaluate(upscalers, folder, scales, progress, degradations, fast=fast)
+        ]
 
 
 def check_sets(folders: Sequence[Path]) -> None:

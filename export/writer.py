@@ -167,7 +167,7 @@ def _golden_sample(model: SuperResolutionModel, scales: tuple[float, float]) -> 
         most = (dial.noise, dial.compression)
         sample["strengths"] = np.array([(0, 0), tuple(n / 2 for n in most), most], np.float64)
     rgb = torch.from_numpy(frame[..., ::-1].copy()).permute(2, 0, 1).float() / 255
-    for number, strength in enumerate(golden.strengths(sample)):
+    for number, strength in enumerate(golden.strengths(sample, dial=dial is not None)):
         for name, view in golden.views(sample, model.decoder.layout).items():
             queries = view.queries((frame.shape[1], frame.shape[0]), scales, model.decoder.layout)
             out = protocol.decode(model, rgb, queries, (strength.noise, strength.compression)).numpy()

@@ -18,6 +18,7 @@ from diinn.runtime.errors import BundleError
 from diinn.runtime.strength import Strength
 from diinn.runtime.view import View
 
+DIAL_STRENGTHS = 3  # that are replayed where the model has a dial
 LARGEST_TOLERANCE = 0.05  # no honest sample allows more
 Sample = Mapping[str, npt.NDArray[Any]]
 
@@ -57,9 +58,14 @@ def views(sample: Sample, layout: grid.Layout) -> dict[str, View]:
     return found
 
 
-def strengths(sample: Sample) -> list[Strength]:
-    """What a sample's outputs were told: none alone where the model has no dial."""
-    return [Strength(*map(float, row)) for row in sample.get("strengths", np.zeros((1, 2)))]
+def strengths(sample: Sample, *, dial: bool) -> list[Strength]:
+    """What a sample's outputs were told: none, half and all, or none alone where the model has no dial.
+
+    Raises BundleError for a sample with other strengths."""
+    rows = sample["strengths"] if dial and "strengths" in sample else np.zeros((1, 2))
+    if rows.shape != ((DIAL_STRENGTHS if dial else 1), 2):
+        raise BundleError(f"the golden sample has strengths {list(rows.shape)}, a dial wants {DIAL_STRENGTHS} of 2")
+    return [Strength(*map(float, row)) for row in rows]
 
 
 def output(view: str, strength: int) -> str:
@@ -88,7 +94,7 @@ def verdict(sample: Sample, found: Mapping[str, float], where: str, tolerance: f
         tolerance = tolerance if tolerance <= LARGEST_TOLERANCE else float("nan")
     if not found[worst] <= tolerance:
         raise BundleError(
-            f"{where}: the golden {worst.replace('_out', '')} differs by {found[worst]:.3g} from the exporter's "
+            f"{where}: the golden {worst.partition('_out')[0]} differs by {found[worst]:.3g} from the exporter's "
             f"reference (tolerance {tolerance:.3g}): the result cannot be trusted; export the bundle "
             "again or choose another backend"
         )

@@ -125,7 +125,7 @@ class SuperResolver:
                 return {}
             views = golden.views(sample, self.bundle.layout)
             outputs: dict[str, Image] = {}
-            for number, strength in enumerate(golden.strengths(sample)):
+            for number, strength in enumerate(golden.strengths(sample, dial=self.bundle.dial is not None)):
                 encoded = self.encode([sample["frame"]], strength)[0]
                 images = self.decode(encoded, list(views.values()), dtype=np.float32)
                 outputs |= {golden.output(name, number): image for name, image in zip(views, images, strict=True)}
@@ -201,7 +201,7 @@ class SuperResolver:
 
     def _strengths(self, frames: Sequence[Image], denoise: Denoise | Sequence[Denoise]) -> list[Strength]:
         """What the network is told of each frame; InputError for what it cannot be told."""
-        if isinstance(denoise, (list, tuple)):
+        if isinstance(denoise, list):
             if len(denoise) != len(frames):
                 raise InputError(f"denoise has {len(denoise)} values for {len(frames)} frames: give one, or as many")
             each = denoise

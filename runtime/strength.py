@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import numbers
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,7 +17,7 @@ from diinn.runtime.errors import InputError
 PATCH = 32  # pixels along a side: a multiple of 8, so that a codec's grid lies in every patch as in the first
 GRID = 8
 MOST_PATCHES = 48
-FORMS = "auto, a noise level in grey levels (0 for none), or NOISE,COMPRESSION"
+FORMS = "auto, a noise level in grey levels (0 for none), or NOISE,COMPRESSION (in Python Strength(NOISE, COMPRESSION))"
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,12 @@ class Strength:
     def __post_init__(self) -> None:
         for name in ("noise", "compression"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
                 raise InputError(f"{name} = {value!r} is no number: give {FORMS}")
-            if not math.isfinite(value) or value < 0:
-                raise InputError(f"{name} = {value} is not a finite number from 0 up: give {FORMS}")
+            number: Any = value
+            if not 0 <= number <= sys.float_info.max:
+                raise InputError(f"{name} = {str(value)[:20]} is not a finite number from 0 up: give {FORMS}")
+            object.__setattr__(self, name, float(number))  # of NumPy's kinds, too
 
     def __str__(self) -> str:
         return f"noise {self.noise:.1f}, compression {self.compression:.0f}"
@@ -73,9 +77,10 @@ def parse_denoise(value: Any) -> Literal["auto"] | Strength:
         if not re.fullmatch(rf"(?:{number})(?:,(?:{number}))?", text):
             raise InputError(f"denoise {value!r} is not understood: give {FORMS}")
         return Strength(*map(float, text.split(",")))
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InputError(f"denoise {value!r} is not understood: give {FORMS}")
-    return Strength(float(value))
+    level: Any = value
+    return Strength(level)
 
 
 def patches(frame: npt.NDArray[Any], most: int = MOST_PATCHES) -> npt.NDArray[Any]:

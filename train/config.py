@@ -154,6 +154,12 @@ class RunConfig:
     def _told_what_it_sees(self) -> Self:
         if (self.data.degrade is None) != (self.model.dial is None):
             raise ValueError("data.degrade and model.dial belong together: the network is told how degraded a patch is")
+        degrade, dial = self.data.degrade, self.model.dial
+        if degrade and dial and (degrade.noise[1] > dial.noise or 100 - degrade.jpeg[0] > dial.compression):
+            raise ValueError(
+                f"data.degrade goes up to noise {degrade.noise[1]:g} and compression {100 - degrade.jpeg[0]}, "
+                f"model.dial to {dial.noise:g} and {dial.compression:g}: what is beyond the dial could not be told"
+            )
         return self
 
     @property

@@ -1,11 +1,6 @@
-"""How an LR frame is made from an HR one: the protocol every score of this project is measured under, and what sensors,
-lenses and codecs do to it.
-
-Sensor noise is made where it arises: shot noise (its variance goes with the light) and read noise in linear light, one
-colour a pixel; white balance, demosaicing, the colour matrix, the tone curve and the camera's own noise reduction turn
-it into what frames show, noise that is correlated, coloured and stronger in shadows (Foi et al., IEEE TIP 2008, for the
-first two; Brooks et al., "Unprocessing Images for Learned Raw Denoising", CVPR 2019, for the ranges of gains and the
-idea). Levels are root mean squares over a frame, in grey levels of 255.
+"""How an LR frame is made from an HR one: the protocol every score of this project is measured under, and what sensors
+(``runtime/sensor_noise.py``), lenses and codecs do to it. Levels of noise are root mean squares over a frame, in grey
+levels of 255.
 """
 
 import re
@@ -96,7 +91,7 @@ class Degradation:
     blur: float = 0
     noise: float = 0
     camera: float = 0
-    quality: int = 100
+    quality: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> "Degradation":
@@ -116,29 +111,29 @@ class Degradation:
                 raise InputError(
                     f"degradation {text!r}: {kind} is {'a whole number ' * (kind == 'jpeg')}{low} to {high}"
                 )
-        quality = int(values.pop("jpeg", 100))
-        return cls(text, quality=quality, **values)
+        quality = values.pop("jpeg", None)
+        return cls(text, quality=None if quality is None else int(quality), **values)
 
     @property
     def strength(self) -> tuple[float, float]:
         """(noise, compression), as a network with a dial is told."""
-        return float(np.hypot(self.noise, self.camera)), 100.0 - self.quality
+        return float(np.hypot(self.noise, self.camera)), 0.0 if self.quality is None else 100.0 - self.quality
 
     def of(self, lr: Tensor, seed: int) -> Tensor:
         """``lr``, float [3, H, W] RGB in [0, 1], degraded; the same for the same seed."""
         if self.name == "clean":
             return lr
         rng = np.random.default_rng((SEED, seed))
-        rgb = np.ascontiguousarray(lr.permute(1, 2, 0).numpy())
+        rgb = np.ascontiguousarray(lr.permute(1, 2, 0).cpu().numpy())
         noisy = blurred(rgb, self.blur)
         if self.noise:
             noisy = noisy + white_noise(rgb.shape, self.noise, rng)
         if self.camera:
             noisy = noisy + sensor_noise(rgb, self.camera, rng)
         levels = uint8(noisy)
-        if self.quality < 100:
+        if self.quality is not None:
             levels = jpeg(levels, self.quality)
-        return to_float(torch.from_numpy(levels.copy())).permute(2, 0, 1)
+        return to_float(torch.from_numpy(levels.copy())).permute(2, 0, 1).to(lr.device)
 
 
 def degrade(

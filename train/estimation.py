@@ -167,7 +167,8 @@ def measure(network: estimator.Estimator, cases: Sequence[Case]) -> dict[str, fl
     the largest of both."""
     errors: dict[str, list[Tensor]] = {}
     for name, patches, truth in cases:
-        errors.setdefault(name, []).append((network.estimate(patches[None])[0] - torch.tensor(truth)).abs())
+        found_here = network.estimate(patches[None].to(network.cosines.device))[0].cpu()
+        errors.setdefault(name, []).append((found_here - torch.tensor(truth)).abs())
     found = {}
     for name, values in errors.items():
         table = torch.stack(values)

@@ -34,6 +34,24 @@ class ModelConfig:
     std: float = Field(default=0.5, gt=0, allow_inf_nan=False)
     dial: DialConfig | None = None
 
+    def with_strength(self, frames: Tensor, strength: Tensor | None = None) -> Tensor:
+        """``SuperResolutionModel.with_strength``."""
+        if self.dial is None:
+            return frames
+        strength = frames.new_zeros(len(frames), 2) if strength is None else strength
+        planes = strength[:, :, None, None].expand(-1, -1, *frames.shape[2:])
+        return torch.cat((frames, planes), 1)
+
+    def normalised(self, frames: Tensor) -> Tensor:
+        """Frames with their strength as the encoder takes them: RGB by ``mean`` and ``std``, strengths as shares of the
+        highest trained."""
+        if self.dial is None:
+            return (frames - self.mean) / self.std
+        rows = [[self.mean] * 3 + [0, 0], [self.std] * 3 + [self.dial.noise, self.dial.compression]]
+        means, scales = frames.new_tensor(rows)
+        found: Tensor = (frames - means[:, None, None]) / scales[:, None, None]
+        return found
+
 
 class SuperResolutionModel(nn.Module):
     """Frames and queries to RGB, both in [0, 1], colour order RGB (paper, equation 1)."""
@@ -59,11 +77,7 @@ class SuperResolutionModel(nn.Module):
 
         strength: float [B, 2], default none at all
         """
-        if self.config.dial is None:
-            return frames
-        strength = frames.new_zeros(len(frames), 2) if strength is None else strength
-        planes = strength[:, :, None, None].expand(-1, -1, *frames.shape[2:])
-        return torch.cat((frames, planes), 1)
+        return self.config.with_strength(frames, strength)
 
     def encode(self, frames: Tensor) -> tuple[Tensor, ...]:
         """Frames [B, 3, H, W] float32 in [0, 1] (and their strength: ``with_strength``) to the maps, channels last:
@@ -74,16 +88,8 @@ class SuperResolutionModel(nn.Module):
 
     def features(self, frames: Tensor) -> Tensor:
         """What the encoder makes of ``encode``'s frames: [B, C, H, W]."""
-        features: Tensor = self.encoder(self._normalised(frames))
+        features: Tensor = self.encoder(self.config.normalised(frames))
         return features
-
-    def _normalised(self, frames: Tensor) -> Tensor:
-        mean, std, dial = self.config.mean, self.config.std, self.config.dial
-        if dial is None:
-            return (frames - mean) / std
-        means, scales = frames.new_tensor([[mean] * 3 + [0, 0], [std] * 3 + [dial.noise, dial.compression]])
-        found: Tensor = (frames - means[:, None, None]) / scales[:, None, None]
-        return found
 
     def decode(self, rows: tuple[Tensor, ...], query: Tensor) -> Tensor:
         """Gathered rows ([Q·samples, C] each) and query [Q·samples, F], float32, to RGB [Q, 3], unclamped."""

@@ -106,7 +106,7 @@ class PublishedModel(nn.Module):
 
     def __init__(self, model: SuperResolutionModel) -> None:
         super().__init__()
-        self.config, self.model, folded = model.config, model, model.decoder
+        self.config, self.encoder, folded = model.config, model.encoder, model.decoder
         if isinstance(folded, DiinnDecoder):
             self.decoder: nn.Module = PublishedDiinn(folded)
         elif isinstance(folded, LiifDecoder):
@@ -117,7 +117,7 @@ class PublishedModel(nn.Module):
 
     def forward(self, frames: Tensor, shape: tuple[int, int]) -> Tensor:
         """RGB [B, 3, height, width] in [0, 1], unclamped."""
-        features = self.model.features(self.model.with_strength(frames))
+        features = self.encoder(self.config.normalised(self.config.with_strength(frames)))
         return self.decoder(features, shape) * self.config.std + self.config.mean  # type: ignore[no-any-return]
 
 

@@ -129,7 +129,7 @@ def on_golden(bundle: Bundle, precision: str) -> float:
     )
     names = [spec.name for spec in bundle.maps]
     size = sample["frame"].shape[1::-1]
-    for number, strength in enumerate(golden.strengths(sample)):
+    for number, strength in enumerate(golden.strengths(sample, dial=bundle.dial is not None)):
         maps = encoder.run(names, {"frame": planar_rgb(sample["frame"], bundle.levels(strength))})
         for name, view in golden.views(sample, bundle.layout).items():
             queries = view.queries(size, bundle.scales, bundle.layout)

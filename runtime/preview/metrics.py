@@ -42,8 +42,10 @@ class _Snapshot(Collector):
             "diinn_degraded", "Frames reduced for the deadline", labels=["camera", "quality"]
         )
         noise = GaugeMetricFamily("diinn_noise_level", "What frames are cleaned of, grey levels", labels=["camera"])
+        compression = GaugeMetricFamily("diinn_compression", "The same, 100 - JPEG quality", labels=["camera"])
         for name, camera in cameras.items():
             noise.add_metric([name], camera["denoise"]["noise"])
+            compression.add_metric([name], camera["denoise"]["compression"])
             up.add_metric([name], float(camera["state"] == LIVE))
             for one in STATES:
                 state.add_metric([name, one], float(camera["state"] == one))
@@ -52,7 +54,7 @@ class _Snapshot(Collector):
                 age.add_metric([name, f"0.{quantile[1:]}"], value / 1e3)
             for quality, count in camera["degraded"].items():
                 degraded.add_metric([name, quality], count)
-        yield from (up, state, fps, age, noise, degraded)
+        yield from (up, state, fps, age, noise, compression, degraded)
         stages = GaugeMetricFamily("diinn_stage_seconds", "Time of a stage", labels=["stage", "quantile"])
         for stage, times in self._snapshot["ms"].items():
             for quantile, value in times.items():

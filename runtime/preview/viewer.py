@@ -15,7 +15,7 @@ import json
 import math
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -23,7 +23,7 @@ from diinn.runtime.errors import InputError
 from diinn.runtime.preview.shown import Shown
 from diinn.runtime.stream.outlet import Key
 from diinn.runtime.stream.result import ZOOM, Result
-from diinn.runtime.strength import AUTO, Denoise
+from diinn.runtime.strength import AUTO, parse_denoise
 from diinn.runtime.view_spec import ViewSpec
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Viewer:
             "close": self._close,
             "zoom": self._zoom,
             "whole": lambda name, _: self._unzoom(self.panes[name]),
-            "denoise": lambda name, what: self.stream.set_denoise(self.panes[name].camera, _denoise(what["value"])),
+            "denoise": self._denoise,
             "drawn": lambda name, _: setattr(self.panes[name], "ready", True),
         }
         actions[message["do"]](str(message["pane"]), message)
@@ -103,6 +103,13 @@ class Viewer:
         zoom = self.stream.zoom(pane.camera, spec)
         self._unzoom(pane)
         pane.zoom, pane.spec = zoom, spec
+
+    def _denoise(self, name: str, message: dict[str, Any]) -> None:
+        """A level leaves the compression that is taken away as it is: the page has one slider."""
+        camera, wanted = self.panes[name].camera, parse_denoise(message["value"])
+        if wanted != AUTO:
+            wanted = replace(wanted, compression=self.stream.lane(camera).denoise.strength.compression)
+        self.stream.set_denoise(camera, wanted)
 
     def _unzoom(self, pane: Pane) -> None:
         if pane.zoom:
@@ -154,10 +161,6 @@ def _rect(values: Any) -> tuple[float, float, float, float]:
     if min(w, h) < LEAST_SHARE:
         raise InputError("this rectangle is too small: drag a larger one")
     return x, y, w, h
-
-
-def _denoise(value: Any) -> Denoise:
-    return AUTO if value == AUTO else float(value)
 
 
 def _size(values: Any) -> tuple[int, int]:

@@ -40,7 +40,7 @@ class CameraDenoise:
 
     def _default(self) -> Literal["auto"] | Strength:
         still = self._source.rate is None and not self._source.live
-        if still or self._resolver.bundle.dial is None or self._resolver.bundle.estimator is None:
+        if still or self._resolver.bundle.dial is None:
             return NONE
         try:
             return self.allowed(AUTO)
@@ -69,10 +69,15 @@ class CameraDenoise:
         return self.latest
 
     @property
+    def strength(self) -> Strength:
+        """What was set, or of "auto" what was found last."""
+        return self.latest if self.wanted == AUTO else self.wanted
+
+    @property
     def statistics(self) -> dict[str, bool | float]:
         """As ``--stats`` tells it."""
         return {
             "auto": self.wanted == AUTO,
-            "noise": round(self.latest.noise, 2),
-            "compression": round(self.latest.compression, 1),
+            "noise": round(self.strength.noise, 2),
+            "compression": round(self.strength.compression, 1),
         }

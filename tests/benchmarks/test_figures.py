@@ -55,4 +55,4 @@ def test_memory_counts_what_the_output_needs(bundle_path: Path) -> None:
 def test_picture(tmp_path: Path) -> None:
     assert picture.main(["--out", str(tmp_path / "p.png")]) == 0
     image = cv2.imread(str(tmp_path / "p.png"))
-    assert image.shape[1] == 3 * (96 * 4 + 6)
+    assert image.shape[:2] == (2 * (84 * 4 + 26), 4 * (96 * 4 + 6))

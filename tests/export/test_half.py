@@ -139,7 +139,7 @@ def test_a_bundle_without_fp16_says_why(tmp_path: Path) -> None:
 def test_shipped_fp16_graphs_are_what_todays_exporter_makes_and_stay_in_range(name: str) -> None:
     bundle = bundles.load(name)
     both = tuple(onnx.load(bundle.graph(role)) for role in ("encoder", "decoder"))
-    made = typed.make(both[0], both[1], bundle.layout)
+    made = typed.make(both[0], both[1], bundle.layout, bundle.dial)
     for role, model in (("encoder", made.encoder), ("decoder", made.decoder)):
         assert types(model) == types(onnx.load(bundle.graph(role, "fp16")))
     card = bundle.measured["fp16"]
@@ -154,6 +154,10 @@ def test_fp16_loses_no_more_than_a_fiftieth_of_a_decibel_on_set5(name: str, shar
     bundle = bundles.load(name)
     reference = Reference(*(onnx.load(bundle.graph(r, "fp16")) for r in ("encoder", "decoder")), bundle.layout)
     losses = []
+
+    def told_nothing(frame: np.ndarray) -> np.ndarray:
+        return typed.with_strengths(frame, bundle.dial)[0]
+
     with scores.open_upscaler(name) as full:
         for path in find_images(shared_data / "benchmark" / "Set5"):
             hr = degradation.to_float(torch.from_numpy(read_rgb(path))).permute(2, 0, 1)
@@ -162,7 +166,11 @@ def test_fp16_loses_no_more_than_a_fiftieth_of_a_decibel_on_set5(name: str, shar
                 got = protocol.psnr(
                     hr,
                     scale,
-                    lambda lr, shape: torch.from_numpy(reference.resize(lr.numpy(), shape[::-1]).transpose(2, 0, 1)),
+                    lambda lr, shape: torch.from_numpy(
+                        reference.resize(typed.with_strengths(lr.numpy(), bundle.dial)[0], shape[::-1]).transpose(
+                            2, 0, 1
+                        )
+                    ),
                 )
                 losses.append(wanted - got)
     assert np.reshape(losses, (-1, 3)).mean(0).max() <= 0.01  # mean over the set, at each scale; the gate is 0.02

@@ -12,6 +12,7 @@ import pytest
 from conftest import play
 from diinn.export import half, quantize, to_trt, writer
 from diinn.export.reference import Reference, fast
+from diinn.export.typed import with_strengths
 from diinn.runtime import DiinnError, InputError, SuperResolver, demo
 from diinn.runtime import bundle as bundles
 from diinn.runtime.engines.cache import Cache
@@ -37,7 +38,7 @@ def frames() -> Frames:
 @pytest.fixture(scope="module")
 def made(nano: Nano, frames: Frames) -> quantize.Quantised:
     bundle, pair = nano
-    return quantize.make(*pair, bundle.layout, frames, arguments=False)
+    return quantize.make(*pair, bundle.layout, frames, bundle.dial, arguments=False)
 
 
 def test_layers_are_taken_cheapest_first_within_the_limit(made: quantize.Quantised) -> None:
@@ -67,15 +68,16 @@ def test_the_rest_is_fp16(made: quantize.Quantised, nano: Nano, frames: Frames) 
     assert kinds.pop("frame") == onnx.TensorProto.FLOAT
     assert {*kinds.values()} == {onnx.TensorProto.FLOAT16}
     layout = nano[0].layout
-    typed = Reference(made.encoder, made.decoder, layout, fast).resize(frames[0], (90, 70))
-    np.testing.assert_allclose(typed, Reference(*made.plain, layout, fast).resize(frames[0], (90, 70)), atol=0.03)
+    told = with_strengths(frames[0], nano[0].dial)[1]
+    typed = Reference(made.encoder, made.decoder, layout, fast).resize(told, (90, 70))
+    np.testing.assert_allclose(typed, Reference(*made.plain, layout, fast).resize(told, (90, 70)), atol=0.03)
 
 
 def test_loss_in_decibels_and_speed(made: quantize.Quantised, nano: Nano, frames: Frames) -> None:
-    lost = quantize.decibels(nano[1], made.plain, nano[0].layout, frames)
+    lost = quantize.decibels(nano[1], made.plain, nano[0].layout, frames, nano[0].dial)
     assert {*lost} == {2.0, 4.0}
     assert all(-0.2 < loss < 1 for loss in lost.values())
-    assert quantize.decibels(nano[1], nano[1], nano[0].layout, frames) == {2.0: 0, 4.0: 0}
+    assert quantize.decibels(nano[1], nano[1], nano[0].layout, frames, nano[0].dial) == {2.0: 0, 4.0: 0}
     times = quantize.cpu_milliseconds({"fp32": nano[1][0], "int8": made.plain[0]}, (32, 24))
     assert all(t > 0 for t in times.values())
 
@@ -83,7 +85,7 @@ def test_loss_in_decibels_and_speed(made: quantize.Quantised, nano: Nano, frames
 def test_what_is_too_dear_is_refused(nano: Nano, frames: Frames, monkeypatch: Patch) -> None:
     monkeypatch.setattr(quantize, "LARGEST_LOSS", 1e-9)
     with pytest.raises(DiinnError, match=r"no layer can be int8: the cheapest, .* costs .* rms: keep fp16"):
-        quantize.make(*nano[1], nano[0].layout, frames[:1], arguments=False)
+        quantize.make(*nano[1], nano[0].layout, frames[:1], nano[0].dial, arguments=False)
 
 
 def test_to_trt_adds_int8_to_a_bundle(bundle_path: Path, photo_folder: Path, tmp_path: Path, capsys: Output) -> None:

@@ -243,8 +243,9 @@ def test_the_shipped_models_tell_the_noise_of_the_hold_out(shared_data: Path, wh
                 rgb = torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1).float() / 255
                 lr = degradation.reduce(rgb, (image.shape[0] // 2, image.shape[1] // 2))
                 frame = np.ascontiguousarray((lr.permute(1, 2, 0).numpy()[..., ::-1] * 255).round().astype(np.uint8))
-                found = small.estimate(noisy(frame, level, seed, white=white) if level else frame)
-                errors.append(abs(found.noise - level))
+                for again in range(3):  # other sensors
+                    made = noisy(frame, level, seed + 100 * again, white=white) if level else frame
+                    errors.append(abs(small.estimate(made).noise - level))
             assert np.median(errors) <= 1, level
 
 

@@ -298,9 +298,10 @@ def test_nonsense_is_answered_and_the_viewer_stays(preview: Preview) -> None:
             for nonsense, word in (
                 ({"do": "zoom", "pane": "none", "rect": [0, 0, 1, 1], "size": [99, 99]}, "not understood"),
                 ({"do": "fly", "pane": "1"}, "not understood"),
-                ({"do": "denoise", "pane": "1", "value": -1}, "noise = -1.0 is not a finite number"),
+                ({"do": "denoise", "pane": "1", "value": -1}, "noise = -1 is not a finite number"),
                 ({"do": "denoise", "pane": "1", "value": float("nan")}, "is not a finite number"),
                 ({"do": "denoise", "pane": "1", "value": "lots"}, "not understood"),
+                ({"do": "denoise", "pane": "1", "value": True}, "denoise True is not understood"),
                 ({"do": "denoise", "pane": "1"}, "not understood"),
                 ({"do": "denoise", "pane": "none", "value": 1}, "not understood"),
                 ({"do": "watch"}, "not understood"),

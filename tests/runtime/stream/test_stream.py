@@ -67,7 +67,7 @@ def test_results_are_those_of_the_resolver(mjpeg: Callable[..., Served], nano: S
     stream = Stream([camera(mjpeg().url, views=views)], nano)
     for result in stream:
         if result.view == "part":
-            expected = nano.roi(result.frame.image, (10, 20, 64, 48), (200, 150))
+            expected = nano.roi(result.frame.image, (10, 20, 64, 48), (200, 150), denoise=result.strength)
             np.testing.assert_array_equal(result.image, expected)
             break
 
@@ -142,7 +142,8 @@ def test_a_zoom_comes_beside_the_views_and_goes_to_previews_alone(
     until(lambda: any(r.view == name for r in watching.results))
     zoomed = next(r for r in watching.results if r.view == name)
     assert zoomed.geometry.rect == (40, 60, 80, 30)
-    np.testing.assert_array_equal(zoomed.image, nano.roi(zoomed.frame.image, (40, 60, 80, 30), (400, 300)))
+    expected = nano.roi(zoomed.frame.image, (40, 60, 80, 30), (400, 300), denoise=zoomed.strength)
+    np.testing.assert_array_equal(zoomed.image, expected)
     stream.unzoom("front", name)
     large = stream.zoom("front", replace(spec, crop_size=(1280, 960)))  # takes far longer than a batch
     until(lambda: sum(r.view == large for r in watching.results) >= 3)
