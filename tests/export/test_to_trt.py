@@ -44,10 +44,10 @@ def test_a_checkpoint_without_tensorrt(bare: None, checkpoint_path: Path, tmp_pa
 
 def test_a_dry_run_prints_trtexec(trt: Patch, capsys: Output, tmp_path: Path) -> None:
     args = ("small", "--dry-run", "--workspace", 512, "--minShapes=frame:1x5x32x32", "--optShapes=frame:2x5x120x160")
-    assert run(*args, "--maxShapes=frame:4x3x240x320", "--timingCacheFile", tmp_path / "t") == 0
+    assert run(*args, "--maxShapes=frame:4x5x240x320", "--timingCacheFile", tmp_path / "t") == 0
     encoder, decoder = (shlex.split(line) for line in capsys.readouterr().out.splitlines())
     assert encoder[0] == decoder[0] == "trtexec"
-    assert "--maxShapes=frame:4x3x240x320" in encoder
+    assert "--maxShapes=frame:4x5x240x320" in encoder
     assert "--stronglyTyped" in encoder
     assert "--memPoolSize=workspace:512" in encoder
     assert Path(encoder[1].removeprefix("--onnx=")) == bundles.load("small").graph("encoder", "fp16")
