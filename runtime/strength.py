@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import numbers
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -36,10 +35,13 @@ class Strength:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, numbers.Real):
                 raise InputError(f"{name} = {value!r} is no number: give {FORMS}")
-            number: Any = value
-            if not 0 <= number <= sys.float_info.max:
+            try:
+                number = float(value)  # of NumPy's kinds, too
+            except OverflowError:  # a whole number of 400 digits
+                number = math.inf
+            if not 0 <= number < math.inf:
                 raise InputError(f"{name} = {str(value)[:20]} is not a finite number from 0 up: give {FORMS}")
-            object.__setattr__(self, name, float(number))  # of NumPy's kinds, too
+            object.__setattr__(self, name, number)
 
     def __str__(self) -> str:
         return f"noise {self.noise:.1f}, compression {self.compression:.0f}"

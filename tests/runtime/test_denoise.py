@@ -225,7 +225,7 @@ def test_the_shipped_models_tell_the_noise_of_the_demo(white: bool) -> None:
             clean = demo.frame(9.0 * seed, (160, 120))
             assert nano.estimate(clean).noise < 2
             errors += [nano.estimate(noisy(clean, s, seed, white=white)).noise - s for s in (4, 8, 14)]
-        assert np.median(np.abs(errors)) < (1 if white else 2)  # it is drawn, and nothing like a photograph
+        assert np.median(np.abs(errors)) < (1 if white else 3)  # it is drawn, and nothing like a photograph
 
 
 @pytest.mark.slow
