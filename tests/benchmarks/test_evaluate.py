@@ -237,7 +237,7 @@ def test_degraded_frames_beside_what_users_would_try(
     assert clean.mean == 0
     assert scores.gain(rows, "tiny, true", "tiny", 2.0, "clean").mean == pytest.approx(0, abs=1e-4)
     cubic = {f: scores.mean(rows, name, 2.0, scores.CUBIC, f).psnr for f in ("clean", "noise:10")}
-    assert cubic["clean"] > cubic["noise:10"] + 1
+    assert cubic["clean"] > cubic["noise:10"] + 0.3
     assert json.loads(card.read_text())["gain_over_cubic_db"].keys() == {"clean x2", "noise:10 x2"}
     again = tmp_path / "again.csv"
     assert evaluate.main([*args, "--denoise", "true", "--csv", str(again)]) == 0
