@@ -241,8 +241,8 @@ def test_degraded_frames_beside_what_users_would_try(
     assert json.loads(card.read_text())["gain_over_cubic_db"].keys() == {"clean x2", "noise:10 x2"}
     again = tmp_path / "again.csv"
     assert evaluate.main([*args, "--denoise", "true", "--csv", str(again)]) == 0
-    same = {r.place: r.score for r in scores.from_csv(again.read_text()) if r.method == "tiny, true"}
-    assert same == {r.place: r.score for r in rows if r.method == "tiny, true"}
+    same = {r.place: r.score.psnr for r in scores.from_csv(again.read_text()) if r.method == "tiny, true"}
+    assert same == {r.place: r.score.psnr for r in rows if r.method == "tiny, true"}
     assert evaluate.main([str(checkpoint_path), *args[1:]]) == 0  # is told the truth
     assert "tiny, true" in capsys.readouterr().out
     assert evaluate.main([str(checkpoint_path), *args[1:], "--denoise", "auto"]) == 2
