@@ -73,8 +73,8 @@ def check(widths: Sequence[int], depths: Sequence[int]) -> Iterator[Parity]:
                 )
                 frames = [rng.integers(0, 256, (25, 37, 3)).astype(np.uint8) for _ in range(3)]
                 gaps = []
-                told = [Strength(), Strength(10, 25), Strength(20, 50)]
-                for mine, other in zip(gpu.encode(frames, told), cpu.encode(frames, told), strict=True):
+                strengths = [Strength(), Strength(10, 25), Strength(20, 50)]
+                for mine, other in zip(gpu.encode(frames, strengths), cpu.encode(frames, strengths), strict=True):
                     gpu.backend.poison()  # type: ignore[attr-defined]
                     found, wanted = (r.decode(e, views, dtype=np.float32) for r, e in ((gpu, mine), (cpu, other)))
                     gaps += [np.abs(a - b).ravel() for a, b in zip(found, wanted, strict=True)]

@@ -76,8 +76,8 @@ def _rows(model: SuperResolutionModel, resolver: SuperResolver, engine: ort.Infe
             frames = rng.uniform(0, 1, (batch, height, width, 3)).astype(np.float32)
             runtime = direct = 0.0
             dial = resolver.bundle.dial
-            told = [Strength(*rng.uniform(0, (dial.noise, dial.compression))) if dial else NONE for _ in frames]
-            for frame, encoded in zip(frames, resolver.encode(list(frames), told), strict=True):
+            strengths = [Strength(*rng.uniform(0, (dial.noise, dial.compression))) if dial else NONE for _ in frames]
+            for frame, encoded in zip(frames, resolver.encode(list(frames), strengths), strict=True):
                 rgb = torch.from_numpy(frame[..., ::-1].copy()).permute(2, 0, 1)
                 strength = encoded.strength.noise, encoded.strength.compression
                 wanted = protocol.super_resolve(model, rgb, dsize[::-1], strength).permute(1, 2, 0).numpy()

@@ -88,9 +88,9 @@ def _rows(ours: Any, theirs: Any, profile: Profile, frame: Callable[[Any, Size],
         scale = rng.uniform(1, 4)
         out = (round(width * scale), round(height * scale))
         frames = [frame(rng, (width, height)) for _ in range(batch)]
-        told = [_strength(rng, ours.bundle) for _ in frames]
+        strengths = [_strength(rng, ours.bundle) for _ in frames]
         gaps = []
-        for mine, other in zip(ours.encode(frames, told), theirs.encode(frames, told), strict=True):
+        for mine, other in zip(ours.encode(frames, strengths), theirs.encode(frames, strengths), strict=True):
             view = View.resize(out)
             (a,), (b,) = ours.decode(mine, [view], dtype=np.float32), theirs.decode(other, [view], dtype=np.float32)
             gaps.append(a - b)

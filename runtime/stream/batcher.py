@@ -169,8 +169,8 @@ class Batcher:
             except InputError as error:
                 self._refuse(job.lane, error)
                 continue
-            told = encoded.strength if encoded else NONE
-            self._hand_on(job, dict(zip(job.views, images, strict=True)), told, time.perf_counter() - began)
+            strength = encoded.strength if encoded else NONE
+            self._hand_on(job, dict(zip(job.views, images, strict=True)), strength, time.perf_counter() - began)
             done.append((job.lane.name, job.quality))
             self._worked.add(job.lane.name)
             self._unfit.discard(job.lane.name)
@@ -190,8 +190,8 @@ class Batcher:
             return {}, 0.0, 0.0
         began = time.perf_counter()
         try:
-            told = [job.lane.denoise.of(job.frame) for job in jobs]
-            encoded = self.resolver.encode([job.frame.image for job in jobs], told)
+            strengths = [job.lane.denoise.of(job.frame) for job in jobs]
+            encoded = self.resolver.encode([job.frame.image for job in jobs], strengths)
             middle = time.perf_counter()
             asked = [(frame, list(job.views.values())) for frame, job in zip(encoded, jobs, strict=True)]
             pictures = self.resolver.decode_all(asked)
@@ -252,7 +252,7 @@ class Batcher:
         lane.forget()
         return whole, half
 
-    def _hand_on(self, job: _Job, images: Mapping[str, UInt8], told: Strength, took: float) -> None:
+    def _hand_on(self, job: _Job, images: Mapping[str, UInt8], strength: Strength, took: float) -> None:
         now = time.monotonic()
         bound = 2 * max(took, self._slowest) + job.lane.spacing if job.lane.source.live else math.inf
         for name, image in images.items():
@@ -260,7 +260,7 @@ class Batcher:
             if job.quality == REDUCED:
                 image = bicubic(image, View.resize(whole.dsize))
             expires = job.frame.arrived + bound
-            self._put(Result(image, job.lane.name, name, job.frame, job.quality, whole, now, expires, told))
+            self._put(Result(image, job.lane.name, name, job.frame, job.quality, whole, now, expires, strength))
 
     def _put(self, result: Result) -> None:
         for shared in (result.image, result.frame.image):  # by sinks, callbacks and viewers

@@ -25,7 +25,7 @@ Key = tuple[str, str]  # (camera, name of the zoom)
 
 @dataclass(frozen=True, eq=False)
 class _Work:
-    """A picture in the making. told: what the network was told of the frame
+    """A picture in the making. strength: what its frame was cleaned of
     steps: gives None after each step, then the picture"""
 
     lane: Lane
@@ -34,7 +34,7 @@ class _Work:
     frame: Frame
     quality: str
     view: View
-    told: Strength
+    strength: Strength
     steps: Iterator[UInt8 | None]
 
 
@@ -130,5 +130,5 @@ class Zooms:
         self._shown = {key: value for key, value in self._shown.items() if key in here}
         self._shown[work.lane.name, work.name] = now, work.frame
         self._hand_on(
-            Result(image, work.lane.name, work.name, work.frame, work.quality, work.view, now, strength=work.told)
+            Result(image, work.lane.name, work.name, work.frame, work.quality, work.view, now, strength=work.strength)
         )
