@@ -118,7 +118,8 @@ class OptimConfig:
     """Adam; linear warm-up, then a cosine to zero, or the rate halved every ``halve_every`` steps.
 
     loss: "l1", or "l2" for a last stage: L1 commits to the likeliest texture where several fit, as in what
-        a reduction aliased, L2 to their mean
+        a reduction aliased, L2 to their mean; "psnr", the logarithm of each patch's L2: what the mean PSNR of
+        several images rewards, where L2 looks at the busiest patches alone
     clip: largest norm of the gradient, 0 for none; twice its median (0.03 for L1, 0.002 for L2 with `small`)
         keeps one bad step from ruining a run
     ema: decay of the averaged weights that are validated and saved; 0 turns averaging off
@@ -127,7 +128,7 @@ class OptimConfig:
     steps: int = Field(ge=1)
     lr: float = Field(default=1e-3, gt=0)
     warmup: int = Field(default=500, ge=0)
-    loss: Literal["l1", "l2"] = "l1"
+    loss: Literal["l1", "l2", "psnr"] = "l1"
     halve_every: Annotated[int, Field(ge=1)] | None = None
     clip: float = Field(default=1.0, ge=0)
     ema: float = Field(default=0.999, ge=0, lt=1)
