@@ -32,6 +32,9 @@ except ImportError as error:
 __all__ = ["check_version", "cv2"]
 OLDEST = (4, 5, 4)  # Ubuntu 22.04's; Debian 12 and Ubuntu 24.04 have 4.6
 DESCRIPTORS = Path("/proc/self/fd")
+# What FFmpeg's encoders take: pixels along a side, and in all with a margin, as its av_image_check_size counts them.
+LARGEST_SIDE = {"mp4v": 8190, "MJPG": 65500}
+LARGEST_AREA = 2**28
 
 
 def check_version(version: str) -> None:
@@ -93,7 +96,10 @@ def open_camera(address: int | str, api: int, parameters: Sequence[int]) -> cv2.
 
 
 def open_writer(path: Path, codec: str, rate: float, size: Size) -> cv2.VideoWriter:
-    """A video file to write, open or not; codec: four letters."""
+    """A video file to write, open or not; codec: four letters of ``LARGEST_SIDE``."""
+    width, height = size
+    if max(size) > LARGEST_SIDE[codec] or (width + 128) * (height + 128) >= LARGEST_AREA:
+        return cv2.VideoWriter()  # OpenCV before 4.6 ends the process here
     with named_anew(path) as name:
         return cv2.VideoWriter(name, cv2.VideoWriter.fourcc(*codec), rate, size)
 

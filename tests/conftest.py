@@ -1,24 +1,53 @@
 """Small real things for the tests: a checkpoint, its bundle, photographs where they are at hand."""
 
-import json
+import importlib.util
 import os
+import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+# What a shell, a CI service or a used machine may have set, and the tests set themselves where they want it.
+PERSONAL = ("DIINN_", "PYTHONWARNINGS", "FORCE_COLOR", "NO_COLOR", "COLUMNS", "LINES", "XDG_CACHE_HOME")
+PERSONAL += ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+for name in [name for name in os.environ if name.startswith(PERSONAL)]:
+    del os.environ[name]
+# A script's "make test &" and nohup have them ignored, and whatever the tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for number in (signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
+    signal.signal(number, signal.SIG_DFL)
 
 os.environ |= {"OPENCV_LOG_LEVEL": "SILENT", "OPENCV_FFMPEG_LOGLEVEL": "-8"}  # read when cv2 is imported; as diinn-run
 
 import cv2
 import numpy as np
 import pytest
+import tiny
 from hypothesis import settings
 
+# Files of tests that cannot begin without a library: ``make test-oldest`` has the runtime's alone.
+NEEDS = {"torch": ["runtime/test_fused.py", "runtime/test_tensorrt.py"], "selenium": ["runtime/stream/test_page.py"]}
+collect_ignore = [file for library, files in NEEDS.items() if not importlib.util.find_spec(library) for file in files]
 pytest_plugins = ("served", "commanded")
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 DOUBLE = ROOT / "tests" / "double"
+PREPARED = ROOT / "build" / "tiny"  # bundles, see tiny.py
+
+
+@pytest.fixture(autouse=True, scope="session")
+def fresh_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing that earlier work left on this machine is found: no cache, no kernels of ``make kernels``."""
+    from diinn.runtime.kernels import compiler
+
+    empty = tmp_path_factory.mktemp("machine")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIINN_CACHE", str(empty / "engines"))
+        patch.setattr(compiler, "PREBUILT", empty / "prebuilt")
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -32,48 +61,31 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def checkpoint_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with a dial and random weights, as a checkpoint of ours."""
-    import torch
-    from diinn.train import checkpoint
-    from diinn.train.decoders import DiinnConfig
-    from diinn.train.encoders import CompactConfig
-    from diinn.train.model import DialConfig, ModelConfig, SuperResolutionModel
-
-    torch.manual_seed(1)
-    encoder, decoder = CompactConfig(channels=16, blocks=1), DiinnConfig(depth=3, width=16)
-    model = SuperResolutionModel(ModelConfig(encoder, decoder, dial=DialConfig()))
-    path = tmp_path_factory.mktemp("checkpoint") / "tiny.pth"
-    checkpoint.save(path, checkpoint.Checkpoint(model, (1.0, 4.0), 7))
-    return path
+    pytest.importorskip("torch", reason="no PyTorch: it makes checkpoints")
+    return tiny.checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny.pth")
 
 
 @pytest.fixture(scope="session")
-def bundle_path(checkpoint_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from diinn.export import writer
-
-    return writer.export(checkpoint_path, tmp_path_factory.mktemp("bundle") / "tiny.diinn").path
+def bundle_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model's bundle; made beforehand where there is no PyTorch (``make test-oldest``)."""
+    folder = tmp_path_factory.mktemp("bundle")
+    return _prepared("tiny.diinn", folder) or tiny.bundle(request.getfixturevalue("checkpoint_path"), folder)
 
 
 @pytest.fixture(scope="session")
-def dialless_path(checkpoint_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dialless_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of version 2, which knows no dial, of the same model without its dial."""
-    from dataclasses import replace
-
-    from diinn.export import writer
-    from diinn.train import checkpoint
-    from diinn.train.model import SuperResolutionModel
-
-    known = checkpoint.load(checkpoint_path)
-    model = SuperResolutionModel(replace(known.model.config, dial=None))
-    state = dict(known.model.state_dict())
-    state["encoder.head.weight"] = state["encoder.head.weight"][:, :3]
-    model.load_state_dict(state)
     folder = tmp_path_factory.mktemp("dialless")
-    checkpoint.save(folder / "plain.pth", replace(known, model=model))
-    path = writer.export(folder / "plain.pth").path
-    description = json.loads((path / "bundle.json").read_text())
-    assert description.pop("dial") is None
-    (path / "bundle.json").write_text(json.dumps(description | {"version": 2}))
-    return path
+    return _prepared("plain.diinn", folder) or tiny.dialless(request.getfixturevalue("checkpoint_path"), folder)
+
+
+def _prepared(name: str, folder: Path) -> Path | None:
+    """A copy in ``folder`` of what ``tests/tiny.py`` made; None where PyTorch makes it anew."""
+    if importlib.util.find_spec("torch") is not None:
+        return None
+    if not (PREPARED / name).is_dir():
+        pytest.skip(f"no PyTorch and no {PREPARED / name}: python tests/tiny.py {PREPARED} makes it where PyTorch is")
+    return shutil.copytree(PREPARED / name, folder / name)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """What the tests of streams share: cameras with a view, a sink that remembers, films with numbers."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -34,9 +35,10 @@ class Kept(Sink):
         time.sleep(self.seconds)
 
 
-def run_for(seconds: float, stream: Stream) -> None:
+def run_for(seconds: float, stream: Stream, enough: Callable[[], bool] = lambda: True) -> None:
+    """Runs it for ``seconds``, and on a busy machine up to a minute longer until there is ``enough``."""
     end = time.monotonic() + seconds
-    stream.run(lambda: time.monotonic() > end)
+    stream.run(lambda: time.monotonic() > end and (enough() or time.monotonic() > end + 60))
 
 
 def processed(stream: Stream) -> list[int]:

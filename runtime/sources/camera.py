@@ -215,9 +215,8 @@ class Camera(Source):
 
     def _given_up(self, reason: str, failures: int) -> DiinnError:
         tries = "" if failures == 1 else f"; given up after {failures} attempts in a row"
-        network = "the address and that it is on" if self.device.network else "that it is connected and not in use"
         kind = DiinnError if self.captured else SourceError  # it was no bad input if it has worked
-        return kind(f"camera {self.name} {reason}{tries}: check {network}")
+        return kind(f"camera {self.name} {reason}{tries}: check {self.device.remedy}")
 
     def _stream(self) -> None:
         """One worker process, until it fails or we stop; SourceError says how it failed."""

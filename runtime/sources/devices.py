@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
 from abc import ABC, abstractmethod
@@ -16,6 +17,7 @@ from diinn.runtime.errors import SourceError
 from diinn.runtime.grid import Size
 from diinn.runtime.images import UInt8
 from diinn.runtime.opencv import cv2
+from diinn.runtime.sources import gstreamer
 from diinn.runtime.sources.base import stated_rate
 from diinn.runtime.sources.misses import Misses
 from diinn.runtime.sources.pixels import BAYER, CODECS, FLIPS, folded, to_bgr
@@ -59,6 +61,13 @@ class Device:
     @property
     def network(self) -> bool:
         return self.api == cv2.CAP_FFMPEG
+
+    @property
+    def remedy(self) -> str:
+        """What is to be checked where it does not open or goes on no longer."""
+        if self.api == cv2.CAP_GSTREAMER:
+            return "the pipeline, as gst-launch-1.0 runs it alone"
+        return "the address and that it is on" if self.network else "that it is connected and not in use"
 
 
 class Opened(ABC):
@@ -104,15 +113,18 @@ class Camera(Opened):
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        node = f"/dev/video{device.address}" if isinstance(device.address, int) else device.address
-        if device.api == cv2.CAP_V4L2 and not Path(node).exists():
-            raise SourceError(f"cannot be opened, there is no {node}")
+        if why := _hopeless(device):
+            raise SourceError(f"cannot be opened, {why}")
         began = time.monotonic()
         self._capture = opencv.open_camera(device.address, device.api, _limits(device) if device.network else [])
         if not self._capture.isOpened():
             took = time.monotonic() - began
             left = min(2.0, max(0.05, 0.98 * device.opening - took))  # then the parent ends us
-            why = unreachable(str(device.address), left, silent=took > 0.8 * device.opening) if device.network else ""
+            why = ""
+            if device.network:
+                why = unreachable(str(device.address), left, silent=took > 0.8 * device.opening)
+            elif device.api == cv2.CAP_GSTREAMER and (error := gstreamer.failure(str(device.address), left)):
+                why = f", {error}"
             raise SourceError(f"cannot be opened{why}")
         if not device.network:
             self._ask()
@@ -163,6 +175,20 @@ class Camera(Opened):
             if not misses.another(began):
                 often = misses.count < MOST_MISSES and misses.count > 1
                 raise SourceError("delivers nothing that can be decoded" if often else "stopped delivering frames")
+
+
+def _hopeless(device: Device) -> str:
+    """Why OpenCV need not try; empty if it may."""
+    if device.api == cv2.CAP_GSTREAMER:
+        return gstreamer.mistake(str(device.address))  # some of them OpenCV would try for ever
+    if device.api != cv2.CAP_V4L2:
+        return ""
+    node = Path(f"/dev/video{device.address}" if isinstance(device.address, int) else device.address)
+    if not node.exists():
+        return f"there is no {node}"
+    if not node.is_char_device():
+        return f"{node} is no video device"
+    return "" if os.access(node, os.R_OK | os.W_OK) else f"this user may not use {node} (group video)"
 
 
 def unreachable(url: str, seconds: float, *, silent: bool = False) -> str:

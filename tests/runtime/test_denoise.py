@@ -9,14 +9,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 from conftest import ramp
 from diinn.runtime import InputError, Strength, SuperResolver, View, demo
 from diinn.runtime import bundle as bundles
 from diinn.runtime.estimator import LOOK_SECONDS, Estimator, Smoothed
 from diinn.runtime.sensor_noise import sensor_noise
 from diinn.runtime.strength import AUTO, MOST_PATCHES, NONE, PATCH, Dial, parse_denoise, patches
-from diinn.train import checkpoint, protocol
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -87,6 +85,9 @@ def test_patches_lie_in_the_frame_on_the_codecs_grid(height: int, width: int) ->
 
 def test_the_network_is_told_what_was_asked(resolver: SuperResolver, checkpoint_path: Path) -> None:
     """Nothing, half, all, and both planes in their order: as in PyTorch."""
+    import torch
+    from diinn.train import checkpoint, protocol
+
     model, frame = checkpoint.load(checkpoint_path).model, ramp(20, 30)
     rgb = torch.from_numpy(frame[..., ::-1].copy()).permute(2, 0, 1)
     seen = []
@@ -231,6 +232,7 @@ def test_the_shipped_models_tell_the_noise_of_the_demo(white: bool) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("white", [True, False])
 def test_the_shipped_models_tell_the_noise_of_the_hold_out(shared_data: Path, white: bool) -> None:
+    torch = pytest.importorskip("torch", reason="no PyTorch: it reduces the photographs")
     from diinn.train import degradation
     from diinn.train.photographs import Photographs, find_images, split_holdout
 

@@ -6,12 +6,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 from conftest import ramp
 from diinn.runtime import DiinnError, InputError, SuperResolver, View
 from diinn.runtime import bundle as bundles
 from diinn.runtime.resolver import bands
-from diinn.train import checkpoint, protocol
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +19,9 @@ def resolver(bundle_path: Path):
 
 
 def torch_resize(checkpoint_path: Path, frame: np.ndarray, dsize: tuple[int, int]) -> np.ndarray:
+    import torch
+    from diinn.train import checkpoint, protocol
+
     model = checkpoint.load(checkpoint_path).model
     rgb = torch.from_numpy(frame[..., ::-1].copy()).permute(2, 0, 1)
     return protocol.super_resolve(model, rgb, dsize[::-1]).permute(1, 2, 0).numpy()[..., ::-1]

@@ -52,8 +52,8 @@ def test_a_worker_says_which_error_of_the_system_ended_it(
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))  # its memory for frames cannot grow
     try:
-        source = started("demo")
-        until(lambda: bool(source.trouble), 20)
+        source = started("demo", patience=Patience(opening=30.0))
+        until(lambda: bool(source.trouble), 40)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     source.close()

@@ -91,8 +91,8 @@ def test_a_reader_never_keeps_a_torn_frame(name: str) -> None:
     thread = Thread(target=write)
     thread.start()
     reader, kept, last = SharedReader(name), 0, 0
-    end = time.monotonic() + 2
-    while time.monotonic() < end:
+    begin = time.monotonic()
+    while time.monotonic() < begin + 2 or (kept < 3 and time.monotonic() < begin + 60):  # a busy machine takes longer
         frame = reader.newest(last)
         if frame is None:
             continue
@@ -104,7 +104,7 @@ def test_a_reader_never_keeps_a_torn_frame(name: str) -> None:
     stop.set()
     thread.join()
     writer.close()
-    assert kept > 2
+    assert kept >= 3
 
 
 def test_a_name_is_one_writers_and_survives_a_kill(name: str) -> None:

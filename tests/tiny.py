@@ -1,0 +1,58 @@
+"""A tiny model with random weights: its checkpoint and its bundles.
+
+``python tests/tiny.py FOLDER`` makes the bundles for an environment without PyTorch, whose tests find them there.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+
+def checkpoint(path: Path) -> Path:
+    """Of a model with a dial, at ``path``."""
+    import torch
+    from diinn.train import checkpoint
+    from diinn.train.decoders import DiinnConfig
+    from diinn.train.encoders import CompactConfig
+    from diinn.train.model import DialConfig, ModelConfig, SuperResolutionModel
+
+    torch.manual_seed(1)
+    encoder, decoder = CompactConfig(channels=16, blocks=1), DiinnConfig(depth=3, width=16)
+    model = SuperResolutionModel(ModelConfig(encoder, decoder, dial=DialConfig()))
+    checkpoint.save(path, checkpoint.Checkpoint(model, (1.0, 4.0), 7))
+    return path
+
+
+def bundle(checkpoint: Path, folder: Path) -> Path:
+    """``tiny.diinn`` in ``folder``."""
+    from diinn.export import writer
+
+    return writer.export(checkpoint, folder / "tiny.diinn").path
+
+
+def dialless(path: Path, folder: Path) -> Path:
+    """``plain.diinn`` in ``folder``, of version 2, which knows no dial, of the same model without its dial."""
+    from diinn.export import writer
+    from diinn.train import checkpoint
+    from diinn.train.model import SuperResolutionModel
+
+    known = checkpoint.load(path)
+    model = SuperResolutionModel(replace(known.model.config, dial=None))
+    state = dict(known.model.state_dict())
+    state["encoder.head.weight"] = state["encoder.head.weight"][:, :3]
+    model.load_state_dict(state)
+    checkpoint.save(folder / "plain.pth", replace(known, model=model))
+    made = writer.export(folder / "plain.pth").path
+    description = json.loads((made / "bundle.json").read_text())
+    assert description.pop("dial") is None
+    (made / "bundle.json").write_text(json.dumps(description | {"version": 2}))
+    return made
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    target.mkdir(parents=True, exist_ok=True)
+    made = checkpoint(target / "tiny.pth")
+    bundle(made, target)
+    dialless(made, target)
