@@ -37,7 +37,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 def mistake(pipeline: str) -> str:
-    """What keeps a description from becoming a pipeline, as ``no element "nvarguscamerasrc"``; empty if nothing does."""
+    """What keeps a description from becoming a pipeline, as ``no element "nosuch"``; empty if nothing does."""
     library = _library()
     if library is None:
         return ""
