@@ -1,12 +1,14 @@
 # make run | test | check | bench | soak | kernels: each sets up what it needs in .venv, nothing is installed elsewhere.
+# make test-oldest | test-system | test-pythons | test-arm: the runtime in environments of its own, under build/.
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TYPING := build/typing/diinn
 
-.PHONY: run test check bench soak kernels clean
+.PHONY: run test check bench soak kernels clean test-oldest test-system test-pythons test-arm
 
-run: .venv/.run
+run: $(VENV)/.run
 	$(BIN)/diinn-run --camera demo --out-size 640x480 --duration 10 --headless --output out/demo.mp4
 	@echo
 	@echo "The result is out/demo.mp4: a 160x120 demo camera, super-resolved to 640x480."
@@ -14,40 +16,49 @@ run: .venv/.run
 	@echo "       $(BIN)/diinn-run --input PHOTO.jpg --scale 3 --output big.png"
 	@echo "       $(BIN)/diinn-run --help"
 
-test: .venv/.dev
+test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
-check: .venv/.dev
+test-oldest test-system: .venv/.dev
+	tests/elsewhere.sh $(@:test-%=%)
+
+test-pythons:
+	tests/elsewhere.sh pythons
+
+test-arm: .venv/.run
+	tests/arm.sh
+
+check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	mkdir -p $(TYPING)
 	for room in train export runtime benchmarks; do ln -sfn "$(CURDIR)/$$room" $(TYPING)/$$room; done
 	MYPYPATH=build/typing $(BIN)/mypy -p diinn
 
-bench: .venv/.dev
+bench: $(VENV)/.dev
 	$(BIN)/python -m diinn.benchmarks.speed
 	$(BIN)/python -m diinn.benchmarks.memory
 
 # Hours of several cameras, with one that fails and viewers that come and go: make soak DURATION=8h
 DURATION ?= 10m
-soak: .venv/.dev
+soak: $(VENV)/.dev
 	$(BIN)/python -m diinn.benchmarks.soak --duration $(DURATION)
 
 # Fat binaries of the CUDA kernels, for machines without nvcc: copy runtime/kernels/prebuilt/ there.
-kernels: .venv/.run
+kernels: $(VENV)/.run
 	$(BIN)/python -m diinn.runtime.kernels.compiler
 
 clean:
-	rm -rf .venv build out *.egg-info
+	rm -rf $(VENV) build out *.egg-info
 
-.venv/bin/python:
+$(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "diinn needs Python 3.10 or later: make PYTHON=python3.11")'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 
-.venv/.run: .venv/bin/python setup.cfg constraints.txt
+$(VENV)/.run: $(VENV)/bin/python setup.cfg constraints.txt
 	$(PIP) -e '.[cpu]'
 	touch $@
 
-.venv/.dev: .venv/bin/python setup.cfg constraints.txt
+$(VENV)/.dev: $(VENV)/bin/python setup.cfg constraints.txt
 	$(PIP) -e '.[test]'
-	touch $@ .venv/.run
+	touch $@ $(VENV)/.run

@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# The runtime's tests with other libraries and Pythons than those of .venv: make test-oldest | test-system | test-pythons.
+# Environments are made anew under build/. What this machine lacks is said, and nothing fails for it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# A Python of a version, by its name or pyenv's; nothing where there is none.
+python() {
+  for found in "python$1" "$HOME"/.pyenv/versions/"$1".*/bin/python; do
+    if "$found" -c '' 2> /dev/null; then
+      command -v "$found"
+      return
+    fi
+  done
+}
+
+install() { # ENVIRONMENT WHAT...
+  local environment=$1
+  shift
+  "$environment/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary :all: "$@"
+}
+
+# The oldest libraries that setup.cfg allows, on the last Python that its oldest NumPy has wheels for.
+oldest() {
+  local found
+  found=$(python 3.10)
+  if [ -z "$found" ]; then
+    echo "no Python 3.10 here: not tested with the oldest libraries"
+    return
+  fi
+  sed -nE 's/^ +([A-Za-z-]+)>=([0-9.]+)$/\1==\2.*/p' setup.cfg | sed -E 's/==([0-9]+)\.\*/==\1.0.*/' | sort -u > build/oldest.txt
+  "$found" -m venv --clear build/oldest
+  install build/oldest -c build/oldest.txt -e '.[cpu,test-runtime]'
+  tests_of build/oldest
+}
+
+# The distribution's own Python, NumPy and OpenCV, which has GStreamer: as README sets up a Jetson.
+system() {
+  if ! /usr/bin/python3 -c 'import cv2, ensurepip' 2> /dev/null; then
+    echo "no python3-opencv and python3-venv here: not tested with the system's OpenCV"
+    return
+  fi
+  /usr/bin/python3 -m venv --clear --system-site-packages build/system
+  install build/system 'numpy<2' onnxruntime -e '.[stream,test-runtime]'
+  tests_of build/system
+}
+
+tests_of() { # ENVIRONMENT
+  "$1/bin/python" -c 'import cv2, numpy, onnxruntime, sys; print(
+    f"Python {sys.version.split()[0]}, NumPy {numpy.__version__}, OpenCV {cv2.__version__}, ONNX Runtime {onnxruntime.__version__}")'
+  .venv/bin/python tests/tiny.py build/tiny
+  "$1/bin/python" -m pytest -m 'not slow' tests/runtime
+}
+
+# README's first command on the other Pythons that are here.
+pythons() {
+  local found own
+  own=$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2> /dev/null || true)
+  for version in 3.10 3.11 3.12 3.13 3.14; do
+    found=$(python $version)
+    if [ -z "$found" ]; then
+      echo "no Python $version here: not tried"
+    elif [ "$version" = "$own" ]; then
+      echo "Python $version is the one of .venv"
+    else
+      make run PYTHON="$found" VENV="build/python$version"
+    fi
+  done
+}
+
+mkdir -p build
+"$1"
