@@ -147,7 +147,7 @@ def tiny(bundle_path: Path) -> Iterator[SuperResolver]:
         yield resolver
 
 
-def until(true: Callable[[], object], seconds: float = 20.0) -> None:
+def until(true: Callable[[], object], seconds: float = 60.0) -> None:
     """Wait for it; fails after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not true():
@@ -183,7 +183,7 @@ def nothing_leaks() -> Iterator[None]:
     """No thread, file or process of ours is left behind."""
     threads, files = set(threading.enumerate()), open_files()
     yield
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         left = [t.name for t in set(threading.enumerate()) - threads if t.name.startswith("diinn")]
         more = set(open_files()) - set(files) if len(open_files()) > len(files) else set()

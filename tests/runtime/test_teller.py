@@ -46,7 +46,7 @@ def test_a_reader_that_stands_still_stops_neither_statistics_nor_the_end(
     command = [*COMMAND, "--model", str(bundle_path), *lost, "--stats", str(stats)]
     process = subprocess.Popen(command, **{"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, stuck: writing})
     try:
-        until(lambda: stats.exists() and stats.read_text().count("\n") >= 4, 40)
+        until(lambda: stats.exists() and stats.read_text().count("\n") >= 4)
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 130
     finally:
@@ -69,7 +69,7 @@ def test_statistics_for_a_pipe_that_nobody_reads(opened: bool, ended: str, bundl
     words = ["--output", str(frames / "*.png"), "--stats", str(pipe), "--duration", seconds]
     process = subprocess.Popen([*COMMAND, "--model", str(bundle_path), *words], stderr=subprocess.PIPE)
     try:
-        until(lambda: len(list(frames.glob("*.png"))) > 0, 40)
+        until(lambda: len(list(frames.glob("*.png"))) > 0)
         if ended == "by Ctrl-C":
             process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=25)
@@ -224,7 +224,7 @@ def test_ctrl_c_while_the_reader_of_frames_stands_still(bundle_path: Path, tmp_p
     stats = tmp_path / "s.jsonl"
     command = [*COMMAND, "--model", str(bundle_path), "--out-size", "64x48", "--output", "-", "--stats", str(stats)]
     process = subprocess.Popen(command, stdout=writing, stderr=subprocess.PIPE)
-    until(lambda: stats.exists() and stats.read_text().count("\n") >= 2, 40)
+    until(lambda: stats.exists() and stats.read_text().count("\n") >= 2)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=20)
     os.close(reading)

@@ -32,7 +32,7 @@ def started(uri: str, **asked: object) -> Source:
     return source
 
 
-def next_frame(source: Source, seconds: float = 20.0) -> Frame:
+def next_frame(source: Source, seconds: float = 60.0) -> Frame:
     frames: list[Frame] = []
 
     def taken() -> bool:
@@ -53,7 +53,7 @@ def test_a_worker_says_which_error_of_the_system_ended_it(
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))  # its memory for frames cannot grow
     try:
         source = started("demo", patience=Patience(opening=30.0))
-        until(lambda: bool(source.trouble), 40)
+        until(lambda: bool(source.trouble))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     source.close()
@@ -166,7 +166,7 @@ def test_a_camera_that_gives_one_frame_and_stalls_is_given_up(mjpeg: Callable[..
     source = started(served.url, patience=Patience(opening=5, stall=0.6, retries=1, first_pause=0.1, settled=0.5))
     next_frame(source)
     served.freeze()
-    until(lambda: source.state == FAILED, 30)
+    until(lambda: source.state == FAILED)
     assert "given up after 2 attempts in a row" in str(source.failure)
     assert not isinstance(source.failure, InputError)  # it has worked: no bad input
     source.close()

@@ -269,8 +269,8 @@ def test_a_part_is_decoded_at_the_size_of_the_pane_and_parts_of_it_too(preview: 
             assert not lane.zooms
             await ws.send_json({"do": "zoom", "pane": "1", "rect": [0, 0, 1, 1], "size": [300, 300]})
             await until_zoomed(ws, True)
-        until(lambda: not lane.zooms, 5)  # the viewer has gone
-        until(lambda: len(preview._shown) == 2, 5)
+        until(lambda: not lane.zooms)  # the viewer has gone
+        until(lambda: len(preview._shown) == 2)
 
     asyncio.run(look())
 
@@ -515,4 +515,4 @@ def test_views_that_change_are_told(preview: Preview) -> None:
             assert (await picture(ws))[1][0].shape == (60, 80, 3)
 
     asyncio.run(look())
-    until(lambda: [key for key in preview._shown if key != ("front", "other")] == [], 5)
+    until(lambda: [key for key in preview._shown if key != ("front", "other")] == [])

@@ -299,7 +299,7 @@ def test_a_program_in_c_reads_what_diinn_run_writes(name: str, bundle_path: Path
         [*COMMAND, "--model", str(bundle_path), "--out-size", "128x96", "--output", f"shm://{name}"],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    until(lambda: segment(name).exists() and segment(name).stat().st_size > 4096, 20)
+    until(lambda: segment(name).exists() and segment(name).stat().st_size > 4096)
     until(lambda: subprocess.run([reader, name, "1"], capture_output=True, check=False).returncode == 0)
     done = subprocess.run([reader, name, "8"], capture_output=True, text=True, check=True, timeout=30)
     mine = SharedReader(name)

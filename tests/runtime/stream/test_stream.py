@@ -282,7 +282,7 @@ def test_a_result_that_has_become_too_old_is_not_given(mjpeg: Callable[..., Serv
     until(lambda: len(sink.results) == 1)
     time.sleep(0.5)
     served.freeze()
-    until(lambda: stream.outlets[0].dropped and not stream.outlets[0]._held, 10)
+    until(lambda: stream.outlets[0].dropped and not stream.outlets[0]._held)
     served.thaw()
     stream.close()
     bound = 2 * max(stream.stats._times["total"]) / 1e3 + 1 / 25
