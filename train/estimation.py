@@ -18,7 +18,7 @@ from diinn.train import config, degradation, estimator
 from diinn.train.config import DegradeConfig
 from diinn.train.encoders import STRICT
 from diinn.train.model import DialConfig
-from diinn.train.photographs import Photographs, UInt8, find_images, split_holdout
+from diinn.train.photographs import Photographs, UInt8, training_and_holdout
 from lightning.pytorch.callbacks import RichProgressBar
 from pydantic import Field
 from pydantic.dataclasses import dataclass as checked
@@ -57,11 +57,15 @@ class EstimatorConfig:
 
 @dataclass(frozen=True)
 class Run:
-    """data: folders of photographs; out: where the run is kept; start: an estimator to begin from."""
+    """data: folders of photographs; out: where the run is kept
+    validation: folders of hold-out images, none to hold out some of ``data``
+    start: an estimator to begin from
+    """
 
     config: EstimatorConfig
     data: Sequence[Path]
     out: Path
+    validation: Sequence[Path] = ()
     start: Path | None = None
     progress: bool = False
 
@@ -190,12 +194,16 @@ def fit(run: Run) -> Path:
     cv2.setNumThreads(1)
     options = run.config
     L.seed_everything(options.seed, verbose=False)
-    usable = Photographs(find_images(*run.data), options.largest, 2 * strength.PATCH, progress=run.progress)
-    training, held = split_holdout(usable.files, options.holdout)
-    if not training or not held:
-        raise InputError(f"{len(training)} images to train on, {len(held)} to hold out: give more images")
+    training, held = training_and_holdout(
+        run.data,
+        run.validation,
+        options.holdout,
+        largest=options.largest,
+        smallest=2 * strength.PATCH,
+        progress=run.progress,
+    )
     run.out.mkdir(parents=True, exist_ok=True)
-    task = EstimatorTask(options, usable.only(training), usable.only(held), run.out)
+    task = EstimatorTask(options, training, held, run.out)
     if run.start is not None:
         first = estimator.load(run.start)
         if first.dial != options.dial:

@@ -14,7 +14,7 @@ from diinn.runtime.errors import InputError
 from diinn.train import checkpoint, curve
 from diinn.train.config import RunConfig, plain
 from diinn.train.model import ModelConfig, SuperResolutionModel
-from diinn.train.photographs import Photographs, find_images, split_holdout
+from diinn.train.photographs import training_and_holdout
 from diinn.train.task import CheckpointWriter, SignalStop, TrainingLoader, TrainingTask
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -58,7 +58,11 @@ def fit(run: Run) -> Path:
             f"data.batch = {config.data.batch} is not a multiple of the {everywhere} processes: make it one"
         )
     L.seed_everything(config.seed, verbose=False)
-    task = TrainingTask(config, *_photographs(run))
+    data = config.data
+    photographs = training_and_holdout(
+        run.data, run.validation, data.holdout, largest=data.largest, smallest=data.patch, progress=run.progress
+    )
+    task = TrainingTask(config, *photographs)
     if run.start is not None:
         task.model.load_state_dict(_weights(run.start, config.model))
     resume = out / "resume.ckpt" if run.resume else None
@@ -106,26 +110,6 @@ def fit(run: Run) -> Path:
     if trainer.is_global_zero:
         curve.draw(out)
     return out / "last.pth"
-
-
-def _photographs(run: Run) -> tuple[Photographs, Photographs]:
-    """Training and hold-out images."""
-    settings = run.config.data
-    files, held = find_images(*run.data), find_images(*run.validation) if run.validation else []
-    kept = {path.resolve() for path in held}
-    training = [path for path in files if path.resolve() not in kept]
-    if len(training) < len(files):
-        log.warning("%d hold-out images are also in --data: not trained on", len(files) - len(training))
-    usable = Photographs([*training, *held], settings.largest, settings.patch, progress=run.progress)
-    if run.validation:
-        training, held = ([path for path in usable.files if path in part] for part in (set(training), set(held)))
-    else:  # of those that can be used
-        training, held = split_holdout(usable.files, settings.holdout)
-    if not training or not held:
-        raise InputError(
-            f"{len(training)} images to train on, {len(held)} to hold out: give more images or a smaller data.holdout"
-        )
-    return usable.only(training), usable.only(held)
 
 
 def _weights(start: Path, wanted: ModelConfig) -> dict[str, Tensor]:

@@ -22,13 +22,18 @@ def parser() -> argparse.ArgumentParser:
             "--data", type=Path, nargs="+", required=True, metavar="FOLDER", help="images, searched recursively"
         )
         command.add_argument(
+            "--val",
+            type=Path,
+            nargs="+",
+            default=(),
+            metavar="FOLDER",
+            help="hold-out images, else some of --data",
+        )
+        command.add_argument(
             "--out", type=Path, metavar="FOLDER", help="where the run is kept (default: runs/NAME of the YAML)"
         )
         command.add_argument("--start", type=Path, metavar="CKPT", help="begin with this checkpoint's weights")
         command.add_argument("--no-progress", action="store_true", help="no progress bar")
-    fit.add_argument(
-        "--val", type=Path, nargs="+", default=(), metavar="FOLDER", help="hold-out images (default: some of --data)"
-    )
     fit.add_argument("--resume", action="store_true", help="go on where the run in --out stopped")
     return top
 
@@ -66,7 +71,7 @@ def run_estimator(args: argparse.Namespace) -> int:
     settings = estimation.read(args.config)
     out = args.out or Path("runs") / args.config.stem
     progress = sys.stderr.isatty() and not args.no_progress
-    print(estimation.fit(estimation.Run(settings, args.data, out, args.start, progress)))
+    print(estimation.fit(estimation.Run(settings, args.data, out, args.val, args.start, progress)))
     return 0
 
 

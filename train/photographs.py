@@ -114,3 +114,33 @@ class Photographs(Sequence[UInt8]):
     def __getitem__(self, number: int) -> UInt8:  # type: ignore[override]
         kept = self._kept[number]
         return self.halved(read_rgb(self.files[number])) if kept is None else kept
+
+
+def training_and_holdout(
+    folders: Sequence[Path],
+    validation: Sequence[Path],
+    holdout: int,
+    *,
+    largest: int,
+    smallest: int,
+    progress: bool = False,
+) -> tuple[Photographs, Photographs]:
+    """The photographs of ``folders``, and those held out: all of ``validation``, or ``holdout`` of ``folders``' own.
+
+    largest, smallest, progress: as of ``Photographs``; InputError where one of the two has no image
+    """
+    files, held = find_images(*folders), find_images(*validation) if validation else []
+    kept = {path.resolve() for path in held}
+    training = [path for path in files if path.resolve() not in kept]
+    if len(training) < len(files):
+        log.warning("%d hold-out images are also in --data: not trained on", len(files) - len(training))
+    usable = Photographs([*training, *held], largest, smallest, progress=progress)
+    if validation:
+        training, held = ([path for path in usable.files if path in part] for part in (set(training), set(held)))
+    else:  # of those that can be used
+        training, held = split_holdout(usable.files, holdout)
+    if not training or not held:
+        raise InputError(
+            f"{len(training)} images to train on, {len(held)} to hold out: give more images or a smaller holdout"
+        )
+    return usable.only(training), usable.only(held)

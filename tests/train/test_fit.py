@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
@@ -423,15 +424,15 @@ def test_an_image_that_vanishes_while_a_worker_reads(
     tmp_path: Path, photo_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos = Path(shutil.copytree(photo_folder, tmp_path / "photos"))
-    read = fitting._photographs
+    read = fitting.training_and_holdout
 
-    def vanish(run: fitting.Run) -> tuple[Photographs, Photographs]:
-        found = read(run)
+    def vanish(*args: Any, **options: Any) -> tuple[Photographs, Photographs]:
+        found = read(*args, **options)
         for path in found[0].files:
             path.unlink()
         return found
 
-    monkeypatch.setattr(fitting, "_photographs", vanish)
+    monkeypatch.setattr(fitting, "training_and_holdout", vanish)
     monkeypatch.setattr(memory, "available", lambda: 1)  # nothing is kept
     settings = write(tmp_path / "run.yaml", data={**RUN["data"], "workers": 1})  # type: ignore[dict-item]
     assert fit("-c", settings, "--data", photos, "--out", tmp_path / "out") == 2
