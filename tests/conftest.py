@@ -1,5 +1,6 @@
 """Small real things for the tests: a checkpoint, its bundle, photographs where they are at hand."""
 
+import importlib.util
 import json
 import os
 import sys
@@ -19,6 +20,7 @@ settings.load_profile("shared machine")
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 DOUBLE = ROOT / "tests" / "double"
+BUILDER = ROOT / "tests" / "builder"
 
 
 @pytest.fixture(scope="session")
@@ -116,7 +118,7 @@ def kernel_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kernel_folder: Path) -> Iterator[pytest.MonkeyPatch]:
     """A machine with (the double of) TensorRT and a device, and an engine cache of its own."""
     monkeypatch.syspath_prepend(str(DOUBLE))
-    monkeypatch.setenv("PYTHONPATH", str(DOUBLE))
+    monkeypatch.setenv("PYTHONPATH", str(DOUBLE), prepend=os.pathsep)
     monkeypatch.setenv("DIINN_CACHE", str(tmp_path / "cache"))
     from diinn.runtime import cuda
     from diinn.runtime.backends import cuda as fused
@@ -129,6 +131,25 @@ def trt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kernel_folder: Path) ->
     play("10.13.0.35", monkeypatch)
     yield monkeypatch
     sys.modules.pop("tensorrt", None)
+
+
+@pytest.fixture
+def builder(trt: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The same machine with NVIDIA's real parser and builder in place of the double's; it cannot run what it builds."""
+    if importlib.util.find_spec("tensorrt_rtx_bindings") is None:
+        pytest.skip("no builder of NVIDIA's here: pip install 'diinn[nvidia-builder]' (x86-64 Linux, Python 3.10 to 3.14)")
+    return real_builder(trt, BUILDER)
+
+
+def real_builder(monkeypatch: pytest.MonkeyPatch, *folders: Path, version: str = "11.4.0.106") -> pytest.MonkeyPatch:
+    """Have the shim in ``tests/builder`` be TensorRT, with what else stands in ``folders``."""
+    for folder in reversed(folders):
+        monkeypatch.syspath_prepend(str(folder))
+        monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+    for name, value in (("AS", version), ("TARGETS", "SM86,SM89,SM120")):
+        monkeypatch.setenv(f"DIINN_BUILDER_{name}", value)
+    sys.modules.pop("tensorrt", None)
+    return monkeypatch
 
 
 def play(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
