@@ -137,7 +137,9 @@ def trt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kernel_folder: Path) ->
 def builder(trt: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """The same machine with NVIDIA's real parser and builder in place of the double's; it cannot run what it builds."""
     if importlib.util.find_spec("tensorrt_rtx_bindings") is None:
-        pytest.skip("no builder of NVIDIA's here: pip install 'diinn[nvidia-builder]' (x86-64 Linux, Python 3.10 to 3.14)")
+        pytest.skip(
+            "no builder of NVIDIA's here: pip install 'diinn[nvidia-builder]' (x86-64 Linux, Python 3.10 to 3.14)"
+        )
     return real_builder(trt, BUILDER)
 
 

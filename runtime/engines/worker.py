@@ -77,7 +77,7 @@ def _check_tactics(names: tuple[str, ...]) -> None:
 def _parse(parser: trt.OnnxParser, graph: str) -> None:
     if not parser.parse_from_file(graph):
         said = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
-        raise DiinnError(f"TensorRT {trt.__version__} cannot read {graph}: {said}")
+        raise DiinnError(f"TensorRT {trt.__version__} cannot read {Path(graph).name}: {said}")
 
 
 def _hold_fp32(network: trt.INetworkDefinition) -> None:

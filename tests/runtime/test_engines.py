@@ -9,14 +9,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 from conftest import DOUBLE, play
 from diinn.export import half
-from diinn.runtime import DiinnError, InputError
+from diinn.runtime import DiinnError, InputError, driver, memory
 from diinn.runtime import bundle as bundles
-from diinn.runtime.engines import build, profiles, versions
+from diinn.runtime.engines import build, failure, profiles, versions
 from diinn.runtime.engines.cache import Cache, Key
 
 Trt, Log = pytest.MonkeyPatch, pytest.LogCaptureFixture
@@ -116,7 +117,7 @@ def test_a_build_is_kept_and_forced(trt: Trt, small: bundles.Bundle) -> None:
         ("parse", "TensorRT 10.13.0.35 cannot read .*encoder.fp16.onnx: In node 3: no importer for Sin"),
         ("shape", "refuses the shapes of frame up to 1x5x480x640"),
         ("profile", "refuses the profile --minShapes"),
-        ("build", r"could not build the engine: Cuda Runtime \(out of memory\): lower --workspace"),
+        ("build", r"could not build the engine: Cuda Runtime \(out of memory\): close other programs, or lower"),
         ("kill", "the build was killed, most likely for memory: lower --workspace"),
         ("crash", r"the build crashed \(SIGSEGV\)"),
         ("gpu", "finds no usable GPU"),
@@ -154,11 +155,99 @@ def test_what_cannot_fit_is_said_before_it_is_built(trt: Trt, small: bundles.Bun
     from host_device import HostDevice
 
     trt.setattr(HostDevice, "free_bytes", 20 * 2**20)
-    with pytest.raises(InputError, match=r"1 frames of 640x480 need some \d+ MiB, the device has 20 of 20 MiB free"):
+    with pytest.raises(InputError, match=r"1 frames of 640x480 need some 116 MiB, the device has 20 of 20 MiB free"):
         build_encoder(small)
+    decoder = Key(build.identity(small, "decoder", "fp16", device()), profiles.decoder(small))
+    with pytest.raises(InputError, match=r"the decoder needs some \d+ MiB, .* MiB free: close other programs"):
+        build.build(small, decoder, device(), build.BuildOptions(), Cache())
     trt.setattr(HostDevice, "free_bytes", 2**30)
     with pytest.raises(InputError, match="--workspace 2048: the device has only 1024 MiB free"):
         build_encoder(small, workspace=2**31)
+
+
+def test_the_workspace_is_a_quarter_of_what_is_free_or_what_is_needed(
+    trt: Trt, small: bundles.Bundle, caplog: Log
+) -> None:
+    from host_device import HostDevice
+
+    trt.setattr(HostDevice, "free_bytes", 2**30)
+    assert build_encoder(small)["workspace"] == 2**28
+    trt.setattr(HostDevice, "free_bytes", 200 * 2**20)
+    needed = build.least_workspace(small, "encoder", "fp16", profiles.encoder(small))
+    assert build_encoder(small, force=True)["workspace"] == needed > 50 * 2**20
+    assert not caplog.records
+    build_encoder(small, force=True, workspace=2**24)
+    assert [r.message for r in caplog.records] == ["--workspace 16: the encoder needs some 116 MiB: the build may fail"]
+
+
+def test_on_a_gpu_that_shares_the_memory_page_cache_counts_as_free(
+    trt: Trt, small: bundles.Bundle, caplog: Log
+) -> None:
+    from host_device import HostDevice
+
+    trt.setattr(HostDevice, "free_bytes", 20 * 2**20)  # as cuMemGetInfo says after a copy
+    trt.setattr(driver, "integrated", lambda: True)
+    trt.setattr(memory, "available", lambda: 2**31)
+    assert build_encoder(small)["workspace"] == 2**29
+    assert not caplog.records
+    trt.setattr(memory, "available", lambda: 30 * 2**20)
+    assert build_encoder(small, force=True)["workspace"] > 2**26  # what is needed: it may swap, or fail and say so
+    assert any("has 30 of 20 MiB free: lower" in r.message and "all the same" in r.message for r in caplog.records)
+
+
+def test_an_integrated_gpu_is_told_by_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Library:
+        def __init__(self, started: int, integrated: int) -> None:
+            self.started, self.integrated = started, integrated
+
+        def cuInit(self, flags: int) -> int:
+            return self.started
+
+        def cuDeviceGet(self, device: Any, ordinal: int) -> int:
+            return 0
+
+        def cuDeviceGetAttribute(self, value: Any, attribute: int, device: Any) -> int:
+            value._obj.value = self.integrated if attribute == 18 else -1
+            return 0
+
+    for started, integrated in ((0, 1), (0, 0), (100, 1)):
+        monkeypatch.setattr(driver, "_library", lambda s=started, i=integrated: Library(s, i))
+        assert driver.integrated() is (not started and integrated == 1)
+        assert ("CUDA error 100" in driver.missing()) is bool(started)
+    monkeypatch.undo()
+    monkeypatch.setattr(driver, "LIBRARY", "libnone.so.1")
+    assert not driver.integrated()
+    assert driver.missing() == "no NVIDIA driver here (libnone.so.1 does not load): install the driver"
+
+
+SAID = "Error Code 2: OutOfMemory (Requested size was 67819976 bytes.)"
+
+
+@pytest.mark.parametrize(
+    ("errors", "warnings", "workspace", "advice"),
+    [
+        ([SAID], [], 64, "raise --workspace above 64 MiB"),
+        ([SAID], [], 640, "close other programs"),
+        (["no tactics to implement the operation within workspace limit."], [], 1, "raise --workspace above 1 MiB"),
+        (["Could not find any implementation for node {ForeignNode}."], [], 64, "try another --precision"),
+        (
+            ["Could not find any implementation for node {ForeignNode}."],
+            ["Skipping tactic 3 due to insufficient memory on requested size of 2147483648 detected for tactic 0x0."],
+            64,
+            "close other programs, or lower --cameras, the largest of --frame-sizes or --workspace",
+        ),
+        (["Cuda Runtime (out of memory)"], ["timing cache: measured anew"], 64, "close other programs"),
+        ([], ["Requested amount of GPU memory (9 bytes) could not be allocated."], 64, "close other programs"),
+        (["something new"], ["something else"], 64, "run it with --log-level debug"),
+    ],
+)
+def test_what_to_do_of_memory(errors: list[str], warnings: list[str], workspace: int, advice: str) -> None:
+    report = {"failed": "TensorRT could not build the engine", "errors": errors, "warnings": warnings}
+    text, short = failure.told(1, report, "", workspace * 2**20)
+    assert advice in text
+    assert short is ("--workspace above" in text or "close other" in text)
+    assert text.startswith("TensorRT could not build the engine: ")
+    assert "\n" not in text
 
 
 def start(failing: str) -> subprocess.Popen[str]:

@@ -1,11 +1,11 @@
-"""The graphs and the engine worker against NVIDIA's own parser and builder, which build on a CPU (``tests/builder``)."""
+"""Graphs and engine worker against NVIDIA's own parser and builder, which build on a CPU (``tests/builder``)."""
 
 import json
 import logging
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,10 +15,11 @@ import pytest
 import torch
 from conftest import ROOT
 from diinn.export import graphs, half, writer
+from diinn.runtime import DiinnError, InputError, demo
 from diinn.runtime import bundle as bundles
-from diinn.runtime import demo
-from diinn.runtime.engines import build, profiles
+from diinn.runtime.engines import build, failure, profiles
 from diinn.runtime.engines.cache import Cache, Key
+from diinn.runtime.engines.profiles import Profile
 from diinn.runtime.frames import planar_rgb
 from diinn.train.config import parse
 from diinn.train.model import ModelConfig, SuperResolutionModel
@@ -41,7 +42,9 @@ def built(
     profile = profiles.decoder(bundle) if role == "decoder" else profiles.encoder(bundle, cameras=cameras)
     key = Key(build.identity(bundle, role, precision, device), profile)
     timing = folder / f"timing-{key.name}"  # none was there before: reading one wants a GPU
-    data, _ = build.build(bundle, key, device, build.BuildOptions(timing=timing, **options), Cache())
+    least = build.least_workspace(bundle, role, precision, profile)  # is held to be enough, in every test here
+    given = build.BuildOptions(**{"timing": timing, "workspace": least} | options)
+    data, _ = build.build(bundle, key, device, given, Cache())
     return len(data), json.loads((folder / "network.json").read_text())
 
 
@@ -69,10 +72,10 @@ def nvidia(builder: Patch, tmp_path: Path, caplog: Log) -> Patch:
     return builder
 
 
-def check(bundle: bundles.Bundle, precision: str, caplog: Log) -> None:
+def check(bundle: bundles.Bundle, precision: str, caplog: Log, cameras: int = 1) -> None:
     """Both graphs are built for all targets, have the tensors that the bundle says, and nothing is warned of."""
     for role in build.ROLES:
-        size, tensors = built(bundle, role, precision)
+        size, tensors = built(bundle, role, precision, cameras)
         assert size > 1000
         assert tensors == wanted(bundle, role, precision)
     assert warned(caplog) == []
@@ -81,7 +84,7 @@ def check(bundle: bundles.Bundle, precision: str, caplog: Log) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("path", BUNDLES, ids=lambda path: path.stem)
 def test_every_graph_we_ship_is_built(nvidia: Patch, path: Path, precision: str, caplog: Log) -> None:
-    check(bundles.load(path), precision, caplog)
+    check(bundles.load(path), precision, caplog, cameras=4 if precision == "fp32" else 1)
 
 
 @pytest.mark.parametrize("path", BUNDLES, ids=lambda path: path.stem)
@@ -127,9 +130,12 @@ def test_whatever_is_trained_is_built(nvidia: Patch, values: dict[str, Any], tmp
     bundle = SimpleNamespace(planes=planes, maps=graphs.map_specs(model), layout=model.decoder.layout)
     jobs = {}
     for role, precision, graph in graphs_of(model, tmp_path):
+        if role == "encoder" and precision == "fp32":
+            bundle.workspace = graphs.workspace_bytes(onnx.load(graph))
         profile = profiles.encoder(bundle) if role == "encoder" else profiles.decoder(bundle)  # type: ignore[arg-type]
         out = tmp_path / f"{graph.stem}.engine"
-        job = build.Job(str(graph), precision, profile, 2**30, str(tmp_path / "timing"), None, str(out))
+        least = build.least_workspace(bundle, role, precision, profile)  # type: ignore[arg-type]
+        job = build.Job(str(graph), precision, profile, least, str(tmp_path / "timing"), None, str(out))
         jobs[graph.with_suffix(".json")] = role, precision, out
         graph.with_suffix(".json").write_text(job.text())
     code = (
@@ -146,3 +152,116 @@ def test_whatever_is_trained_is_built(nvidia: Patch, values: dict[str, Any], tmp
         assert json.loads(Path(f"{path}.network").read_text()) == wanted(bundle, role, precision)
         said = json.loads(Path(f"{out}.log.json").read_text())
         assert [w for w in said["errors"] + said["warnings"] if w != NO_TIMING] == []
+
+
+# What it refuses, in its own words
+
+
+def decoder_of(bundle: bundles.Bundle) -> onnx.ModelProto:
+    return onnx.load(bundle.graph("decoder", "fp16"))
+
+
+def without_a_cast(model: onnx.ModelProto) -> onnx.ModelProto:
+    cast = next(node for node in model.graph.node if node.op_type == "Cast")
+    for node in model.graph.node:
+        node.input[:] = [cast.input[0] if name == cast.output[0] else name for name in node.input]
+    model.graph.node.remove(cast)
+    return model
+
+
+def unknown_operator(model: onnx.ModelProto) -> onnx.ModelProto:
+    model.graph.node[0].op_type = "Relux"
+    return model
+
+
+def shaped(profile: Profile, change: Callable[[dict[str, Any]], object]) -> Profile:
+    """A profile whose usual and largest shapes are changed."""
+    plain = profile.plain()
+    for kind in ("opt", "most"):
+        change(plain[kind])
+    return profiles.from_plain(plain)
+
+
+def without(profile: Profile, name: str) -> Profile:
+    return Profile(
+        *({n: s for n, s in kind.items() if n != name} for kind in (profile.least, profile.opt, profile.most))
+    )
+
+
+def refused(
+    bundle: bundles.Bundle, role: str, graph: Any = None, profile: Profile | None = None, **options: Any
+) -> str:
+    """What a build says that fails, one line: the decoder, or another graph, shapes or workspace."""
+    from host_device import HostDevice
+
+    device, before = HostDevice(), {*Cache().path.glob("*.engine")}
+    key = Key(build.identity(bundle, role, "fp16", device), profile or getattr(profiles, role)(bundle))
+    with pytest.MonkeyPatch.context() as patch:
+        if graph is not None:
+            data = graph if isinstance(graph, bytes) else graph.SerializeToString()
+            patch.setattr(bundles.Bundle, "graph_content", lambda *_: data)
+        with pytest.raises(DiinnError) as caught:
+            build.build(bundle, key, device, build.BuildOptions(**options), Cache())
+    assert "\n" not in str(caught.value)
+    assert {*Cache().path.glob("*.engine")} == before
+    assert not [*Cache().path.glob(".*.part")]
+    return str(caught.value)
+
+
+def test_graphs_that_are_not_taken(nvidia: Patch) -> None:
+    small = bundles.load("small")
+    said = refused(small, "decoder", without_a_cast(decoder_of(small)))
+    assert "cannot read decoder.fp16.onnx" in said
+    assert "must have same input types. But they are of types Half and Float" in said
+    assert said.endswith(f": {failure.EXPORT}")
+    said = refused(small, "decoder", unknown_operator(decoder_of(small)))
+    assert "operator: Relux" in said
+    assert said.endswith(f": {failure.EXPORT}")
+    said = refused(small, "decoder", b"no graph")
+    assert "Failed to parse the ONNX model" in said
+    assert said.endswith(f": {failure.EXPORT}")
+
+
+def test_shapes_that_are_not_taken(nvidia: Patch) -> None:
+    small = bundles.load("small")
+    plain = profiles.decoder(small)
+    cases = [
+        ("decoder", without(plain, "map1"), "map1 is missing dimensions in profile"),
+        ("decoder", shaped(plain, lambda kind: kind.update(map1=[5, 32])), "invalid shape profile"),
+        ("decoder", shaped(plain, lambda kind: kind.update(map1=[kind["map1"][0], 99])), "max=99 but tensor has 32"),
+        ("encoder", shaped(profiles.encoder(small), lambda kind: kind["frame"].__setitem__(1, 6)), "but tensor has 5"),
+    ]
+    for role, profile, words in cases:
+        said = refused(small, role, profile=profile)
+        assert words in said
+        assert said.endswith(f": {failure.SHAPES}")
+
+
+def test_shapes_in_the_wrong_order_do_not_get_there(nvidia: Patch) -> None:
+    profile = profiles.encoder(bundles.load("small"))
+    with pytest.raises(InputError, match="is not 0 < min <= opt <= max"):
+        Profile(profile.most, profile.opt, profile.least)
+    job = build.Job("unused", "fp16", profile, 2**30, "unused", None, "unused")
+    said = json.loads(job.text())
+    said["profile"]["least"], said["profile"]["most"] = said["profile"]["most"], said["profile"]["least"]
+    with pytest.raises(InputError, match="is not 0 < min <= opt <= max"):
+        build.Job.parse(json.dumps(said))
+
+
+def test_too_little_workspace(nvidia: Patch) -> None:
+    small = bundles.load("small")
+    for workspace, words in ((2**10, "within workspace limit"), (2**24, "OutOfMemory (Requested size was")):
+        said = refused(small, "encoder", workspace=workspace)
+        assert words in said
+        assert said.endswith(f": {failure.RAISE.format(workspace=workspace // 2**20)}")
+
+
+def test_turing_takes_no_fp32_product_in_a_decoder(nvidia: Patch) -> None:
+    """Encoders are built for it; decoders make sines' arguments in fp32."""
+    nvidia.setenv("DIINN_BUILDER_TARGETS", "SM75")
+    small = bundles.load("small")
+    for precision in ("fp32", "fp16"):
+        assert built(small, "encoder", precision)[0] > 1000
+    said = refused(small, "decoder")
+    assert "for Turing (SM75): FP32 GEMM is not supported" in said
+    assert said.endswith("engines are not for this GPU: use --backend cuda, or --backend onnxruntime")
