@@ -249,6 +249,9 @@ class CudaBackend(DeviceBackend):
         self.fit(size)
         return self._encoder.most_frames if isinstance(self._encoder, EngineEncoder) else None
 
+    def holds(self, size: Size) -> bool:
+        return isinstance(self._encoder, EngineEncoder) and self._encoder.takes(size)
+
     def takes(self, size: Size) -> bool:
         return not isinstance(self._encoder, EngineEncoder) or self._encoder.takes(size)
 
@@ -257,7 +260,7 @@ class CudaBackend(DeviceBackend):
 
     def verify(self, *, again: bool = False) -> None:
         if self._engines is not None and isinstance(self._encoder, EngineEncoder):
-            self._engines.verify(self, [self._encoder.opened], again=again)
+            self._engines.verify(self, [self._encoder.opened], self._encoding.forget, again=again)
 
     def close(self) -> None:
         if not self.closed:
@@ -278,7 +281,7 @@ def _layers(bundle: Bundle, options: BackendOptions) -> dict[str, Any]:
 
 def _engine_there(bundle: Bundle, options: BackendOptions, device: Device) -> bool:
     try:
-        wanted = build.identity(bundle, "encoder", bundle.engine_precision(options.precision), device)
-        return bool(Cache().find(wanted))
+        ways = build.identities(bundle, "encoder", bundle.engine_precision(options.precision), device)
+        return any(Cache().find(way) for way in ways)
     except InputError:  # no TensorRT
         return False

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from dataclasses import replace as replaced
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,13 +51,14 @@ class BuildOptions:
 class Job:
     """What to build.
 
-    graph: a typed ONNX file; precision: fp32, fp16 or int8
+    graph: a typed ONNX file; precision: fp32, fp16 or int8; route: as in ``versions.Rules``
     workspace: bytes TensorRT may use while it tries kernels; timing: file of its measured timings
     tactics: libraries it may take kernels from, names in ``TacticSource``; None for its default
     """
 
     graph: str
     precision: str
+    route: str
     profile: Profile
     workspace: int
     timing: str
@@ -73,50 +75,91 @@ class Job:
         return cls(**said | {"profile": profiles.from_plain(said["profile"]), "tactics": tactics})
 
 
+class BuildError(DiinnError):
+    """TensorRT did not build an engine; ``memory``: for want of it."""
+
+    def __init__(self, message: str, *, memory: bool) -> None:
+        super().__init__(message)
+        self.memory = memory
+
+
 def tensorrt() -> Any:
     """The installed TensorRT; InputError where there is none or it is too old."""
     try:
         import tensorrt as trt
     except (ImportError, OSError) as error:  # OSError: a library it is linked to does not load
         raise InputError(f"TensorRT is not installed ({' '.join(str(error).split())}): {INSTALL}") from None
-    versions.rules(trt.__version__)
+    versions.routes(trt.__version__)
     return trt
 
 
-def identity(bundle: Bundle, role: str, precision: str, device: Device) -> Identity:
-    """What an engine of ``bundle`` holds for on this machine."""
-    version, graph = tensorrt().__version__, bundle.graph(role, precision)
-    return Identity(role, bundle.files[graph.name], version, device.name, device.capability, precision)
+def identities(bundle: Bundle, role: str, precision: str, device: Device) -> list[Identity]:
+    """What an engine of ``bundle`` holds for on this machine, for every way to build it there; best first."""
+    version, graph = tensorrt().__version__, bundle.files[bundle.graph(role, precision).name]
+    found = (device.name, device.capability, device.multiprocessors)
+    return [Identity(role, graph, version, *found, precision, way.route) for way in versions.routes(version)]
 
 
 def build(bundle: Bundle, key: Key, device: Device, options: BuildOptions, cache: Cache) -> tuple[bytes, SideCar]:
-    """The engine of ``key``, from the cache or built into it.
+    """The engine of ``key``, from the cache or built into it; where TensorRT fails to build it, or it was built and
+    found wrong, the one that the next of the ways to build it gives.
 
     Raises InputError for a profile that cannot fit, DiinnError for a build that failed: with TensorRT's own words and
     what to do.
     """
-    found = None if options.force else _kept(cache, key, logging.DEBUG)
-    if found:  # without a lock: a cache that can only be read is as good
-        return found
-    with cache.lock(key) as folder, writing(cache.path):
-        found = None if options.force else _kept(cache, key, logging.INFO)
-        if found:  # another process built it meanwhile
-            return found
-        workspace = _workspace(bundle, key, device, options)
-        began = time.monotonic()
-        data = _in_process(bundle, key, options, workspace, cache, folder)
-        return data, cache.write(key, data, time.monotonic() - began)
+    keys = other_ways(key)
+    if options.force:
+        return _built(bundle, keys, device, options, cache)
+    found = _kept(cache, keys, logging.DEBUG)  # without a lock: a cache that can only be read is as good
+    return found or _built(bundle, keys, device, options, cache)
 
 
-def _kept(cache: Cache, key: Key, level: int) -> tuple[bytes, SideCar] | None:
-    try:
-        found = cache.read(key)
-    except Rejected as error:
-        log.log(level, "%s: %s: building it", key.identity.role, error)
+def other_ways(key: Key) -> list[Key]:
+    """A key, and those of the same engine built in ways that are tried after its own."""
+    ways = [way.route for way in versions.routes(key.identity.tensorrt)]
+    later = ways[ways.index(key.identity.route) :] if key.identity.route in ways else [key.identity.route]
+    return [replaced(key, identity=replaced(key.identity, route=route)) for route in later]
+
+
+def _built(
+    bundle: Bundle, keys: Sequence[Key], device: Device, options: BuildOptions, cache: Cache
+) -> tuple[bytes, SideCar]:
+    """Built in the first of the ways that works. A way whose engine was found wrong is passed over, if another is
+    left."""
+    fresh = [key for key in keys if options.force or not cache.refused(key)] or keys[:1]
+    for key in fresh:
+        with cache.lock(key) as folder, writing(cache.path):
+            found = None if options.force else _kept(cache, fresh, logging.INFO)
+            if found:  # another process built it meanwhile
+                return found
+            workspace = _workspace(bundle, key, device, options)
+            began = time.monotonic()
+            try:
+                data = _in_process(bundle, key, options, workspace, cache, folder)
+                return data, cache.write(key, data, time.monotonic() - began)
+            except BuildError as error:
+                if error.memory or key is fresh[-1]:
+                    raise
+                log.warning("%s. Trying once more with precision flags, as TensorRT 8 takes them", error)
+    raise AssertionError("the last way either returns or raises")
+
+
+def _kept(cache: Cache, keys: Sequence[Key], level: int) -> tuple[bytes, SideCar] | None:
+    """The first that is in the cache and was not found wrong; one that was where all were."""
+    found = []
+    for key in keys:
+        try:
+            found.append(cache.read(key))
+        except Rejected as error:
+            if key is keys[0] or cache.engine(key).exists():
+                log.log(level, "%s: %s: building it", key.identity.role, error)
+    right = [(data, car) for data, car in found if car.verify.get("passed", True)]
+    if not right and len(found) < len(keys):
         return None
+    data, car = (right or found)[0]
     with contextlib.suppress(OSError):
-        cache.engine(key).touch()  # the newest is what the runtime opens
-    return found
+        cache.engine(car.key).touch()  # the newest is what the runtime opens
+    return data, car
 
 
 def least_workspace(bundle: Bundle, role: str, precision: str, profile: Profile) -> int:
@@ -165,7 +208,16 @@ def _in_process(bundle: Bundle, key: Key, options: BuildOptions, workspace: int,
     out = folder.resolve() / "engine"
     graph = folder.resolve() / bundle.graph(role, precision).name
     graph.write_bytes(bundle.graph_content(role, precision))  # what was checked is what is built
-    job = Job(str(graph), precision, key.profile, workspace, str(timing.resolve()), options.tactics, str(out))
+    job = Job(
+        str(graph),
+        precision,
+        key.identity.route,
+        key.profile,
+        workspace,
+        str(timing.resolve()),
+        options.tactics,
+        str(out),
+    )
     (folder / "job.json").write_text(job.text(), encoding="utf-8")
     log.info("%s: building in %s with a workspace of %d MiB; this takes minutes", role, precision, workspace // MIB)
     command = [sys.executable, "-m", "diinn.runtime.engines.worker", str(folder / "job.json"), str(os.getpid())]
@@ -175,7 +227,8 @@ def _in_process(bundle: Bundle, key: Key, options: BuildOptions, workspace: int,
         ours = said_by_tensorrt.startswith("timing cache")
         log.log(logging.WARNING if ours else logging.DEBUG, "TensorRT: %s", said_by_tensorrt)
     if code or not out.exists():
-        raise DiinnError(f"{role}: {failure.told(code, report, said, workspace)[0]}")
+        text, short = failure.told(code, report, said, workspace)
+        raise BuildError(f"{role}: {text}", memory=short)
     kept = out.with_suffix(".timing")
     if kept.exists():
         _keep_timing(kept, timing)

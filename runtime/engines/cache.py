@@ -27,7 +27,7 @@ from diinn.runtime.engines.profiles import Profile
 from diinn.runtime.errors import DiinnError, InputError
 
 log = logging.getLogger(__name__)
-FORMAT, VERSION = "diinn-engine", 1
+FORMAT, VERSION = "diinn-engine", 2
 LARGEST_SIDE_CAR = 2**20
 VERDICT = {"rows", "tolerance", "compared", "at", "passed", "summary"}  # what ``verify.py`` writes
 
@@ -36,7 +36,8 @@ VERDICT = {"rows", "tolerance", "compared", "at", "passed", "summary"}  # what `
 class Identity:
     """What an engine holds for, but for its shapes.
 
-    onnx: sha256 of the graph; tensorrt: version; device: name of the GPU; capability: its compute capability
+    onnx: sha256 of the graph; tensorrt: version; device: name of the GPU, which several Orins share
+    capability: its compute capability; multiprocessors: how many it has; route: as in ``versions.Rules``
     """
 
     role: str
@@ -44,7 +45,9 @@ class Identity:
     tensorrt: str
     device: str
     capability: str
+    multiprocessors: int
     precision: str
+    route: str
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,13 @@ class Cache:
         """Side-cars of all engines that hold for ``identity``, whatever their shapes; newest first."""
         cars = [car for _, car in self.entries() if isinstance(car, SideCar)]
         return [car for car in cars if car.key.identity == identity]
+
+    def refused(self, key: Key) -> bool:
+        """Whether the engine of ``key`` is there and was found wrong."""
+        try:
+            return not _read_side_car(self.side_car(key)).verify.get("passed", True)
+        except Rejected:
+            return False
 
     def read(self, key: Key) -> tuple[bytes, SideCar]:
         """The engine of ``key`` and its side-car. Raises Rejected, which says what does not fit."""

@@ -64,6 +64,11 @@ def _why(errors: Sequence[str], warnings: Sequence[str], workspace: int) -> tupl
     return "", ELSE
 
 
+def is_memory(said: str) -> bool:
+    """Whether a line of TensorRT's is about memory."""
+    return any(re.search(words, said.lower()) for words, advice in HINTS if advice in MEMORY)
+
+
 def line(text: str) -> str:
     """On one line, and as long as one can be read."""
     return " ".join(text.split())[:500]

@@ -38,7 +38,7 @@ class Log(trt.ILogger):  # type: ignore[misc]
 
 def build(job: Job, log: Log) -> bytes:
     """The serialised engine. Raises DiinnError; TensorRT's own words are in ``log``."""
-    rules = versions.rules(trt.__version__)
+    rules = versions.rules(trt.__version__, job.route)
     try:
         builder = trt.Builder(log)
     except TypeError:  # "factory function returned nullptr"

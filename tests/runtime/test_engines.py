@@ -30,7 +30,7 @@ from diinn.runtime.engines import build, profiles
 from diinn.runtime.engines.cache import Cache, Key
 from host_device import HostDevice
 nano, device = bundle.load("nano"), HostDevice()
-key = Key(build.identity(nano, "encoder", "fp16", device), profiles.encoder(nano))
+key = Key(build.identities(nano, "encoder", "fp16", device)[0], profiles.encoder(nano))
 print(build.build(nano, key, device, build.BuildOptions(), Cache())[1].built)
 """
 
@@ -53,24 +53,32 @@ def device():  # type: ignore[no-untyped-def]
 
 
 def key_of(bundle: bundles.Bundle, precision: str = "fp16") -> Key:
-    return Key(build.identity(bundle, "encoder", precision, device()), profiles.encoder(bundle))
+    return Key(build.identities(bundle, "encoder", precision, device())[0], profiles.encoder(bundle))
 
 
 @pytest.mark.parametrize(
-    ("version", "flags", "constrained"),
-    [("8.5.2.2", "EXPLICIT_BATCH", True), ("8.6.1", "EXPLICIT_BATCH", True), ("10.3.0", "STRONGLY_TYPED", False),
-     ("11.4.0.106", "STRONGLY_TYPED", False)],
-)  # fmt: skip
-def test_rules_by_version(version: str, flags: str, constrained: bool) -> None:
-    rules = versions.rules(version)
-    assert rules.network_flags == (flags,)
-    assert rules.constrained is constrained
+    ("version", "routes"),
+    [
+        ("8.5.2.2", [("flags", ("EXPLICIT_BATCH",))]),
+        ("8.6.1", [("flags", ("EXPLICIT_BATCH",))]),
+        ("10.3.0", [("typed", ("STRONGLY_TYPED",)), ("flags", ())]),
+        ("10.11.0.33", [("typed", ("STRONGLY_TYPED",)), ("flags", ())]),
+        ("10.12.0.36", [("typed", ("STRONGLY_TYPED",))]),
+        ("11.4.0.106", [("typed", ("STRONGLY_TYPED",))]),
+    ],
+)
+def test_ways_by_version(version: str, routes: list[tuple[str, tuple[str, ...]]]) -> None:
+    assert [(way.route, way.network_flags) for way in versions.routes(version)] == routes
+    for route, _ in routes:
+        rules = versions.rules(version, route)
+        assert rules.constrained is (route == "flags")
+        assert rules.trtexec("int8")[0] == ("--int8" if rules.constrained else "--stronglyTyped")
 
 
 @pytest.mark.parametrize("version", ["7.1.3", "8.4.1", "", "unknown"])
 def test_versions_that_are_too_old(version: str) -> None:
     with pytest.raises(InputError, match=r"is not supported: install one of 8\.5"):
-        versions.rules(version)
+        versions.routes(version)
 
 
 # Builds
@@ -92,7 +100,7 @@ def test_what_each_version_is_told(trt: Trt, small: bundles.Bundle, version: str
 
 def test_sines_are_held_in_fp32_on_8(trt: Trt, small: bundles.Bundle) -> None:
     play("8.6.1", trt)
-    identity = build.identity(small, "decoder", "fp16", device())
+    identity = build.identities(small, "decoder", "fp16", device())[0]
     key = Key(identity, profiles.decoder(small))
     data, _ = build.build(small, key, device(), build.BuildOptions(), Cache())
     held = {*json.loads(data.split(b"\n")[1])["held"]}
@@ -157,7 +165,7 @@ def test_what_cannot_fit_is_said_before_it_is_built(trt: Trt, small: bundles.Bun
     trt.setattr(HostDevice, "free_bytes", 20 * 2**20)
     with pytest.raises(InputError, match=r"1 frames of 640x480 need some 116 MiB, the device has 20 of 20 MiB free"):
         build_encoder(small)
-    decoder = Key(build.identity(small, "decoder", "fp16", device()), profiles.decoder(small))
+    decoder = Key(build.identities(small, "decoder", "fp16", device())[0], profiles.decoder(small))
     with pytest.raises(InputError, match=r"the decoder needs some \d+ MiB, .* MiB free: close other programs"):
         build.build(small, decoder, device(), build.BuildOptions(), Cache())
     trt.setattr(HostDevice, "free_bytes", 2**30)
@@ -248,6 +256,28 @@ def test_what_to_do_of_memory(errors: list[str], warnings: list[str], workspace:
     assert short is ("--workspace above" in text or "close other" in text)
     assert text.startswith("TensorRT could not build the engine: ")
     assert "\n" not in text
+
+
+def test_what_strong_typing_fails_at_is_tried_once_with_flags(trt: Trt, small: bundles.Bundle, caplog: Log) -> None:
+    trt.setenv("DIINN_DOUBLE_FAIL", "typed")
+    with pytest.raises(DiinnError, match="could not build the engine: no kernel for a cast"):
+        build_encoder(small)  # there is no other way in 10.13
+    play("10.3.0", trt)
+    said = build_encoder(small)
+    assert said["network"] == []
+    assert said["flags"] == ["FP16", "OBEY_PRECISION_CONSTRAINTS"]
+    assert said["held"]
+    assert [r.message for r in caplog.records if "Trying once more with precision flags" in r.message]
+    caplog.clear()
+    assert build_encoder(small) == said  # from the cache, though the better way is not there
+    trt.setenv("DIINN_DOUBLE_FAIL", "")
+    assert build_encoder(small, force=True)["network"] == ["STRONGLY_TYPED"]
+    assert not caplog.records
+    for failing, message in (("build", "out of memory"), ("kill", "was killed")):
+        trt.setenv("DIINN_DOUBLE_FAIL", failing)
+        with pytest.raises(DiinnError, match=message):
+            build_encoder(small, force=True)
+        assert not caplog.records  # another way would want no less memory
 
 
 def start(failing: str) -> subprocess.Popen[str]:

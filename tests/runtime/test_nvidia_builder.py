@@ -17,7 +17,7 @@ from conftest import ROOT
 from diinn.export import graphs, half, writer
 from diinn.runtime import DiinnError, InputError, demo
 from diinn.runtime import bundle as bundles
-from diinn.runtime.engines import build, failure, profiles
+from diinn.runtime.engines import build, failure, profiles, versions
 from diinn.runtime.engines.cache import Cache, Key
 from diinn.runtime.engines.profiles import Profile
 from diinn.runtime.frames import planar_rgb
@@ -40,7 +40,7 @@ def built(
 
     device, folder = HostDevice(), Cache().path.parent
     profile = profiles.decoder(bundle) if role == "decoder" else profiles.encoder(bundle, cameras=cameras)
-    key = Key(build.identity(bundle, role, precision, device), profile)
+    key = Key(build.identities(bundle, role, precision, device)[0], profile)
     timing = folder / f"timing-{key.name}"  # none was there before: reading one wants a GPU
     least = build.least_workspace(bundle, role, precision, profile)  # is held to be enough, in every test here
     given = build.BuildOptions(**{"timing": timing, "workspace": least} | options)
@@ -135,7 +135,7 @@ def test_whatever_is_trained_is_built(nvidia: Patch, values: dict[str, Any], tmp
         profile = profiles.encoder(bundle) if role == "encoder" else profiles.decoder(bundle)  # type: ignore[arg-type]
         out = tmp_path / f"{graph.stem}.engine"
         least = build.least_workspace(bundle, role, precision, profile)  # type: ignore[arg-type]
-        job = build.Job(str(graph), precision, profile, least, str(tmp_path / "timing"), None, str(out))
+        job = build.Job(str(graph), precision, versions.TYPED, profile, least, str(tmp_path / "timing"), None, str(out))
         jobs[graph.with_suffix(".json")] = role, precision, out
         graph.with_suffix(".json").write_text(job.text())
     code = (
@@ -195,7 +195,7 @@ def refused(
     from host_device import HostDevice
 
     device, before = HostDevice(), {*Cache().path.glob("*.engine")}
-    key = Key(build.identity(bundle, role, "fp16", device), profile or getattr(profiles, role)(bundle))
+    key = Key(build.identities(bundle, role, "fp16", device)[0], profile or getattr(profiles, role)(bundle))
     with pytest.MonkeyPatch.context() as patch:
         if graph is not None:
             data = graph if isinstance(graph, bytes) else graph.SerializeToString()
@@ -241,7 +241,7 @@ def test_shapes_in_the_wrong_order_do_not_get_there(nvidia: Patch) -> None:
     profile = profiles.encoder(bundles.load("small"))
     with pytest.raises(InputError, match="is not 0 < min <= opt <= max"):
         Profile(profile.most, profile.opt, profile.least)
-    job = build.Job("unused", "fp16", profile, 2**30, "unused", None, "unused")
+    job = build.Job("unused", "fp16", versions.TYPED, profile, 2**30, "unused", None, "unused")
     said = json.loads(job.text())
     said["profile"]["least"], said["profile"]["most"] = said["profile"]["most"], said["profile"]["least"]
     with pytest.raises(InputError, match="is not 0 < min <= opt <= max"):
