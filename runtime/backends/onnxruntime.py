@@ -13,10 +13,9 @@ from diinn.runtime.bundle import Levels
 from diinn.runtime.errors import BundleError, DiinnError, InputError, unknown
 from diinn.runtime.frames import Image, planar_rgb
 from diinn.runtime.grid import Float32
-from diinn.runtime.onnx_runtime import ort
+from diinn.runtime.onnx_runtime import SUFFIX, ort, providers
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int32)": np.int32}
-_SUFFIX = "ExecutionProvider"
 CPU_PIXELS = 4 * 160 * 120  # of all frames encoded together
 
 
@@ -39,7 +38,7 @@ class OnnxRuntimeBackend(Backend):
         if not self._gathers:
             self.tolerance = golden.SATURATED
         self.provider = _provider(self.options.provider)
-        cpu = self.provider == "CPU" + _SUFFIX
+        cpu = self.provider == "CPU" + SUFFIX
         threads = self.options.thread_count
         self.workers = threads if cpu else 1
         self._encoder = self._session("encoder", precision, threads)
@@ -68,13 +67,13 @@ class OnnxRuntimeBackend(Backend):
         path: Path = self.bundle.graph(role, precision)
         content = self.bundle.graph_content(role, precision)
         try:
-            session = ort.InferenceSession(content, options, providers=[self.provider])
+            session = ort.InferenceSession(content, options, providers=providers(self.provider.removesuffix(SUFFIX)))
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types
             first = str(error).splitlines()[0]
             raise BundleError(f"ONNX Runtime cannot open {path}: {first}; export the bundle again") from error
         if session.get_providers()[0] != self.provider:  # it falls back to the CPU and only logs it
             raise InputError(
-                f"provider {self.provider.removesuffix(_SUFFIX)} does not load here, its libraries are missing "
+                f"provider {self.provider.removesuffix(SUFFIX)} does not load here, its libraries are missing "
                 "or do not fit: install them, or leave out --provider"
             )
         return session
@@ -110,12 +109,12 @@ class OnnxRuntimeBackend(Backend):
 
     def describe(self) -> str:
         threads = f", {self.workers} threads" if self.workers > 1 else ""
-        return f"onnxruntime {ort.__version__} ({self.provider.removesuffix(_SUFFIX)}{threads})"
+        return f"onnxruntime {ort.__version__} ({self.provider.removesuffix(SUFFIX)}{threads})"
 
     def most_frames(self, size: tuple[int, int]) -> int | None:
         """On the CPU as many as keep a layer's activations small: four frames of 320x240 together take a fifth longer
         than one after the other, with either shipped model; four of 160x120 do not."""
-        return max(1, CPU_PIXELS // (size[0] * size[1])) if self.provider == "CPU" + _SUFFIX else None
+        return max(1, CPU_PIXELS // (size[0] * size[1])) if self.provider == "CPU" + SUFFIX else None
 
     def encode(self, frames: Sequence[Image], levels: Sequence[Levels]) -> list[Float32]:
         batch = np.concatenate([planar_rgb(frame, told) for frame, told in zip(frames, levels, strict=True)])
@@ -143,8 +142,10 @@ class OnnxRuntimeBackend(Backend):
 
 def _provider(name: str | None) -> str:
     """Full name of an execution provider given as "cpu", "CUDA" or "CUDAExecutionProvider"."""
-    available: dict[str, str] = {p.removesuffix(_SUFFIX).lower(): p for p in ort.get_available_providers()}
-    key = (name or "cpu").removesuffix(_SUFFIX).lower()
+    available: dict[str, str] = {p.removesuffix(SUFFIX).lower(): p for p in ort.get_available_providers()}
+    key = (name or "cpu").removesuffix(SUFFIX).lower()
+    if "tensorrt" in key:
+        raise InputError(f"--provider {name}: nobody compares its engines with the CPU: use --backend tensorrt")
     if key not in available:
         raise InputError(unknown("provider", name, available) + "; another build of onnxruntime may offer it")
     return available[key]

@@ -1,6 +1,8 @@
 """Engines' shapes, and the cache: what it keeps, what it refuses."""
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -177,6 +179,28 @@ def test_whoever_waits_for_a_lock_in_vain_leaves_the_other_ones_build(cache: Cac
             process.send_signal(signal.SIGINT)
             assert process.wait(30) != 0
         assert (draft / "engine").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
+def test_where_files_cannot_be_locked_it_goes_on_without(
+    cache: Cache, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    car = cache.write(KEY, b"engine", 1)
+    assert cache.write_verdict(car, VERDICT_OF).verify["passed"]
+    assert cache.read(KEY)[1].verify["passed"]
+    with cache.lock(KEY) as one, cache.lock(KEY) as other:  # two that build the same
+        (one / "engine").write_bytes(b"half")
+        assert not [*other.iterdir()]
+        cache.remove()
+        assert (one / "engine").exists()
+        os.utime(one, (1, 1))  # of a build that was killed long ago
+        cache.remove()
+        assert not one.exists()
+    assert [p.name for p in cache.path.iterdir()] == [f"{KEY.name}.lock"]
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,7 @@ def test_a_part_of_a_frame_is_what_it_is_in_the_whole(resolver: SuperResolver) -
     frames = profile(resolver.bundle, 231, 170, cameras=2)
     ours, theirs = Watched(resolver), Watched(resolver)
     rows = [*verify._rows(ours, theirs, frames, verify._noise)]
-    assert [(row.frame, row.batch) for row in rows][0] == ((231, 170), 2)
+    assert (rows[0].frame, rows[0].batch) == ((231, 170), 2)
     assert len(rows) == verify.SIZES + 1
     assert max(row.largest for row in rows) < 2e-5
     assert ours.pixels == 2 * 231 * 170
