@@ -168,10 +168,15 @@ def _calibrated(bundle: Bundle, args: argparse.Namespace) -> Bundle:
 def _missing() -> str:
     """What keeps this machine from building engines; empty if nothing does."""
     from diinn.runtime.cuda import Device
+    from diinn.runtime.kernels import compiler
 
     try:
         build.tensorrt()
-        Device().close()
+        device = Device()
+        try:  # what the engines run between: a compiler that is missing is better known before the minutes of a build
+            device.kernels(compiler.FOLDER / "frames.cu", ("planar_rgb",))
+        finally:
+            device.close()
     except DiinnError as error:
         return str(error)
     return ""

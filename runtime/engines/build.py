@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -91,6 +92,20 @@ def tensorrt() -> Any:
         raise InputError(f"TensorRT is not installed ({' '.join(str(error).split())}): {INSTALL}") from None
     versions.routes(trt.__version__)
     return trt
+
+
+def no_builder() -> str:
+    """Why TensorRT builds nothing here, in words; empty where it makes a builder. Tried in a process of its own: some
+    versions crash where there is no driver."""
+    command = [sys.executable, "-m", "diinn.runtime.engines.worker", "--try", str(os.getpid())]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=False)
+    except subprocess.TimeoutExpired:
+        return "TensorRT does not answer within a minute: check the driver with nvidia-smi"
+    if done.returncode < 0:
+        return f"TensorRT crashes ({signal.Signals(-done.returncode).name}): check the driver with nvidia-smi"
+    said = (done.stdout.strip() or done.stderr.strip()).splitlines()
+    return failure.line(said[-1] if said else f"exit code {done.returncode}") if done.returncode else ""
 
 
 def identities(bundle: Bundle, role: str, precision: str, device: Device) -> list[Identity]:
