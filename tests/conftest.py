@@ -1,9 +1,13 @@
 """Small real things for the tests: a checkpoint, its bundle, photographs where they are at hand."""
 
+import contextlib
 import importlib.util
 import json
 import os
+import shutil
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -152,6 +156,36 @@ def real_builder(monkeypatch: pytest.MonkeyPatch, *folders: Path, version: str =
         monkeypatch.setenv(f"DIINN_BUILDER_{name}", value)
     sys.modules.pop("tensorrt", None)
     return monkeypatch
+
+
+OLDER = ("tensorrt-rtx-cu12-libs==1.4.0.76", "tensorrt-rtx-cu12-bindings==1.4.0.76")
+
+
+@pytest.fixture(scope="session")
+def older_folder() -> Path:
+    """NVIDIA's builder of the API of TensorRT 10, installed aside once: both versions bear one module's name."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diinn" / "tests"
+    folder = cache / "tensorrt-rtx-1.4.0.76"
+    if not folder.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(dir=cache))
+        command = ["pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target"]
+        done = subprocess.run(
+            [sys.executable, "-m", *command, draft, *OLDER], capture_output=True, text=True, check=False
+        )
+        with contextlib.suppress(OSError):  # another test process was first
+            if done.returncode == 0:
+                draft.rename(folder)
+        shutil.rmtree(draft, ignore_errors=True)
+    if not folder.exists():
+        pytest.skip(f"no older builder of NVIDIA's: pip install --no-deps --target {folder} {' '.join(OLDER)}")
+    return folder
+
+
+@pytest.fixture
+def older(builder: pytest.MonkeyPatch, older_folder: Path) -> pytest.MonkeyPatch:
+    """``builder`` with the one of the API of TensorRT 10."""
+    return real_builder(builder, BUILDER, older_folder, version="10.13.0.35")
 
 
 def play(version: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,12 +178,12 @@ def _kept(cache: Cache, keys: Sequence[Key], level: int) -> tuple[bytes, SideCar
 
 
 def least_workspace(bundle: Bundle, role: str, precision: str, profile: Profile) -> int:
-    """Bytes below which a build may find no kernels: a little above what NVIDIA's builder wants for the models that
+    """Bytes below which a build may find no kernels: a little above what NVIDIA's builders want for the models that
     ship (``tests/runtime/test_nvidia_builder.py``)."""
     if role == "encoder":
         batch, _, height, width = profile.most["frame"]
-        # A third more than what is alive at once: an input may be there in two layouts.
-        return batch * height * width * bundle.workspace * 4 // 3 // (2 if precision == "fp16" else 1) + SPARE
+        # Half more than what is alive at once: an input may be there in two layouts.
+        return batch * height * width * bundle.workspace * 3 // 2 // (2 if precision == "fp16" else 1) + SPARE
     rows, columns = profile.most["query"]
     return rows * (columns + 6 * max(spec.channels for spec in bundle.maps)) * 4 + SPARE
 

@@ -163,7 +163,7 @@ def test_what_cannot_fit_is_said_before_it_is_built(trt: Trt, small: bundles.Bun
     from host_device import HostDevice
 
     trt.setattr(HostDevice, "free_bytes", 20 * 2**20)
-    with pytest.raises(InputError, match=r"1 frames of 640x480 need some 116 MiB, the device has 20 of 20 MiB free"):
+    with pytest.raises(InputError, match=r"1 frames of 640x480 need some 128 MiB, the device has 20 of 20 MiB free"):
         build_encoder(small)
     decoder = Key(build.identities(small, "decoder", "fp16", device())[0], profiles.decoder(small))
     with pytest.raises(InputError, match=r"the decoder needs some \d+ MiB, .* MiB free: close other programs"):
@@ -185,7 +185,7 @@ def test_the_workspace_is_a_quarter_of_what_is_free_or_what_is_needed(
     assert build_encoder(small, force=True)["workspace"] == needed > 50 * 2**20
     assert not caplog.records
     build_encoder(small, force=True, workspace=2**24)
-    assert [r.message for r in caplog.records] == ["--workspace 16: the encoder needs some 116 MiB: the build may fail"]
+    assert [r.message for r in caplog.records] == ["--workspace 16: the encoder needs some 128 MiB: the build may fail"]
 
 
 def test_on_a_gpu_that_shares_the_memory_page_cache_counts_as_free(

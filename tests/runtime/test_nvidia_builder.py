@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -23,6 +24,7 @@ from diinn.runtime.engines.profiles import Profile
 from diinn.runtime.frames import planar_rgb
 from diinn.train.config import parse
 from diinn.train.model import ModelConfig, SuperResolutionModel
+from onnx import helper, numpy_helper
 
 Patch, Log = pytest.MonkeyPatch, pytest.LogCaptureFixture
 COMPARED = ROOT / "benchmarks" / "results" / "comparison"
@@ -265,3 +267,42 @@ def test_turing_takes_no_fp32_product_in_a_decoder(nvidia: Patch) -> None:
     said = refused(small, "decoder")
     assert "for Turing (SM75): FP32 GEMM is not supported" in said
     assert said.endswith("engines are not for this GPU: use --backend cuda, or --backend onnxruntime")
+
+
+# The API of TensorRT 10
+
+
+@pytest.fixture
+def nvidia10(older: Patch, tmp_path: Path, caplog: Log) -> Patch:
+    older.setenv("DIINN_BUILDER_NETWORK", str(tmp_path / "network.json"))
+    caplog.set_level(logging.DEBUG, "diinn")
+    return older
+
+
+@pytest.mark.aside
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("path", BUNDLES, ids=lambda path: path.stem)
+def test_every_graph_we_ship_is_built_by_the_builder_before(
+    nvidia10: Patch, path: Path, precision: str, caplog: Log
+) -> None:
+    check(bundles.load(path), precision, caplog)
+
+
+@pytest.mark.aside
+def test_the_builder_before_has_no_int8_convolution_at_all(nvidia10: Patch, tmp_path: Path) -> None:
+    """Whatever stands around it: so there is no other way to write our int8 graphs that both would take."""
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 32, 64, 64]) for name in "xy")
+    scale, zero = np.float32(0.01), np.int8(0)
+    tensors = {"scale": np.array(scale), "zero": np.array(zero), "weights": np.ones((32, 32, 3, 3), np.int8)}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["x8"]),
+        helper.make_node("DequantizeLinear", ["x8", "scale", "zero"], ["xd"]),
+        helper.make_node("DequantizeLinear", ["weights", "scale", "zero"], ["wd"]),
+        helper.make_node("Conv", ["xd", "wd"], ["y"], pads=[1, 1, 1, 1]),
+    ]
+    weights = [numpy_helper.from_array(values, name) for name, values in tensors.items()]
+    model = helper.make_model(
+        helper.make_graph(nodes, "one", [x], [y], weights), opset_imports=[helper.make_opsetid("", 17)], ir_version=9
+    )
+    said = refused(bundles.load("small"), "encoder", model)
+    assert "dtype == myelinTypeFloat || dtype == myelinTypeHalf" in said
