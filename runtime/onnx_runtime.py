@@ -17,8 +17,9 @@ import onnxruntime as ort
 __all__ = ["ort", "providers"]
 log = logging.getLogger(__name__)
 SUFFIX = "ExecutionProvider"
-# EXHAUSTIVE, its default, tries all of cuDNN's algorithms again at every new shape: seconds each.
-OPTIONS = {"CUDA": {"cudnn_conv_algo_search": "HEURISTIC"}}
+# EXHAUSTIVE, its default, tries all of cuDNN's algorithms again at every new shape, seconds each; TF32 would make fp32
+# a lesser fp16.
+OPTIONS = {"CUDA": {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}}
 
 
 def providers(name: str) -> list[tuple[str, dict[str, str]]]:
