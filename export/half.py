@@ -58,11 +58,13 @@ def operations(model: ModelProto) -> list[NodeProto]:
 def full_nodes(model: ModelProto, *, arguments: bool) -> set[str]:
     """Names of the nodes that stay fp32 by the rules above."""
     nodes = operations(model)
-    products = [node for node in nodes if node.op_type in PRODUCTS]
+    # An unfold is a grouped convolution that moves values: fp16 has no kernel for it in TensorRT 11.2.
+    unfolds = {node.name for node in nodes if any(a.name == "group" and a.i > 1 for a in node.attribute)}
+    products = [node for node in nodes if node.op_type in PRODUCTS and node.name not in unfolds]
     inputs = {value.name for value in model.graph.input}
     if "query" not in inputs:
         after = _downstream(nodes, {name for node in products for name in node.output})
-        return {node.name for node in nodes if node not in products and not after & set(node.input)}
+        return unfolds | {node.name for node in nodes if node not in products and not after & set(node.input)}
     from_maps = _downstream(nodes, inputs - BORDER)
     to_products = _upstream(nodes, {name for node in products for name in node.input})
     sines = [node for node in nodes if node.op_type == "Sin"]

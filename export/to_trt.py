@@ -168,10 +168,15 @@ def _calibrated(bundle: Bundle, args: argparse.Namespace) -> Bundle:
 def _missing() -> str:
     """What keeps this machine from building engines; empty if nothing does."""
     from diinn.runtime.cuda import Device
+    from diinn.runtime.kernels import compiler
 
     try:
         build.tensorrt()
-        Device().close()
+        device = Device()
+        try:  # what the engines run between: a compiler that is missing is better known before the minutes of a build
+            device.kernels(compiler.FOLDER / "frames.cu", ("planar_rgb",))
+        finally:
+            device.close()
     except DiinnError as error:
         return str(error)
     return ""
@@ -201,16 +206,18 @@ def _again(args: argparse.Namespace, bundle: Bundle) -> str:
 def _trtexec(graph: Path, precision: str, profile: Profile, args: argparse.Namespace) -> list[str]:
     """The command line of TensorRT's own tool that builds the same engine."""
     try:
-        rules = versions.rules(build.tensorrt().__version__)
+        version: str = build.tensorrt().__version__
     except InputError:
-        rules = versions.TABLE[-1]
+        version = versions.NEWEST
+    rules = versions.rules(version)
     line = ["trtexec", f"--onnx={graph}", f"--saveEngine={graph.with_suffix('.engine').name}", *profile.trtexec()]
     line += ["--noTF32", *rules.trtexec(precision)]
     line += [f"--memPoolSize=workspace:{args.workspace}"] if args.workspace else []
     line += [f"--timingCacheFile={args.timingCacheFile}"] if args.timingCacheFile else []
-    line += [f"--tacticSources={','.join(f'+{name}' for name in tactics(args.tacticSources) or ())}"] * bool(
-        args.tacticSources
-    )
+    wanted = tactics(args.tacticSources)
+    if wanted:  # trtexec adds to its defaults and takes from them
+        others = [f"-{name}" for name in versions.tactics(version) if name not in wanted]
+        line.append(f"--tacticSources={','.join([*(f'+{name}' for name in wanted), *others])}")
     if rules.constrained and precision != "fp32":
         from diinn.export import half
 
@@ -234,7 +241,7 @@ def trust(bundle: Bundle, precision: str, files: Sequence[Path]) -> set[str]:
         device = Device()
         try:
             opener = Opener(build.tensorrt(), device, bundle)
-            identities = [build.identity(bundle, role, precision, device) for role in build.ROLES]
+            identities = [build.identities(bundle, role, precision, device)[0] for role in build.ROLES]
             for path in files:
                 key, data = opener.adopt(path, identities)
                 role = key.identity.role
@@ -255,9 +262,9 @@ def build_engines(bundle: Bundle, precision: str, jobs: dict[str, Profile], opti
     cache, device = Cache(), Device()
     try:
         for role, profile in jobs.items():
-            key = Key(build.identity(bundle, role, precision, device), profile)
+            key = Key(build.identities(bundle, role, precision, device)[0], profile)
             _, car = build.build(bundle, key, device, options, cache)
-            print(f"{role}: {cache.engine(key)}, {car.size / 1e6:.1f} MB, built in {car.seconds:.0f} s")
+            print(f"{role}: {cache.engine(car.key)}, {car.size / 1e6:.1f} MB, built in {car.seconds:.0f} s")
     finally:
         device.close()
 

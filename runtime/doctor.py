@@ -91,7 +91,8 @@ def machine() -> Iterator[Fact]:
     yield "numpy", _or_missing(lambda: import_module("numpy").__version__)
     yield "OpenCV", _or_missing(_opencv)
     yield "ONNX Runtime", _or_missing(_onnxruntime)
-    yield "TensorRT", _or_missing(lambda: import_module("tensorrt").__version__)
+    yield "TensorRT", _or_missing(_tensorrt)
+    yield "nvcc", _or_missing(_nvcc)
     yield "CUDA device", _or_missing(_device)
 
 
@@ -117,6 +118,21 @@ def _opencv() -> str:
 def _onnxruntime() -> str:
     ort: Any = import_module("onnxruntime")
     return f"{ort.__version__}: {', '.join(p.removesuffix('ExecutionProvider') for p in ort.get_available_providers())}"
+
+
+def _tensorrt() -> str:
+    from diinn.runtime.engines import build
+
+    found = import_module("tensorrt").__version__
+    why = build.no_builder()
+    return f"{found}, {f'builds nothing here: {why}' if why else 'makes a builder'}"
+
+
+def _nvcc() -> str:
+    from diinn.runtime.kernels import compiler
+
+    nvcc = compiler.find_nvcc()
+    return f"{nvcc}, CUDA {compiler.version(nvcc)}" if nvcc else "none: kernels want it at first use, or prebuilt ones"
 
 
 def _device() -> str:

@@ -78,7 +78,8 @@ class SuperResolver:
 
         backend: "cuda", "tensorrt", "onnxruntime" or "auto"; provider: its device ("cpu", "cuda", …), default the CPU
         threads: CPU threads, default all this process may use
-        memory_budget: bytes the encoder may need for one frame; larger frames go in bands
+        memory_budget: bytes the encoder may need for one frame; larger frames go in bands, but where an engine for them
+            is open
         chunk: queries decoded at once, default by the model's width
         precision: "fp32", or with TensorRT "fp16" (its default) or "int8"
         cuda_graphs: replay the work on a GPU as CUDA graphs, where the backend can
@@ -187,7 +188,7 @@ class SuperResolver:
             groups.setdefault(frame.shape[:2], []).append(i)
         for (height, width), members in groups.items():
             fit = self.memory_budget // (height * width * self.bundle.workspace)
-            if fit < 1 and self._in_bands((width, height)):
+            if fit < 1 and not self.backend.holds((width, height)) and self._in_bands((width, height)):
                 for i in members:
                     out[i] = Encoded(ready[i], None, strength=strengths[i])
                 continue
@@ -331,7 +332,9 @@ class SuperResolver:
 
     def _decode_in_bands(self, encoded: Encoded, flat: Sequence[tuple[View, grid.Queries, Image]]) -> None:
         width = encoded.size[0]
-        for top, bottom, low, high in bands(encoded.size, self.bundle, self.memory_budget):
+        cut = bands(encoded.size, self.bundle, self.memory_budget)
+        # The highest first: an engine for it takes the others too.
+        for top, bottom, low, high in sorted(cut, key=lambda band: band[2] - band[3]):
             parts = [
                 Segment(queries, queries.in_rows(top, bottom), -low * width, out, view.border_value)
                 for view, queries, out in flat

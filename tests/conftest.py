@@ -1,10 +1,13 @@
 """Small real things for the tests: a checkpoint, its bundle, photographs where they are at hand."""
 
+import contextlib
 import importlib.util
 import os
 import shutil
 import signal
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +38,7 @@ settings.load_profile("shared machine")
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 DOUBLE = ROOT / "tests" / "double"
+BUILDER = ROOT / "tests" / "builder"
 PREPARED = ROOT / "build" / "tiny"  # bundles, see tiny.py
 
 
@@ -128,7 +132,7 @@ def kernel_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kernel_folder: Path) -> Iterator[pytest.MonkeyPatch]:
     """A machine with (the double of) TensorRT and a device, and an engine cache of its own."""
     monkeypatch.syspath_prepend(str(DOUBLE))
-    monkeypatch.setenv("PYTHONPATH", str(DOUBLE))
+    monkeypatch.setenv("PYTHONPATH", str(DOUBLE), prepend=os.pathsep)
     monkeypatch.setenv("DIINN_CACHE", str(tmp_path / "cache"))
     from diinn.runtime import cuda
     from diinn.runtime.backends import cuda as fused
@@ -141,6 +145,57 @@ def trt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kernel_folder: Path) ->
     play("10.13.0.35", monkeypatch)
     yield monkeypatch
     sys.modules.pop("tensorrt", None)
+
+
+@pytest.fixture
+def builder(trt: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The same machine with NVIDIA's real parser and builder in place of the double's; it cannot run what it builds."""
+    if importlib.util.find_spec("tensorrt_rtx_bindings") is None:
+        pytest.skip(
+            "no builder of NVIDIA's here: pip install 'diinn[nvidia-builder]' (x86-64 Linux, Python 3.10 to 3.14)"
+        )
+    return real_builder(trt, BUILDER)
+
+
+def real_builder(monkeypatch: pytest.MonkeyPatch, *folders: Path, version: str = "11.4.0.106") -> pytest.MonkeyPatch:
+    """Have the shim in ``tests/builder`` be TensorRT, with what else stands in ``folders``."""
+    for folder in reversed(folders):
+        monkeypatch.syspath_prepend(str(folder))
+        monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+    for name, value in (("AS", version), ("TARGETS", "SM86,SM89,SM120")):
+        monkeypatch.setenv(f"DIINN_BUILDER_{name}", value)
+    sys.modules.pop("tensorrt", None)
+    return monkeypatch
+
+
+OLDER = ("tensorrt-rtx-cu12-libs==1.4.0.76", "tensorrt-rtx-cu12-bindings==1.4.0.76")
+
+
+@pytest.fixture(scope="session")
+def older_folder() -> Path:
+    """NVIDIA's builder of the API of TensorRT 10, installed aside once: both versions bear one module's name."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diinn" / "tests"
+    folder = cache / "tensorrt-rtx-1.4.0.76"
+    if not folder.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(dir=cache))
+        command = ["pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target"]
+        done = subprocess.run(
+            [sys.executable, "-m", *command, draft, *OLDER], capture_output=True, text=True, check=False
+        )
+        with contextlib.suppress(OSError):  # another test process was first
+            if done.returncode == 0:
+                draft.rename(folder)
+        shutil.rmtree(draft, ignore_errors=True)
+    if not folder.exists():
+        pytest.skip(f"no older builder of NVIDIA's: pip install --no-deps --target {folder} {' '.join(OLDER)}")
+    return folder
+
+
+@pytest.fixture
+def older(builder: pytest.MonkeyPatch, older_folder: Path) -> pytest.MonkeyPatch:
+    """``builder`` with the one of the API of TensorRT 10."""
+    return real_builder(builder, BUILDER, older_folder, version="10.13.0.35")
 
 
 def play(version: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 # name: (module, class, what to install when the module's library is missing); best first for "auto"
 BACKENDS = {
-    "cuda": ("diinn.runtime.backends.cuda", "CudaBackend", "pip install 'diinn[gpu]'"),
-    "tensorrt": ("diinn.runtime.backends.tensorrt", "TensorRtBackend", "pip install 'diinn[gpu]'"),
+    "cuda": ("diinn.runtime.backends.cuda", "CudaBackend", "pip install 'diinn[cuda]'"),
+    "tensorrt": ("diinn.runtime.backends.tensorrt", "TensorRtBackend", "pip install 'diinn[cuda]'"),
     "onnxruntime": ("diinn.runtime.backends.onnxruntime", "OnnxRuntimeBackend", "pip install 'diinn[cpu]'"),
 }
 

@@ -196,6 +196,10 @@ class Backend(ABC):
         """Frames of ``size`` (width, height) that ``encode`` takes at once; None for any number."""
         return None
 
+    def holds(self, size: tuple[int, int]) -> bool:
+        """Whether the memory to encode a frame of ``size`` (width, height) whole is taken already: no bands then."""
+        return False
+
     def takes(self, size: tuple[int, int]) -> bool:
         """Whether frames of ``size`` (width, height) are encoded as things stand, without building anything."""
         return True

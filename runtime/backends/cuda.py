@@ -110,18 +110,18 @@ class OrtEncoder:
 
     def __init__(self, bundle: Bundle, device: Device, provider: str) -> None:
         """provider: "CUDA" or "CPU"; raises InputError where it is missing."""
-        from diinn.runtime.onnx_runtime import ort
+        from diinn.runtime.onnx_runtime import SUFFIX, ort, providers
 
         self._bundle, self._device, self._provider = bundle, device, provider
-        wanted = f"{provider}ExecutionProvider"
-        if wanted not in ort.get_available_providers():
-            raise InputError(f"onnxruntime {ort.__version__} has no {provider} provider: pip install onnxruntime-gpu")
+        why = _no_provider(provider)
+        if why:
+            raise InputError(why)
         path, content = bundle.graph("encoder", "fp16"), bundle.graph_content("encoder", "fp16")
         try:
-            self._session: Any = ort.InferenceSession(content, providers=[wanted])
+            self._session: Any = ort.InferenceSession(content, providers=providers(provider))
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types
             raise BundleError(f"ONNX Runtime cannot open {path}: {str(error).splitlines()[0]}") from error
-        if self._session.get_providers()[0] != wanted:
+        if self._session.get_providers()[0] != f"{provider}{SUFFIX}":
             raise InputError(f"ONNX Runtime's {provider} provider does not load here: its libraries are missing")
         self.says = f"onnxruntime {ort.__version__} {provider}"
 
@@ -179,19 +179,10 @@ class CudaBackend(DeviceBackend):
             log.warning("not the fused decoder: %s", error)
             return str(error)
         else:
-            return cls._no_encoder(bundle, options, device)
+            why = "" if _engine_there(bundle, options, device) else _no_provider("CUDA")
+            return f"{why}; and no encoder engine: python export/to_trt.py {bundle.path}" if why else ""
         finally:
             device.close()
-
-    @classmethod
-    def _no_encoder(cls, bundle: Bundle, options: BackendOptions, device: Device) -> str:
-        if _engine_there(bundle, options, device):
-            return ""
-        try:
-            OrtEncoder(bundle, device, "CUDA")
-        except (InputError, ImportError) as error:
-            return f"{error}; and no encoder engine: python export/to_trt.py {bundle.path}"
-        return ""
 
     def load(self) -> None:
         layers = _layers(self.bundle, self.options)
@@ -213,7 +204,8 @@ class CudaBackend(DeviceBackend):
                 self._engines = None
                 why.append(str(error))
         self._encoding.refuse()  # what ONNX Runtime launches is not on our stream
-        for provider in ("CUDA", "CPU"):
+        # One that may build nothing is one of several: others are faster than an encoder on the CPU.
+        for provider in ("CUDA", "CPU") if self.options.may_build else ("CUDA",):
             try:
                 self._encoder = OrtEncoder(self.bundle, self.device, provider)
                 break
@@ -249,6 +241,9 @@ class CudaBackend(DeviceBackend):
         self.fit(size)
         return self._encoder.most_frames if isinstance(self._encoder, EngineEncoder) else None
 
+    def holds(self, size: Size) -> bool:
+        return isinstance(self._encoder, EngineEncoder) and self._encoder.takes(size)
+
     def takes(self, size: Size) -> bool:
         return not isinstance(self._encoder, EngineEncoder) or self._encoder.takes(size)
 
@@ -257,12 +252,24 @@ class CudaBackend(DeviceBackend):
 
     def verify(self, *, again: bool = False) -> None:
         if self._engines is not None and isinstance(self._encoder, EngineEncoder):
-            self._engines.verify(self, [self._encoder.opened], again=again)
+            self._engines.verify(self, [self._encoder.opened], self._encoding.forget, again=again)
 
     def close(self) -> None:
         if not self.closed:
             del self._encoder, self._engines, self._decoder
         super().close()
+
+
+def _no_provider(name: str) -> str:
+    """Why ONNX Runtime has no provider, "CUDA" or "CPU"; empty where it has. Whether its libraries are there shows when
+    a session is opened, which takes seconds and is done once."""
+    try:
+        from diinn.runtime.onnx_runtime import SUFFIX, ort
+    except ImportError as error:
+        return str(error)
+    if f"{name}{SUFFIX}" in ort.get_available_providers():
+        return ""
+    return f"onnxruntime {ort.__version__} has no {name} provider: pip install onnxruntime-gpu"
 
 
 def _layers(bundle: Bundle, options: BackendOptions) -> dict[str, Any]:
@@ -278,7 +285,7 @@ def _layers(bundle: Bundle, options: BackendOptions) -> dict[str, Any]:
 
 def _engine_there(bundle: Bundle, options: BackendOptions, device: Device) -> bool:
     try:
-        wanted = build.identity(bundle, "encoder", bundle.engine_precision(options.precision), device)
-        return bool(Cache().find(wanted))
+        ways = build.identities(bundle, "encoder", bundle.engine_precision(options.precision), device)
+        return any(Cache().find(way) for way in ways)
     except InputError:  # no TensorRT
         return False

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from diinn.runtime import golden
+from diinn.runtime import driver, golden
 from diinn.runtime.backends.base import Backend, Chunk, write
 from diinn.runtime.bundle import Levels
 from diinn.runtime.errors import BundleError, DiinnError, InputError, unknown
 from diinn.runtime.frames import Image, planar_rgb
 from diinn.runtime.grid import Float32
-from diinn.runtime.onnx_runtime import ort
+from diinn.runtime.onnx_runtime import SUFFIX, ort, providers
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int32)": np.int32}
-_SUFFIX = "ExecutionProvider"
+log = logging.getLogger(__name__)
 CPU_PIXELS = 4 * 160 * 120  # of all frames encoded together
 
 
@@ -38,12 +39,13 @@ class OnnxRuntimeBackend(Backend):
         decoder = "gather_decoder" if self._gathers else "decoder"
         if not self._gathers:
             self.tolerance = golden.SATURATED
-        self.provider = _provider(self.options.provider)
-        cpu = self.provider == "CPU" + _SUFFIX
+        self.provider = self.encoder_provider = _provider(self.options.provider)
+        cpu = self.provider == "CPU" + SUFFIX
         threads = self.options.thread_count
         self.workers = threads if cpu else 1
-        self._encoder = self._session("encoder", precision, threads)
-        self._decoder = self._session(decoder, precision, 1)
+        encoder = self._encoder_on_gpu() if self.options.provider is None and precision == "fp32" else None
+        self._encoder = encoder or self._session("encoder", precision, threads, self.provider)
+        self._decoder = self._session(decoder, precision, 1, self.provider)
         query = len(self.bundle.layout.columns)
         maps: dict[str, list[Any]] = {m.name: [None, m.channels] for m in self.bundle.maps}
         self._check(
@@ -55,7 +57,20 @@ class OnnxRuntimeBackend(Backend):
         index: dict[str, list[Any]] = {"index": [None]} if self._gathers else {}
         self._check(decoder, self._decoder, {**maps, **index, "query": [None, query]}, {"rgb": [None, 3]})
 
-    def _session(self, role: str, precision: str, threads: int) -> ort.InferenceSession:
+    def _encoder_on_gpu(self) -> ort.InferenceSession | None:
+        """The encoder, which is most of the work, on a GPU where one answers and ONNX Runtime can use it."""
+        cuda = "CUDA" + SUFFIX
+        if cuda not in ort.get_available_providers() or driver.missing():
+            return None
+        try:
+            session = self._session("encoder", "fp32", 1, cuda)
+        except InputError as error:
+            log.warning("the encoder runs on the CPU: %s", error)
+            return None
+        self.encoder_provider = cuda
+        return session
+
+    def _session(self, role: str, precision: str, threads: int, provider: str) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -68,14 +83,14 @@ class OnnxRuntimeBackend(Backend):
         path: Path = self.bundle.graph(role, precision)
         content = self.bundle.graph_content(role, precision)
         try:
-            session = ort.InferenceSession(content, options, providers=[self.provider])
+            session = ort.InferenceSession(content, options, providers=providers(provider.removesuffix(SUFFIX)))
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types
             first = str(error).splitlines()[0]
             raise BundleError(f"ONNX Runtime cannot open {path}: {first}; export the bundle again") from error
-        if session.get_providers()[0] != self.provider:  # it falls back to the CPU and only logs it
+        if session.get_providers()[0] != provider:  # it falls back to the CPU and only logs it
             raise InputError(
-                f"provider {self.provider.removesuffix(_SUFFIX)} does not load here, its libraries are missing "
-                "or do not fit: install them, or leave out --provider"
+                f"provider {provider.removesuffix(SUFFIX)} does not load here, its libraries are missing "
+                "or do not fit: install them, or give --provider cpu"
             )
         return session
 
@@ -110,12 +125,13 @@ class OnnxRuntimeBackend(Backend):
 
     def describe(self) -> str:
         threads = f", {self.workers} threads" if self.workers > 1 else ""
-        return f"onnxruntime {ort.__version__} ({self.provider.removesuffix(_SUFFIX)}{threads})"
+        where, encoder = (name.removesuffix(SUFFIX) for name in (self.provider, self.encoder_provider))
+        return f"onnxruntime {ort.__version__} ({f'encoder {encoder}, ' if encoder != where else ''}{where}{threads})"
 
     def most_frames(self, size: tuple[int, int]) -> int | None:
         """On the CPU as many as keep a layer's activations small: four frames of 320x240 together take a fifth longer
         than one after the other, with either shipped model; four of 160x120 do not."""
-        return max(1, CPU_PIXELS // (size[0] * size[1])) if self.provider == "CPU" + _SUFFIX else None
+        return max(1, CPU_PIXELS // (size[0] * size[1])) if self.encoder_provider == "CPU" + SUFFIX else None
 
     def encode(self, frames: Sequence[Image], levels: Sequence[Levels]) -> list[Float32]:
         batch = np.concatenate([planar_rgb(frame, told) for frame, told in zip(frames, levels, strict=True)])
@@ -143,8 +159,10 @@ class OnnxRuntimeBackend(Backend):
 
 def _provider(name: str | None) -> str:
     """Full name of an execution provider given as "cpu", "CUDA" or "CUDAExecutionProvider"."""
-    available: dict[str, str] = {p.removesuffix(_SUFFIX).lower(): p for p in ort.get_available_providers()}
-    key = (name or "cpu").removesuffix(_SUFFIX).lower()
+    available: dict[str, str] = {p.removesuffix(SUFFIX).lower(): p for p in ort.get_available_providers()}
+    key = (name or "cpu").removesuffix(SUFFIX).lower()
+    if "tensorrt" in key:
+        raise InputError(f"--provider {name}: nobody compares its engines with the CPU: use --backend tensorrt")
     if key not in available:
         raise InputError(unknown("provider", name, available) + "; another build of onnxruntime may offer it")
     return available[key]

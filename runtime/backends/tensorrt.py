@@ -38,10 +38,10 @@ class TensorRtBackend(DeviceBackend):
             return str(error)
         precision = bundle.engine_precision(options.precision)
         try:
-            wanted = [build.identity(bundle, role, precision, device) for role in build.ROLES]
+            wanted = [build.identities(bundle, role, precision, device) for role in build.ROLES]
         finally:
             device.close()
-        if all(Cache().find(identity) for identity in wanted):
+        if all(any(Cache().find(way) for way in ways) for ways in wanted):
             return ""
         return f"no {precision} engines of {bundle.name} for this machine yet: python export/to_trt.py {bundle.path}"
 
@@ -111,6 +111,9 @@ class TensorRtBackend(DeviceBackend):
         self.fit(size)
         return self.encoder.most_frames
 
+    def holds(self, size: Size) -> bool:
+        return self.encoder.takes(size)
+
     def takes(self, size: Size) -> bool:
         return self.encoder.takes(size)
 
@@ -136,7 +139,13 @@ class TensorRtBackend(DeviceBackend):
         return [self.encoder.opened, self.decoder]
 
     def verify(self, *, again: bool = False) -> None:
-        self._engines.verify(self, self._opened, again=again)
+        self._engines.verify(self, self._opened, self._changed, again=again)
+
+    def _changed(self) -> None:
+        """Other engines are there: what was captured does not hold any more."""
+        self._check_maps()
+        self._encoding.forget()
+        self._decoding.forget()
 
     def close(self) -> None:
         if not self.closed:

@@ -13,11 +13,13 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from dataclasses import replace as replaced
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diinn.runtime import driver, memory
 from diinn.runtime.bundle import Bundle
-from diinn.runtime.engines import profiles, versions
+from diinn.runtime.engines import failure, profiles, versions
 from diinn.runtime.engines.cache import Cache, Identity, Key, Rejected, SideCar, replace, writing
 from diinn.runtime.engines.profiles import Profile
 from diinn.runtime.errors import DiinnError, InputError
@@ -29,13 +31,7 @@ log = logging.getLogger(__name__)
 MIB = 2**20
 ROLES = ("encoder", "decoder")
 INSTALL = "it comes with JetPack (python3 -m venv --system-site-packages), elsewhere pip install tensorrt"
-# What TensorRT says, and what to do about it.
-HINTS = (
-    ("out of memory", "lower --workspace, or the largest of --frame-sizes"),
-    ("insufficient memory", "lower --workspace, or the largest of --frame-sizes"),
-    ("no implementation", "raise --workspace, or try another --precision"),
-    ("could not find any implementation", "raise --workspace, or try another --precision"),
-)
+SPARE = 16 * MIB  # of workspace, beside what frames and queries take
 
 
 @dataclass(frozen=True)
@@ -56,13 +52,14 @@ class BuildOptions:
 class Job:
     """What to build.
 
-    graph: a typed ONNX file; precision: fp32, fp16 or int8
+    graph: a typed ONNX file; precision: fp32, fp16 or int8; route: as in ``versions.Rules``
     workspace: bytes TensorRT may use while it tries kernels; timing: file of its measured timings
     tactics: libraries it may take kernels from, names in ``TacticSource``; None for its default
     """
 
     graph: str
     precision: str
+    route: str
     profile: Profile
     workspace: int
     timing: str
@@ -79,66 +76,144 @@ class Job:
         return cls(**said | {"profile": profiles.from_plain(said["profile"]), "tactics": tactics})
 
 
+class BuildError(DiinnError):
+    """TensorRT did not build an engine; ``memory``: for want of it."""
+
+    def __init__(self, message: str, *, memory: bool) -> None:
+        super().__init__(message)
+        self.memory = memory
+
+
 def tensorrt() -> Any:
     """The installed TensorRT; InputError where there is none or it is too old."""
     try:
         import tensorrt as trt
     except (ImportError, OSError) as error:  # OSError: a library it is linked to does not load
         raise InputError(f"TensorRT is not installed ({' '.join(str(error).split())}): {INSTALL}") from None
-    versions.rules(trt.__version__)
+    versions.routes(trt.__version__)
     return trt
 
 
-def identity(bundle: Bundle, role: str, precision: str, device: Device) -> Identity:
-    """What an engine of ``bundle`` holds for on this machine."""
-    version, graph = tensorrt().__version__, bundle.graph(role, precision)
-    return Identity(role, bundle.files[graph.name], version, device.name, device.capability, precision)
+def no_builder() -> str:
+    """Why TensorRT builds nothing here, in words; empty where it makes a builder. Tried in a process of its own: some
+    versions crash where there is no driver."""
+    command = [sys.executable, "-m", "diinn.runtime.engines.worker", "--try", str(os.getpid())]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=False)
+    except subprocess.TimeoutExpired:
+        return "TensorRT does not answer within a minute: check the driver with nvidia-smi"
+    if done.returncode < 0:
+        return f"TensorRT crashes ({signal.Signals(-done.returncode).name}): check the driver with nvidia-smi"
+    said = (done.stdout.strip() or done.stderr.strip()).splitlines()
+    return failure.line(said[-1] if said else f"exit code {done.returncode}") if done.returncode else ""
+
+
+def identities(bundle: Bundle, role: str, precision: str, device: Device) -> list[Identity]:
+    """What an engine of ``bundle`` holds for on this machine, for every way to build it there; best first."""
+    version, graph = tensorrt().__version__, bundle.files[bundle.graph(role, precision).name]
+    found = (device.name, device.capability, device.multiprocessors)
+    return [Identity(role, graph, version, *found, precision, way.route) for way in versions.routes(version)]
 
 
 def build(bundle: Bundle, key: Key, device: Device, options: BuildOptions, cache: Cache) -> tuple[bytes, SideCar]:
-    """The engine of ``key``, from the cache or built into it.
+    """The engine of ``key``, from the cache or built into it; where TensorRT fails to build it, or it was built and
+    found wrong, the one that the next of the ways to build it gives.
 
     Raises InputError for a profile that cannot fit, DiinnError for a build that failed: with TensorRT's own words and
     what to do.
     """
-    found = None if options.force else _kept(cache, key, logging.DEBUG)
-    if found:  # without a lock: a cache that can only be read is as good
-        return found
-    with cache.lock(key) as folder, writing(cache.path):
-        found = None if options.force else _kept(cache, key, logging.INFO)
-        if found:  # another process built it meanwhile
-            return found
-        workspace = _workspace(bundle, key, device, options)
-        began = time.monotonic()
-        data = _in_process(bundle, key, options, workspace, cache, folder)
-        return data, cache.write(key, data, time.monotonic() - began)
+    keys = other_ways(key)
+    if options.force:
+        return _built(bundle, keys, device, options, cache)
+    found = _kept(cache, keys, logging.DEBUG)  # without a lock: a cache that can only be read is as good
+    return found or _built(bundle, keys, device, options, cache)
 
 
-def _kept(cache: Cache, key: Key, level: int) -> tuple[bytes, SideCar] | None:
-    try:
-        found = cache.read(key)
-    except Rejected as error:
-        log.log(level, "%s: %s: building it", key.identity.role, error)
+def other_ways(key: Key) -> list[Key]:
+    """A key, and those of the same engine built in ways that are tried after its own."""
+    ways = [way.route for way in versions.routes(key.identity.tensorrt)]
+    later = ways[ways.index(key.identity.route) :] if key.identity.route in ways else [key.identity.route]
+    return [replaced(key, identity=replaced(key.identity, route=route)) for route in later]
+
+
+def _built(
+    bundle: Bundle, keys: Sequence[Key], device: Device, options: BuildOptions, cache: Cache
+) -> tuple[bytes, SideCar]:
+    """Built in the first of the ways that works. A way whose engine was found wrong is passed over, if another is
+    left."""
+    fresh = [key for key in keys if options.force or not cache.refused(key)] or keys[:1]
+    for key in fresh:
+        with cache.lock(key) as folder, writing(cache.path):
+            found = None if options.force else _kept(cache, fresh, logging.INFO)
+            if found:  # another process built it meanwhile
+                return found
+            workspace = _workspace(bundle, key, device, options)
+            began = time.monotonic()
+            try:
+                data = _in_process(bundle, key, options, workspace, cache, folder)
+                return data, cache.write(key, data, time.monotonic() - began)
+            except BuildError as error:
+                if error.memory or key is fresh[-1]:
+                    raise
+                log.warning("%s. Trying once more with precision flags, as TensorRT 8 takes them", error)
+    raise AssertionError("the last way either returns or raises")
+
+
+def _kept(cache: Cache, keys: Sequence[Key], level: int) -> tuple[bytes, SideCar] | None:
+    """The first that is in the cache and was not found wrong; one that was where all were."""
+    found = []
+    for key in keys:
+        try:
+            found.append(cache.read(key))
+        except Rejected as error:
+            if key is keys[0] or cache.engine(key).exists():
+                log.log(level, "%s: %s: building it", key.identity.role, error)
+    right = [(data, car) for data, car in found if car.verify.get("passed", True)]
+    if not right and len(found) < len(keys):
         return None
+    data, car = (right or found)[0]
     with contextlib.suppress(OSError):
-        cache.engine(key).touch()  # the newest is what the runtime opens
-    return found
+        cache.engine(car.key).touch()  # the newest is what the runtime opens
+    return data, car
+
+
+def least_workspace(bundle: Bundle, role: str, precision: str, profile: Profile) -> int:
+    """Bytes below which a build may find no kernels: a little above what NVIDIA's builders want for the models that
+    ship (``tests/runtime/test_nvidia_builder.py``)."""
+    if role == "encoder":
+        batch, _, height, width = profile.most["frame"]
+        # Half more than what is alive at once: an input may be there in two layouts.
+        return batch * height * width * bundle.workspace * 3 // 2 // (2 if precision == "fp16" else 1) + SPARE
+    rows, columns = profile.most["query"]
+    return rows * (columns + 6 * max(spec.channels for spec in bundle.maps)) * 4 + SPARE
 
 
 def _workspace(bundle: Bundle, key: Key, device: Device, options: BuildOptions) -> int:
     """Bytes TensorRT may use, after a look whether the largest shapes can fit at all."""
+    role = key.identity.role
     free, total = device.memory()
-    if key.identity.role == "encoder":
-        batch, _, height, width = key.profile.most["frame"]
-        needed = batch * height * width * bundle.workspace // (1 if key.identity.precision == "fp32" else 2)
-        if needed > free:
-            raise InputError(
-                f"{batch} frames of {width}x{height} need some {needed / MIB:.0f} MiB, the device has {free / MIB:.0f} "
-                f"of {total / MIB:.0f} MiB free: lower --frame-sizes or --cameras"
-            )
-    chosen = free // 4 if options.workspace is None else options.workspace
+    shared = driver.integrated()
+    if shared:  # page cache counts as used there
+        free = max(free, memory.available() or 0)
+    needed = least_workspace(bundle, role, key.identity.precision, key.profile)
+    chosen = max(free // 4, needed) if options.workspace is None else options.workspace
     if chosen > free:
-        raise InputError(f"--workspace {chosen // MIB}: the device has only {free // MIB} MiB free: lower it")
+        if options.workspace is not None:
+            said = f"--workspace {chosen // MIB}: the device has only {free // MIB} MiB free: lower it"
+        else:
+            what = "the decoder needs"
+            if role == "encoder":
+                batch, _, height, width = key.profile.most["frame"]
+                what = f"{batch} frames of {width}x{height} need"
+            said = (
+                f"{what} some {needed / MIB:.0f} MiB, the device has {free / MIB:.0f} of {total / MIB:.0f} MiB free: "
+                + ("lower --frame-sizes or --cameras" if role == "encoder" else "close other programs")
+            )
+        if not shared:
+            raise InputError(said)
+        log.warning("%s; trying all the same", said)
+    elif chosen < needed:
+        log.warning("--workspace %d: the %s needs some %d MiB: the build may fail", chosen // MIB, role, needed // MIB)
     return chosen
 
 
@@ -148,7 +223,16 @@ def _in_process(bundle: Bundle, key: Key, options: BuildOptions, workspace: int,
     out = folder.resolve() / "engine"
     graph = folder.resolve() / bundle.graph(role, precision).name
     graph.write_bytes(bundle.graph_content(role, precision))  # what was checked is what is built
-    job = Job(str(graph), precision, key.profile, workspace, str(timing.resolve()), options.tactics, str(out))
+    job = Job(
+        str(graph),
+        precision,
+        key.identity.route,
+        key.profile,
+        workspace,
+        str(timing.resolve()),
+        options.tactics,
+        str(out),
+    )
     (folder / "job.json").write_text(job.text(), encoding="utf-8")
     log.info("%s: building in %s with a workspace of %d MiB; this takes minutes", role, precision, workspace // MIB)
     command = [sys.executable, "-m", "diinn.runtime.engines.worker", str(folder / "job.json"), str(os.getpid())]
@@ -158,7 +242,8 @@ def _in_process(bundle: Bundle, key: Key, options: BuildOptions, workspace: int,
         ours = said_by_tensorrt.startswith("timing cache")
         log.log(logging.WARNING if ours else logging.DEBUG, "TensorRT: %s", said_by_tensorrt)
     if code or not out.exists():
-        raise DiinnError(_failure(role, code, report, said))
+        text, short = failure.told(code, report, said, workspace)
+        raise BuildError(f"{role}: {text}", memory=short)
     kept = out.with_suffix(".timing")
     if kept.exists():
         _keep_timing(kept, timing)
@@ -191,21 +276,6 @@ def _report(out: Path) -> dict[str, Any]:
         return found
     except (OSError, ValueError):
         return {"failed": "", "errors": [], "warnings": []}
-
-
-def _failure(role: str, code: int, report: dict[str, Any], said: str) -> str:
-    """One line: what failed, TensorRT's first words about it, what to do."""
-    if -code == signal.SIGKILL:
-        return f"{role}: the build was killed, most likely for memory: lower --workspace, or close other programs"
-    if code < 0:
-        return f"{role}: the build crashed ({signal.Signals(-code).name}): try another --precision, or --workspace"
-    words = [line.strip() for line in [*report["errors"][:3], *said.splitlines()[-1:]] if line.strip()]
-    spoken = " ".join(report["errors"]).lower()
-    text = report["failed"] or "the build failed"
-    if words and not report["failed"].endswith(words[0]):
-        text += ": " + " | ".join(" ".join(w.split())[:300] for w in words[:2])
-    hint = next((advice for word, advice in HINTS if word in spoken), "run it with --log-level debug")
-    return f"{role}: {text}: {hint}"
 
 
 def _keep_timing(found: Path, kept: Path) -> None:

@@ -27,8 +27,9 @@ from diinn.runtime.engines.profiles import Profile
 from diinn.runtime.errors import DiinnError, InputError
 
 log = logging.getLogger(__name__)
-FORMAT, VERSION = "diinn-engine", 1
+FORMAT, VERSION = "diinn-engine", 2
 LARGEST_SIDE_CAR = 2**20
+LONGEST_BUILD = 24 * 3600  # seconds
 VERDICT = {"rows", "tolerance", "compared", "at", "passed", "summary"}  # what ``verify.py`` writes
 
 
@@ -36,7 +37,8 @@ VERDICT = {"rows", "tolerance", "compared", "at", "passed", "summary"}  # what `
 class Identity:
     """What an engine holds for, but for its shapes.
 
-    onnx: sha256 of the graph; tensorrt: version; device: name of the GPU; capability: its compute capability
+    onnx: sha256 of the graph; tensorrt: version; device: name of the GPU, which several Orins share
+    capability: its compute capability; multiprocessors: how many it has; route: as in ``versions.Rules``
     """
 
     role: str
@@ -44,7 +46,9 @@ class Identity:
     tensorrt: str
     device: str
     capability: str
+    multiprocessors: int
     precision: str
+    route: str
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,13 @@ class Cache:
         cars = [car for _, car in self.entries() if isinstance(car, SideCar)]
         return [car for car in cars if car.key.identity == identity]
 
+    def refused(self, key: Key) -> bool:
+        """Whether the engine of ``key`` is there and was found wrong."""
+        try:
+            return not _read_side_car(self.side_car(key)).verify.get("passed", True)
+        except Rejected:
+            return False
+
     def read(self, key: Key) -> tuple[bytes, SideCar]:
         """The engine of ``key`` and its side-car. Raises Rejected, which says what does not fit."""
         engine = self.engine(key)
@@ -164,28 +175,27 @@ class Cache:
     @contextlib.contextmanager
     def lock(self, key: Key) -> Iterator[Path]:
         """Held by one process at a time; ends with the process, however that ends. Gives an empty folder to build in,
-        which goes with the lock, or when the next one takes it."""
-        import fcntl
-
-        with writing(self.path):
-            self._prepare()
-            handle = os.open(self.path / f"{key.name}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        which goes with the lock, or when the next one takes it. Where files cannot be locked (some NFS) nobody waits,
+        and each builds in a folder of its own."""
         draft = self.path / f".{key.name}.part"
-        try:
+        with contextlib.ExitStack() as ended:
+            with writing(self.path):
+                self._prepare()
+                handle = os.open(self.path / f"{key.name}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            ended.callback(os.close, handle)
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                log.info("%s: another process is building it: waiting", key.identity.role)
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            try:
+                if not _locked(handle, wait=False):
+                    log.info("%s: another process is building it: waiting", key.identity.role)
+                    _locked(handle, wait=True)
+            except OSError as error:
+                log.info("%s: %s: two processes may build the same", self.path, error.strerror or error)
                 with writing(self.path):
-                    shutil.rmtree(draft, ignore_errors=True)  # of a build that was killed
-                    draft.mkdir(mode=0o700)
-                yield draft
-            finally:
-                shutil.rmtree(draft, ignore_errors=True)
-        finally:
-            os.close(handle)
+                    draft = Path(tempfile.mkdtemp(prefix=f"{draft.stem}-", suffix=".part", dir=self.path))
+            ended.callback(shutil.rmtree, draft, ignore_errors=True)
+            with writing(self.path):
+                shutil.rmtree(draft, ignore_errors=True)  # of a build that was killed
+                draft.mkdir(mode=0o700)
+            yield draft
 
     def timing(self) -> Path:
         """Where measured kernel timings are kept between builds."""
@@ -208,15 +218,31 @@ class Cache:
 
     def _drop(self, draft: Path) -> None:
         """Remove the folder of a build, unless that build goes on."""
-        import fcntl
-
-        with contextlib.suppress(BlockingIOError), (self.path / f"{draft.stem[1:]}.lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        name = re.match(r"\.(\w+-\w+-[0-9a-f]+)", draft.name)
+        if name is None:
+            return
+        try:
+            with (self.path / f"{name[1]}.lock").open("a") as lock:
+                over = _locked(lock.fileno(), wait=False)
+        except OSError:  # no locks here
+            over = time.time() - _modified(draft) > LONGEST_BUILD
+        if over:
             shutil.rmtree(draft, ignore_errors=True)
 
     def _prepare(self) -> None:
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check_owner(self.path, "cache folder", self.path.stat())
+
+
+def _locked(handle: int, *, wait: bool) -> bool:
+    """Lock an open file; False where another process has it. OSError where files cannot be locked."""
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from diinn.runtime.bundle import Bundle
-from diinn.runtime.cuda import Device
-from diinn.runtime.engines import profiles
+from diinn.runtime.cuda import Device, OutOfMemory
+from diinn.runtime.engines import failure, profiles
 from diinn.runtime.engines.cache import Identity, Key
 from diinn.runtime.engines.profiles import Profile, Shape
 from diinn.runtime.errors import DiinnError, InputError
@@ -30,13 +32,13 @@ def tensors(bundle: Bundle, role: str) -> dict[str, bool]:
 
 
 class NotRunnable(DiinnError):
-    """TensorRT does not take what it built."""
+    """TensorRT does not take an engine."""
 
 
 class Engine:
     """An engine ready to run on its device's stream.
 
-    dtypes: float32 or float16 by tensor; shapes: of the inputs, as last bound
+    dtypes: float32 or float16 by tensor; shapes: of the inputs, and addresses of all, as last bound
     """
 
     def __init__(self, trt: Any, runtime: trt.Runtime, device: Device, data: bytes, what: str) -> None:
@@ -44,9 +46,12 @@ class Engine:
         self._device, self._what = device, what
         with device.active():
             self._engine: trt.ICudaEngine = runtime.deserialize_cuda_engine(data)
-            found = self._engine is not None
-            self._context: trt.IExecutionContext = self._engine.create_execution_context() if found else None
-            ready = self._context is not None and self._context.set_optimization_profile_async(0, device.stream)
+            if self._engine is None:
+                raise NotRunnable(f"TensorRT {trt.__version__} does not run {what}")
+            self._context: trt.IExecutionContext = self._engine.create_execution_context()
+            if self._context is None:  # its engine is good: it is memory that it could not get
+                raise _no_memory(device, what)
+            ready = self._context.set_optimization_profile_async(0, device.stream)
         device.wait()
         if not ready:
             raise NotRunnable(f"TensorRT {trt.__version__} does not run {what}")
@@ -65,6 +70,7 @@ class Engine:
             self.dtypes[name] = kinds[kind]
             self.inputs[name] = self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
         self.shapes: Mapping[str, Shape] = {}
+        self.addresses: Mapping[str, int] = {}
 
     def profile(self) -> Profile:
         """The shapes it was built for."""
@@ -83,6 +89,7 @@ class Engine:
             for name, address in addresses.items():
                 if not self._context.set_tensor_address(name, address):
                     raise DiinnError(f"TensorRT refuses the memory of {name}")
+        self.addresses = dict(addresses)
         return changed
 
     def _set_shapes(self, shapes: Mapping[str, Shape]) -> None:
@@ -126,7 +133,13 @@ class Opener:
         return opened
 
     def _deserialised(self, data: bytes, what: str) -> Engine:
-        return Engine(self._library, self._runtime, self._device, data, what)
+        self._logger.said.clear()
+        try:
+            return Engine(self._library, self._runtime, self._device, data, what)
+        except NotRunnable:
+            if any(failure.is_memory(said) for said in self._logger.said):
+                raise _no_memory(self._device, what) from None
+            raise
 
     def _check(self, opened: Engine, role: str) -> None:
         wanted = tensors(self._bundle, role)
@@ -162,15 +175,28 @@ class Opener:
         )
 
 
+def _no_memory(device: Device, what: str) -> OutOfMemory:
+    free, total = device.memory()
+    return OutOfMemory(
+        f"not enough device memory to open {what} ({free / 2**20:.0f} of {total / 2**20:.0f} MiB are free): "
+        "close other programs, or use fewer cameras or smaller frames"
+    )
+
+
+@functools.cache
 def _logger(trt: Any) -> Any:
-    """What TensorRT says while engines run goes to our log."""
+    """What TensorRT says while engines run goes to our log. One a process, kept for good: TensorRT takes the first that
+    it is given, and may speak to it whenever it likes. ``said`` are its last errors."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
+            self.said: deque[str] = deque(maxlen=8)
 
         def log(self, severity: Any, msg: str) -> None:
             bad = severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR)
+            if bad:
+                self.said.append(msg)
             log.log(logging.ERROR if bad else logging.DEBUG, "TensorRT: %s", msg)
 
     return Logger()

@@ -48,15 +48,16 @@ class Engines:
     def open(self, role: str, size: Size | None = None, present: Profile | None = None) -> Opened:
         """The newest engine in the cache that holds here and was not found wrong, for frames of ``size`` if given; or a
         new one, for what ``present`` takes too, where building is allowed. Raises Rejected where it is not."""
-        identity = build.identity(self.bundle, role, self.precision, self.device)
-        right = [car.key for car in self._cache.find(identity) if car.verify.get("passed", True)]
+        ways = build.identities(self.bundle, role, self.precision, self.device)
+        cars = [car for way in ways for car in self._cache.find(way)]
+        right = [car.key for car in cars if car.verify.get("passed", True)]
         known = [key for key in right if size is None or holds(key.profile, size)]
         sizes = profiles.DEFAULT_SIZES if size is None else (size,)
         if size is not None and present is not None:  # not an engine for each size that comes
             height, width = present.most["frame"][2:]
             sizes = (size, (width, height))
         new = profiles.encoder(self.bundle, sizes) if role == "encoder" else profiles.decoder(self.bundle)
-        key = known[0] if known else Key(identity, new)
+        key = known[0] if known else Key(ways[0], new)
         if not self._options.may_build:
             return self._deserialise(*self._cache.read(key))
         found = build.build(self.bundle, key, self.device, build.BuildOptions(), self._cache)
@@ -64,26 +65,55 @@ class Engines:
             return self._deserialise(*found)
         except NotRunnable as error:
             log.warning("%s: building it again", error)
-        found = build.build(self.bundle, key, self.device, build.BuildOptions(force=True), self._cache)
+        found = build.build(self.bundle, found[1].key, self.device, build.BuildOptions(force=True), self._cache)
         return self._deserialise(*found)
 
     def _deserialise(self, data: bytes, car: SideCar) -> Opened:
         return Opened(self._opener.open(data, car.key.identity.role), car)
 
-    def verify(self, backend: DeviceBackend, opened: Sequence[Opened], *, again: bool) -> None:
+    def verify(
+        self, backend: DeviceBackend, opened: Sequence[Opened], changed: Callable[[], None], *, again: bool
+    ) -> None:
         """Compare ``backend``, which uses ``opened``, with the CPU where one of them has no verdict yet, or ``again``.
-        DiinnError where one of them has a bad one."""
+
+        Where they differ and this TensorRT has another way to build them, they are built that way and compared once
+        more; ``changed`` is called when others stand in ``opened``. DiinnError where one of them stays bad.
+        """
+        if not self._compare(backend, opened, again):
+            return
+        bad = [one for one in opened if not one.car.verify["passed"]]
+        others = [one for one in bad if self._options.may_build and self._another_way(one)]
+        if others:
+            changed()
+            self._compare(backend, opened, again)
+        for one in opened:
+            verify.require_passed(one.car)
+
+    def _compare(self, backend: DeviceBackend, opened: Sequence[Opened], again: bool) -> bool:
+        """Whether all of ``opened`` have a verdict now."""
         fresh = [one for one in opened if again or not one.car.verify]
         verdict = verify.compare(backend, self.precision, opened[0].profile) if fresh else None
         if verdict is not None and not verdict.rows:
             log.warning("the engines were not compared with the CPU: %s", verdict.compared)
-            return
+            return False
         if verdict is not None:
             for one in fresh:
                 one.car = self._cache.write_verdict(one.car, verdict.plain())
             log.info("engines compared with the CPU: %s", verdict.summary)
-        for one in opened:
-            verify.require_passed(one.car)
+        return True
+
+    def _another_way(self, one: Opened) -> bool:
+        """Put in an engine's place the same, built in the next way; False where there is none."""
+        later = build.other_ways(one.car.key)[1:]
+        if not later:
+            return False
+        summary, role = one.car.verify["summary"], later[0].identity.role
+        log.warning("%s engine: %s: building it with precision flags, as TensorRT 8 takes them", role, summary)
+        other = self._deserialise(*build.build(self.bundle, later[0], self.device, build.BuildOptions(), self._cache))
+        if one.engine.addresses:
+            other.engine.bind(one.engine.shapes, one.engine.addresses)
+        one.engine, one.car = other.engine, other.car
+        return True
 
 
 class EngineEncoder:

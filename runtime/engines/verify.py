@@ -17,11 +17,13 @@ from diinn.runtime.strength import NONE, Strength
 if TYPE_CHECKING:
     from diinn.runtime.backends.device_backend import DeviceBackend
     from diinn.runtime.grid import Size
+    from diinn.runtime.view import Rect
     from rich.table import Table
 
 # Largest difference to fp32 on the CPU by precision, units of [0, 1]; of int8 to int8 on the CPU.
 TOLERANCES = {"fp32": 1e-3, "fp16": 0.03, "int8": 0.1}
 SIZES = 4  # random ones
+PART = 96  # LR pixels on a side of what is compared at once
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ class Verdict:
 
 
 def compare(backend: DeviceBackend, precision: str, profile: Profile) -> Verdict:
-    """An open backend, whose encoder takes ``profile``, at the size that is tuned to and at random ones, batches too;
-    no rows where ONNX Runtime is not installed."""
+    """An open backend, whose encoder takes ``profile``, at the size that is tuned to and at random ones, batches too,
+    part of each frame by part; no rows where ONNX Runtime is not installed."""
     from diinn.runtime import backends
     from diinn.runtime.resolver import SuperResolver
 
@@ -79,25 +81,48 @@ def compare(backend: DeviceBackend, precision: str, profile: Profile) -> Verdict
 
 
 def _rows(ours: Any, theirs: Any, profile: Profile, frame: Callable[[Any, Size], Any]) -> Iterator[Row]:
-    from diinn.runtime.view import View
-
     rng = np.random.default_rng(0)
     least, opt, most = (shapes["frame"] for shapes in (profile.least, profile.opt, profile.most))
     shapes = [(min(most[0], 1 + k % 3), *_random_shape(rng, least, most)) for k in range(SIZES)]
     for batch, height, width in [(opt[0], *opt[2:]), *shapes]:
         scale = rng.uniform(1, 4)
-        out = (round(width * scale), round(height * scale))
         frames = [frame(rng, (width, height)) for _ in range(batch)]
         strengths = [_strength(rng, ours.bundle) for _ in frames]
-        gaps = []
-        for mine, other in zip(ours.encode(frames, strengths), theirs.encode(frames, strengths), strict=True):
-            view = View.resize(out)
-            (a,), (b,) = ours.decode(mine, [view], dtype=np.float32), theirs.decode(other, [view], dtype=np.float32)
-            gaps.append(a - b)
-        gap = np.stack(gaps)
-        finite = bool(np.isfinite(gap).all())
-        largest, rms = (float(np.abs(gap).max()), float(np.sqrt(np.mean(gap**2)))) if finite else (np.inf, np.inf)
-        yield Row((width, height), out, batch, largest, rms)
+        largest = total = 0.0
+        values = 0
+        for mine, image, strength in zip(ours.encode(frames, strengths), frames, strengths, strict=True):
+            for part in _parts(rng, (width, height)):
+                gap = _gap(ours, mine, theirs, image, strength, part, scale)
+                finite = bool(np.isfinite(gap).all())
+                largest = max(largest, float(np.abs(gap).max())) if finite else np.inf
+                total, values = total + float(np.sum(np.square(gap, dtype=np.float64))), values + gap.size
+        rms = float(np.sqrt(total / values)) if np.isfinite(largest) else np.inf
+        yield Row((width, height), (round(width * scale), round(height * scale)), batch, largest, rms)
+
+
+def _parts(rng: np.random.Generator, size: Size) -> Iterator[Rect]:
+    """Two opposite corners of a frame, and places at random; a small frame whole. What is compared does not grow with
+    the frame."""
+    width, height = (min(PART, n) for n in size)
+    right, bottom = size[0] - width, size[1] - height
+    places = {(0, 0), (right, bottom), *((int(rng.integers(right + 1)), int(rng.integers(bottom + 1))) for _ in "ab")}
+    return ((x, y, width, height) for x, y in sorted(places))
+
+
+def _gap(ours: Any, mine: Any, theirs: Any, image: Any, strength: Strength, part: Rect, scale: float) -> Any:
+    """Difference in one part of a frame, ``mine`` as ``ours`` encoded it. The CPU sees no more of the frame than what
+    the part depends on: the encoder's receptive field, and the neighbours that a query asks."""
+    from diinn.runtime.view import View
+
+    x, y, width, height = map(int, part)
+    halo = ours.bundle.radius + 2
+    left, top = max(0, x - halo), max(0, y - halo)
+    crop = np.ascontiguousarray(image[top : y + height + halo, left : x + width + halo])
+    out = (max(1, round(width * scale)), max(1, round(height * scale)))
+    (a,) = ours.decode(mine, [View.roi(part, out)], dtype=np.float32)
+    (encoded,) = theirs.encode([crop], [strength])
+    (b,) = theirs.decode(encoded, [View.roi((x - left, y - top, width, height), out)], dtype=np.float32)
+    return a - b
 
 
 def _strength(rng: np.random.Generator, bundle: Bundle) -> Strength:

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from diinn.runtime.errors import InputError
 
+TYPED, FLAGS = "typed", "flags"
+OLD_TACTICS = ("CUBLAS", "CUBLAS_LT", "CUDNN", "EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
+HALF = ("FP16", "OBEY_PRECISION_CONSTRAINTS")
+
 
 @dataclass(frozen=True)
 class Rules:
-    """How one version, and all later ones up to the next entry of ``TABLE``, takes a typed network.
+    """One way to have a version of TensorRT take a typed graph.
 
-    since: (major, minor)
+    route: TYPED, where the network's types are law, or FLAGS, where they are wishes that flags grant
     network_flags: names in ``NetworkDefinitionCreationFlag``
     builder_flags: names in ``BuilderFlag`` by precision of the graphs
-    constrained: types are wishes there: every fp32 layer has to be told to stay fp32
     """
 
-    since: tuple[int, int]
+    route: str
     network_flags: tuple[str, ...]
-    builder_flags: dict[str, tuple[str, ...]]
-    constrained: bool
+    builder_flags: Mapping[str, tuple[str, ...]]
+
+    @property
+    def constrained(self) -> bool:
+        """Whether every fp32 layer has to be told to stay fp32."""
+        return self.route == FLAGS
 
     def trtexec(self, precision: str) -> list[str]:
         """The same as options of trtexec."""
@@ -32,26 +40,39 @@ class Rules:
         return [names[flag] for flag in self.builder_flags.get(precision, ())]
 
 
-TABLE = (
-    Rules(
-        (8, 5),
-        ("EXPLICIT_BATCH",),
-        {"fp16": ("FP16", "OBEY_PRECISION_CONSTRAINTS"), "int8": ("FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS")},
-        constrained=True,
-    ),
-    Rules((10, 0), ("STRONGLY_TYPED",), {}, constrained=False),
+STRONG = Rules(TYPED, ("STRONGLY_TYPED",), {})
+WISHES = {"fp16": HALF, "int8": ("INT8", *HALF)}
+# From which version on, and the ways there, best first. NVIDIA calls strong typing fully available from 10.12 on.
+TABLE: tuple[tuple[tuple[int, int], tuple[Rules, ...]], ...] = (
+    ((8, 5), (Rules(FLAGS, ("EXPLICIT_BATCH",), WISHES),)),
+    ((10, 0), (STRONG, Rules(FLAGS, (), WISHES))),
+    ((10, 12), (STRONG,)),
 )
+NEWEST = "11"  # what is assumed where none is installed
 NAMES = "8.5, 8.6, 10.x and 11.x"
 
 
-def rules(version: str) -> Rules:
-    """The entry for ``tensorrt.__version__``; InputError for one that is too old or cannot be read."""
-    found = re.match(r"(\d+)\.(\d+)", version)
-    number = (int(found[1]), int(found[2])) if found else (0, 0)
-    fitting = [entry for entry in TABLE if entry.since <= number]
+def routes(version: str) -> tuple[Rules, ...]:
+    """The ways for ``tensorrt.__version__``, best first; InputError for one that is too old or cannot be read."""
+    fitting = [ways for since, ways in TABLE if since <= _number(version)]
     if not fitting:
         raise InputError(f"TensorRT {version} is not supported: install one of {NAMES}")
     return fitting[-1]
+
+
+def rules(version: str, route: str | None = None) -> Rules:
+    """The best way for a version, or the one called ``route``."""
+    return next(way for way in routes(version) if route in (None, way.route))
+
+
+def tactics(version: str) -> tuple[str, ...]:
+    """Names in ``TacticSource``."""
+    return OLD_TACTICS if _number(version) < (11, 0) else OLD_TACTICS[-2:]
+
+
+def _number(version: str) -> tuple[int, int]:
+    found = re.match(r"(\d+)(?:\.(\d+))?", version)
+    return (int(found[1]), int(found[2] or 0)) if found else (0, 0)
 
 
 def bits(enum: Any, names: tuple[str, ...]) -> int:

@@ -1,4 +1,5 @@
-"""Builds one engine in a process of its own: ``python -m diinn.runtime.engines.worker JOB.json PARENT``.
+"""Builds one engine in a process of its own: ``python -m diinn.runtime.engines.worker JOB.json PARENT``. With ``--try``
+in place of a job it makes a builder and ends.
 
 A build takes minutes, cannot be interrupted and is what a small machine kills for memory. In a process of its own it
 can be ended, and its end can be explained. Writes the engine to the job's ``out`` and what TensorRT said to
@@ -38,11 +39,8 @@ class Log(trt.ILogger):  # type: ignore[misc]
 
 def build(job: Job, log: Log) -> bytes:
     """The serialised engine. Raises DiinnError; TensorRT's own words are in ``log``."""
-    rules = versions.rules(trt.__version__)
-    try:
-        builder = trt.Builder(log)
-    except TypeError:  # "factory function returned nullptr"
-        raise DiinnError("TensorRT finds no usable GPU: check the driver with nvidia-smi") from None
+    rules = versions.rules(trt.__version__, job.route)
+    builder = _builder(log)
     network: trt.INetworkDefinition = builder.create_network(
         versions.bits(trt.NetworkDefinitionCreationFlag, rules.network_flags)
     )
@@ -67,6 +65,13 @@ def build(job: Job, log: Log) -> bytes:
     return bytes(plan)
 
 
+def _builder(log: Log) -> trt.Builder:
+    try:
+        return trt.Builder(log)
+    except TypeError:  # "factory function returned nullptr"
+        raise DiinnError("TensorRT finds no usable GPU: check the driver with nvidia-smi") from None
+
+
 def _check_tactics(names: tuple[str, ...]) -> None:
     for name in names:
         if not hasattr(trt.TacticSource, name):
@@ -77,7 +82,7 @@ def _check_tactics(names: tuple[str, ...]) -> None:
 def _parse(parser: trt.OnnxParser, graph: str) -> None:
     if not parser.parse_from_file(graph):
         said = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
-        raise DiinnError(f"TensorRT {trt.__version__} cannot read {graph}: {said}")
+        raise DiinnError(f"TensorRT {trt.__version__} cannot read {Path(graph).name}: {said}")
 
 
 def _hold_fp32(network: trt.INetworkDefinition) -> None:
@@ -138,6 +143,16 @@ def main(path: str) -> int:
     return 1 if failed else 0
 
 
+def attempt() -> int:
+    """Make a builder; exit code 0, or 1 and why not on standard output."""
+    try:
+        _builder(Log())
+    except DiinnError as error:
+        print(error)
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
     die_with(int(sys.argv[2]))
-    sys.exit(main(sys.argv[1]))
+    sys.exit(attempt() if sys.argv[1] == "--try" else main(sys.argv[1]))

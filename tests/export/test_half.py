@@ -61,7 +61,10 @@ def test_what_is_held_in_which_type(pair: tuple[Pair, grid.Layout], arguments: b
             if node.op_type == "Sin":
                 assert found[node.input[0]] == found[node.output[0]] == half.FULL
     convolutions = [node for node in encoder.graph.node if node.op_type == "Conv"]
-    assert {types(encoder)[node.output[0]] for node in convolutions} == {half.HALF}
+    kinds = types(encoder)
+    for node in convolutions:  # unfolds move values, and have no kernel in fp16 in TensorRT 11.2
+        unfolds = any(a.name == "group" and a.i > 1 for a in node.attribute)
+        assert {kinds[name] for name in node.input} == {half.FULL if unfolds else half.HALF}, node.name
     makers = {name: node for node in decoder.graph.node for name in node.output}
     arguments_of = [makers[node.input[0]].op_type for node in decoder.graph.node if node.op_type == "Sin"]
     assert not arguments_of or ("Cast" in arguments_of) is not arguments  # from a product in fp16

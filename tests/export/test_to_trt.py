@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, play
 from diinn.export import to_trt
+from diinn.runtime import InputError
 from diinn.runtime import bundle as bundles
 from diinn.runtime.engines.cache import Cache
 
@@ -173,3 +174,31 @@ def test_a_bundle_needs_neither_torch_nor_onnx(bundle_path: Path, tmp_path: Path
     assert done.stdout.count("trtexec") == 2
     command = [sys.executable, str(ROOT / "export" / "to_trt.py"), "--help"]
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def test_a_compiler_that_is_missing_is_known_before_the_builds(trt: Patch, bundle_path: Path, capsys: Output) -> None:
+    from host_device import HostDevice
+
+    def none(*_: object) -> None:
+        raise InputError("cannot compile frames.cu for compute capability 8.7: no nvcc on PATH")
+
+    trt.setattr(HostDevice, "kernels", none)
+    assert run(bundle_path, "--require-engine") == 2
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("NO ENGINE BUILT: cannot compile frames.cu for compute capability 8.7: no nvcc on PATH")
+    assert not [*Cache().path.glob("*.engine")]
+
+
+@pytest.mark.parametrize(
+    ("version", "given", "printed"),
+    [
+        ("10.3.0", "CUDNN", "+CUDNN,-CUBLAS,-CUBLAS_LT,-EDGE_MASK_CONVOLUTIONS,-JIT_CONVOLUTIONS"),
+        ("11.4.0.106", "JIT_CONVOLUTIONS", "+JIT_CONVOLUTIONS,-EDGE_MASK_CONVOLUTIONS"),
+    ],
+)
+def test_trtexec_takes_from_the_libraries_given_alone(
+    trt: Patch, bundle_path: Path, capsys: Output, version: str, given: str, printed: str
+) -> None:
+    play(version, trt)
+    assert run(bundle_path, "--dry-run", "--tacticSources", given) == 0
+    assert capsys.readouterr().out.count(f"--tacticSources={printed}\n") == 2

@@ -1,5 +1,6 @@
 """``diinn-doctor``: on a laptop with nothing, and on a machine with (the double of) TensorRT."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,7 @@ def test_engines_are_listed_judged_and_cleaned(
     said = capsys.readouterr().out
     assert said.count("TensorRT 10.13.0.35, Test double") == 2
     assert said.count("passed, largest difference") == 2
+    assert "TensorRT      10.13.0.35, makes a builder" in said
     assert "CUDA device   Test double, compute capability 8.7, 4096 of 4096 MiB free" in said
     assert said.count("largest and rms difference to onnxruntime") == 1  # both engines were compared at once
     assert "Verdict: cuda will be used" in said
@@ -55,6 +57,24 @@ def test_engines_are_listed_judged_and_cleaned(
     assert doctor.main(["--clean"]) == 0
     assert "MiB removed" in capsys.readouterr().out
     assert not [p for p in Cache().path.iterdir() if p.suffix != ".lock"]
+
+
+@pytest.mark.parametrize(
+    ("failing", "message"),
+    [
+        ("gpu", "builds nothing here: TensorRT finds no usable GPU: check the driver"),
+        ("no driver", r"builds nothing here: TensorRT crashes \(SIGSEGV\): check the driver"),
+    ],
+)
+def test_a_builder_that_cannot_be_made_is_said(trt: Patch, failing: str, message: str) -> None:
+    trt.setenv("DIINN_DOUBLE_FAIL", failing)
+    (said,) = [value for name, value in doctor.machine() if name == "TensorRT"]
+    assert re.fullmatch(rf"10\.13\.0\.35, {message}.*", said)
+
+
+def test_the_real_builder_is_made(builder: Patch) -> None:
+    (said,) = [value for name, value in doctor.machine() if name == "TensorRT"]
+    assert said == "11.4.0.106, makes a builder"
 
 
 def test_no_backend_is_exit_code_1(bundle_path: Path, monkeypatch: Patch, capsys: Output) -> None:

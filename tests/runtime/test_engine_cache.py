@@ -1,6 +1,8 @@
 """Engines' shapes, and the cache: what it keeps, what it refuses."""
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -20,7 +22,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 VERDICT_OF = Verdict((Row((160, 120), (320, 240), 1, 0.01, 0.001),), 0.03, "the CPU", 1.0).plain()
-KEY = Key(Identity("encoder", "a" * 64, "10.3.0", "Orin", "8.7", "fp16"), profiles.encoder(bundles.load("nano")))
+ORIN = ("Orin", "8.7", 16)  # a name that modules of 4 to 16 multiprocessors share
+KEY = Key(Identity("encoder", "a" * 64, "10.3.0", *ORIN, "fp16", "typed"), profiles.encoder(bundles.load("nano")))
 
 
 @pytest.fixture
@@ -93,10 +96,12 @@ def test_what_is_written_is_read(cache: Cache) -> None:
     assert cache.path.stat().st_mode & 0o777 == 0o700
 
 
-@pytest.mark.parametrize("name", ["onnx", "tensorrt", "device", "capability", "precision", "role"])
+@pytest.mark.parametrize(
+    "name", ["onnx", "tensorrt", "device", "capability", "multiprocessors", "precision", "route", "role"]
+)
 def test_an_engine_for_something_else_is_not_found(cache: Cache, name: str) -> None:
     cache.write(KEY, b"engine", 1)
-    values = {**vars(KEY.identity), name: "decoder" if name == "role" else "other"}
+    values = {**vars(KEY.identity), name: {"role": "decoder", "multiprocessors": 8}.get(name, "other")}
     other = Key(Identity(**values), KEY.profile)
     assert cache.find(other.identity) == []
     with pytest.raises(Rejected, match="there is no"):
@@ -159,7 +164,7 @@ def test_whoever_waits_for_a_lock_in_vain_leaves_the_other_ones_build(cache: Cac
         "import sys; from pathlib import Path\n"
         "from diinn.runtime import bundle; from diinn.runtime.engines import profiles\n"
         "from diinn.runtime.engines.cache import Cache, Identity, Key\n"
-        "identity = Identity('encoder', 'a' * 64, '10.3.0', 'Orin', '8.7', 'fp16')\n"
+        "identity = Identity('encoder', 'a' * 64, '10.3.0', 'Orin', '8.7', 16, 'fp16', 'typed')\n"
         "key = Key(identity, profiles.encoder(bundle.load('nano')))\n"
         "print('ready', flush=True)\n"
         "with Cache(Path(sys.argv[1])).lock(key): pass"
@@ -174,6 +179,28 @@ def test_whoever_waits_for_a_lock_in_vain_leaves_the_other_ones_build(cache: Cac
             process.send_signal(signal.SIGINT)
             assert process.wait(30) != 0
         assert (draft / "engine").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
+def test_where_files_cannot_be_locked_it_goes_on_without(
+    cache: Cache, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    car = cache.write(KEY, b"engine", 1)
+    assert cache.write_verdict(car, VERDICT_OF).verify["passed"]
+    assert cache.read(KEY)[1].verify["passed"]
+    with cache.lock(KEY) as one, cache.lock(KEY) as other:  # two that build the same
+        (one / "engine").write_bytes(b"half")
+        assert not [*other.iterdir()]
+        cache.remove()
+        assert (one / "engine").exists()
+        os.utime(one, (1, 1))  # of a build that was killed long ago
+        cache.remove()
+        assert not one.exists()
+    assert [p.name for p in cache.path.iterdir()] == [f"{KEY.name}.lock"]
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

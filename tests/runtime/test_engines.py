@@ -9,14 +9,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 from conftest import DOUBLE, play
 from diinn.export import half
-from diinn.runtime import DiinnError, InputError
+from diinn.runtime import DiinnError, InputError, driver, memory
 from diinn.runtime import bundle as bundles
-from diinn.runtime.engines import build, profiles, versions
+from diinn.runtime.engines import build, failure, profiles, versions
 from diinn.runtime.engines.cache import Cache, Key
 
 Trt, Log = pytest.MonkeyPatch, pytest.LogCaptureFixture
@@ -29,7 +30,7 @@ from diinn.runtime.engines import build, profiles
 from diinn.runtime.engines.cache import Cache, Key
 from host_device import HostDevice
 nano, device = bundle.load("nano"), HostDevice()
-key = Key(build.identity(nano, "encoder", "fp16", device), profiles.encoder(nano))
+key = Key(build.identities(nano, "encoder", "fp16", device)[0], profiles.encoder(nano))
 print(build.build(nano, key, device, build.BuildOptions(), Cache())[1].built)
 """
 
@@ -52,24 +53,32 @@ def device():  # type: ignore[no-untyped-def]
 
 
 def key_of(bundle: bundles.Bundle, precision: str = "fp16") -> Key:
-    return Key(build.identity(bundle, "encoder", precision, device()), profiles.encoder(bundle))
+    return Key(build.identities(bundle, "encoder", precision, device())[0], profiles.encoder(bundle))
 
 
 @pytest.mark.parametrize(
-    ("version", "flags", "constrained"),
-    [("8.5.2.2", "EXPLICIT_BATCH", True), ("8.6.1", "EXPLICIT_BATCH", True), ("10.3.0", "STRONGLY_TYPED", False),
-     ("11.4.0.106", "STRONGLY_TYPED", False)],
-)  # fmt: skip
-def test_rules_by_version(version: str, flags: str, constrained: bool) -> None:
-    rules = versions.rules(version)
-    assert rules.network_flags == (flags,)
-    assert rules.constrained is constrained
+    ("version", "routes"),
+    [
+        ("8.5.2.2", [("flags", ("EXPLICIT_BATCH",))]),
+        ("8.6.1", [("flags", ("EXPLICIT_BATCH",))]),
+        ("10.3.0", [("typed", ("STRONGLY_TYPED",)), ("flags", ())]),
+        ("10.11.0.33", [("typed", ("STRONGLY_TYPED",)), ("flags", ())]),
+        ("10.12.0.36", [("typed", ("STRONGLY_TYPED",))]),
+        ("11.4.0.106", [("typed", ("STRONGLY_TYPED",))]),
+    ],
+)
+def test_ways_by_version(version: str, routes: list[tuple[str, tuple[str, ...]]]) -> None:
+    assert [(way.route, way.network_flags) for way in versions.routes(version)] == routes
+    for route, _ in routes:
+        rules = versions.rules(version, route)
+        assert rules.constrained is (route == "flags")
+        assert rules.trtexec("int8")[0] == ("--int8" if rules.constrained else "--stronglyTyped")
 
 
 @pytest.mark.parametrize("version", ["7.1.3", "8.4.1", "", "unknown"])
 def test_versions_that_are_too_old(version: str) -> None:
     with pytest.raises(InputError, match=r"is not supported: install one of 8\.5"):
-        versions.rules(version)
+        versions.routes(version)
 
 
 # Builds
@@ -91,7 +100,7 @@ def test_what_each_version_is_told(trt: Trt, small: bundles.Bundle, version: str
 
 def test_sines_are_held_in_fp32_on_8(trt: Trt, small: bundles.Bundle) -> None:
     play("8.6.1", trt)
-    identity = build.identity(small, "decoder", "fp16", device())
+    identity = build.identities(small, "decoder", "fp16", device())[0]
     key = Key(identity, profiles.decoder(small))
     data, _ = build.build(small, key, device(), build.BuildOptions(), Cache())
     held = {*json.loads(data.split(b"\n")[1])["held"]}
@@ -116,7 +125,7 @@ def test_a_build_is_kept_and_forced(trt: Trt, small: bundles.Bundle) -> None:
         ("parse", "TensorRT 10.13.0.35 cannot read .*encoder.fp16.onnx: In node 3: no importer for Sin"),
         ("shape", "refuses the shapes of frame up to 1x5x480x640"),
         ("profile", "refuses the profile --minShapes"),
-        ("build", r"could not build the engine: Cuda Runtime \(out of memory\): lower --workspace"),
+        ("build", r"could not build the engine: Cuda Runtime \(out of memory\): close other programs, or lower"),
         ("kill", "the build was killed, most likely for memory: lower --workspace"),
         ("crash", r"the build crashed \(SIGSEGV\)"),
         ("gpu", "finds no usable GPU"),
@@ -154,11 +163,121 @@ def test_what_cannot_fit_is_said_before_it_is_built(trt: Trt, small: bundles.Bun
     from host_device import HostDevice
 
     trt.setattr(HostDevice, "free_bytes", 20 * 2**20)
-    with pytest.raises(InputError, match=r"1 frames of 640x480 need some \d+ MiB, the device has 20 of 20 MiB free"):
+    with pytest.raises(InputError, match=r"1 frames of 640x480 need some 128 MiB, the device has 20 of 20 MiB free"):
         build_encoder(small)
+    decoder = Key(build.identities(small, "decoder", "fp16", device())[0], profiles.decoder(small))
+    with pytest.raises(InputError, match=r"the decoder needs some \d+ MiB, .* MiB free: close other programs"):
+        build.build(small, decoder, device(), build.BuildOptions(), Cache())
     trt.setattr(HostDevice, "free_bytes", 2**30)
     with pytest.raises(InputError, match="--workspace 2048: the device has only 1024 MiB free"):
         build_encoder(small, workspace=2**31)
+
+
+def test_the_workspace_is_a_quarter_of_what_is_free_or_what_is_needed(
+    trt: Trt, small: bundles.Bundle, caplog: Log
+) -> None:
+    from host_device import HostDevice
+
+    trt.setattr(HostDevice, "free_bytes", 2**30)
+    assert build_encoder(small)["workspace"] == 2**28
+    trt.setattr(HostDevice, "free_bytes", 200 * 2**20)
+    needed = build.least_workspace(small, "encoder", "fp16", profiles.encoder(small))
+    assert build_encoder(small, force=True)["workspace"] == needed > 50 * 2**20
+    assert not caplog.records
+    build_encoder(small, force=True, workspace=2**24)
+    assert [r.message for r in caplog.records] == ["--workspace 16: the encoder needs some 128 MiB: the build may fail"]
+
+
+def test_on_a_gpu_that_shares_the_memory_page_cache_counts_as_free(
+    trt: Trt, small: bundles.Bundle, caplog: Log
+) -> None:
+    from host_device import HostDevice
+
+    trt.setattr(HostDevice, "free_bytes", 20 * 2**20)  # as cuMemGetInfo says after a copy
+    trt.setattr(driver, "integrated", lambda: True)
+    trt.setattr(memory, "available", lambda: 2**31)
+    assert build_encoder(small)["workspace"] == 2**29
+    assert not caplog.records
+    trt.setattr(memory, "available", lambda: 30 * 2**20)
+    assert build_encoder(small, force=True)["workspace"] > 2**26  # what is needed: it may swap, or fail and say so
+    assert any("has 30 of 20 MiB free: lower" in r.message and "all the same" in r.message for r in caplog.records)
+
+
+def test_an_integrated_gpu_is_told_by_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Library:
+        def __init__(self, started: int, integrated: int) -> None:
+            self.started, self.integrated = started, integrated
+
+        def cuInit(self, flags: int) -> int:
+            return self.started
+
+        def cuDeviceGet(self, device: Any, ordinal: int) -> int:
+            return 0
+
+        def cuDeviceGetAttribute(self, value: Any, attribute: int, device: Any) -> int:
+            value._obj.value = self.integrated if attribute == 18 else -1
+            return 0
+
+    for started, integrated in ((0, 1), (0, 0), (100, 1)):
+        monkeypatch.setattr(driver, "_library", lambda s=started, i=integrated: Library(s, i))
+        assert driver.integrated() is (not started and integrated == 1)
+        assert ("CUDA error 100" in driver.missing()) is bool(started)
+    monkeypatch.undo()
+    monkeypatch.setattr(driver, "LIBRARY", "libnone.so.1")
+    assert not driver.integrated()
+    assert driver.missing() == "no NVIDIA driver here (libnone.so.1 does not load): install the driver"
+
+
+SAID = "Error Code 2: OutOfMemory (Requested size was 67819976 bytes.)"
+
+
+@pytest.mark.parametrize(
+    ("errors", "warnings", "workspace", "advice"),
+    [
+        ([SAID], [], 64, "raise --workspace above 64 MiB"),
+        ([SAID], [], 640, "close other programs"),
+        (["no tactics to implement the operation within workspace limit."], [], 1, "raise --workspace above 1 MiB"),
+        (["Could not find any implementation for node {ForeignNode}."], [], 64, "try another --precision"),
+        (
+            ["Could not find any implementation for node {ForeignNode}."],
+            ["Skipping tactic 3 due to insufficient memory on requested size of 2147483648 detected for tactic 0x0."],
+            64,
+            "close other programs, or lower --cameras, the largest of --frame-sizes or --workspace",
+        ),
+        (["Cuda Runtime (out of memory)"], ["timing cache: measured anew"], 64, "close other programs"),
+        ([], ["Requested amount of GPU memory (9 bytes) could not be allocated."], 64, "close other programs"),
+        (["something new"], ["something else"], 64, "run it with --log-level debug"),
+    ],
+)
+def test_what_to_do_of_memory(errors: list[str], warnings: list[str], workspace: int, advice: str) -> None:
+    report = {"failed": "TensorRT could not build the engine", "errors": errors, "warnings": warnings}
+    text, short = failure.told(1, report, "", workspace * 2**20)
+    assert advice in text
+    assert short is ("--workspace above" in text or "close other" in text)
+    assert text.startswith("TensorRT could not build the engine: ")
+    assert "\n" not in text
+
+
+def test_what_strong_typing_fails_at_is_tried_once_with_flags(trt: Trt, small: bundles.Bundle, caplog: Log) -> None:
+    trt.setenv("DIINN_DOUBLE_FAIL", "typed")
+    with pytest.raises(DiinnError, match="could not build the engine: no kernel for a cast"):
+        build_encoder(small)  # there is no other way in 10.13
+    play("10.3.0", trt)
+    said = build_encoder(small)
+    assert said["network"] == []
+    assert said["flags"] == ["FP16", "OBEY_PRECISION_CONSTRAINTS"]
+    assert said["held"]
+    assert [r.message for r in caplog.records if "Trying once more with precision flags" in r.message]
+    caplog.clear()
+    assert build_encoder(small) == said  # from the cache, though the better way is not there
+    trt.setenv("DIINN_DOUBLE_FAIL", "")
+    assert build_encoder(small, force=True)["network"] == ["STRONGLY_TYPED"]
+    assert not caplog.records
+    for failing, message in (("build", "out of memory"), ("kill", "was killed")):
+        trt.setenv("DIINN_DOUBLE_FAIL", failing)
+        with pytest.raises(DiinnError, match=message):
+            build_encoder(small, force=True)
+        assert not caplog.records  # another way would want no less memory
 
 
 def start(failing: str) -> subprocess.Popen[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ramp
+from conftest import play, ramp
 from diinn.export import writer
 from diinn.runtime import DiinnError, InputError, SuperResolver, backends
 from diinn.runtime.engines import cache as cache_module
@@ -57,18 +57,34 @@ def test_every_decoder_is_what_it_is_on_the_cpu(trt: Trt, bundle: Path, precisio
 
 
 def test_bands_and_maps_too(trt: Trt, bundle: Path) -> None:
-    frame = ramp(40, 21)
+    frame = ramp(490, 21)  # above what the engine is for: one for bands of it is opened
     with SuperResolver.open(bundle, backend="onnxruntime") as cpu:
-        wanted = cpu.resize(frame, (50, 97), dtype=np.float32)
+        wanted = cpu.resize(frame, (50, 997), dtype=np.float32)
         budget = cpu.bundle.workspace * 21 * (4 * cpu.bundle.radius + 1)
         remaps = len(cpu.bundle.layout.shifts) == 1 and not cpu.bundle.layout.corner
-        x, y = np.meshgrid(np.linspace(-3, 22, 50, dtype=np.float32), np.linspace(0, 39, 40, dtype=np.float32))
+        x, y = np.meshgrid(np.linspace(-3, 22, 50, dtype=np.float32), np.linspace(0, 489, 40, dtype=np.float32))
         mapped = cpu.remap(frame, x, y, dtype=np.float32) if remaps else None
     with SuperResolver.open(bundle, backend="tensorrt", precision="fp32", memory_budget=budget) as gpu:
         assert gpu.encode([frame])[0].maps is None
-        np.testing.assert_allclose(gpu.resize(frame, (50, 97), dtype=np.float32), wanted, atol=2e-5)
+        np.testing.assert_allclose(gpu.resize(frame, (50, 997), dtype=np.float32), wanted, atol=2e-5)
         if mapped is not None:
             np.testing.assert_allclose(gpu.remap(frame, x, y, dtype=np.float32), mapped, atol=2e-5)
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "cuda"])
+def test_bands_want_one_engine_and_an_engine_for_the_frame_wants_no_bands(
+    trt: Trt, bundle_path: Path, backend: str
+) -> None:
+    frame = ramp(1400, 20)
+    with SuperResolver.open(bundle_path, backend="onnxruntime") as cpu:
+        wanted = cpu.resize(frame, (30, 1800), dtype=np.float32)
+        workspace = cpu.bundle.workspace
+    with SuperResolver.open(bundle_path, backend=backend, memory_budget=workspace * 20 * 730) as gpu:
+        np.testing.assert_allclose(gpu.resize(frame, (30, 1800), dtype=np.float32), wanted, atol=5e-3)
+        assert gpu.encode([frame])[0].maps is None
+    assert len([*Cache().path.glob("encoder-*.engine")]) == 2  # the first, and one for the highest band
+    with SuperResolver.open(bundle_path, backend=backend, memory_budget=workspace) as gpu:
+        assert gpu.encode([frame[:480]])[0].maps is not None
 
 
 def test_memory_is_used_again(trt: Trt, bundle_path: Path) -> None:
@@ -197,7 +213,8 @@ def test_engines_are_compared_once_and_the_verdict_is_kept(trt: Trt, bundle_path
     ("failing", "message"),
     [
         ("deserialise", "does not run the encoder engine it built"),
-        ("context", "does not run the encoder engine it built"),
+        ("context", "not enough device memory to open the encoder engine .*4096 of 4096 MiB are free.*: close other"),
+        ("no memory", "not enough device memory to open the encoder engine"),
         ("run", "TensorRT failed to run the encoder"),
         ("nan", "the fp16 encoder engine differs from the CPU: FAILED, largest difference inf"),
         ("wrong", "the fp16 encoder engine differs from the CPU: FAILED, largest difference 0.1"),
@@ -272,9 +289,53 @@ def test_providers_are_onnx_runtimes(trt: Trt, bundle_path: Path) -> None:
         SuperResolver.open(bundle_path, backend="tensorrt", provider="cpu")
 
 
+@pytest.mark.parametrize("failing", ["context", "no memory"])
+def test_want_of_memory_is_no_reason_to_build_again(trt: Trt, bundle_path: Path, failing: str) -> None:
+    SuperResolver.open(bundle_path, backend="tensorrt").close()
+    before = {path: path.stat().st_mtime_ns for path in Cache().path.glob("*.json")}
+    trt.setenv("DIINN_DOUBLE_FAIL", failing)
+    with pytest.raises(DiinnError, match="not enough device memory"):
+        SuperResolver.open(bundle_path, backend="tensorrt")
+    assert {path: path.stat().st_mtime_ns for path in Cache().path.glob("*.json")} == before
+
+
+def test_what_strong_typing_gets_wrong_is_built_with_flags(trt: Trt, bundle_path: Path, caplog: Log) -> None:
+    frame, other = ramp(20, 30), ramp(490, 20)
+    with SuperResolver.open(bundle_path, backend="onnxruntime") as cpu:
+        wanted = [cpu.resize(f, (70, 51), dtype=np.float32) for f in (frame, other)]
+    play("10.3.0", trt)
+    trt.setenv("DIINN_DOUBLE_FAIL", "typed wrong")
+    for _ in range(2):
+        with SuperResolver.open(bundle_path, backend="tensorrt", cuda_graphs=True) as gpu:
+            for _ in range(3):
+                found = [gpu.resize(f, (70, 51), dtype=np.float32) for f in (frame, other)]
+            assert gpu.backend.side_cars[1].key.identity.route == "flags"  # type: ignore[attr-defined]
+            assert all(car.verify["passed"] for car in gpu.backend.side_cars)  # type: ignore[attr-defined]
+            for one, two in zip(found, wanted, strict=True):
+                np.testing.assert_allclose(one, two, atol=5e-3)
+        warned = [r.message for r in caplog.records if "with precision flags" in r.message]
+        caplog.clear()
+    assert not warned  # the second time the cache knows
+    play("10.13.0.35", trt)
+    with pytest.raises(DiinnError, match="encoder engine differs from the CPU"):
+        SuperResolver.open(bundle_path, backend="tensorrt")
+
+
+def test_tensorrt_has_one_logger_a_process(trt: Trt, bundle_path: Path) -> None:
+    import tensorrt as double
+
+    loggers = []
+    original = double.Runtime.__init__
+    trt.setattr(double.Runtime, "__init__", lambda self, logger: (loggers.append(logger), original(self, logger))[1])
+    for _ in range(2):
+        SuperResolver.open(bundle_path, backend="tensorrt").close()
+    assert len(loggers) == 2
+    assert loggers[0] is loggers[1]
+
+
 def test_an_engine_that_does_not_start_is_built_again_once(trt: Trt, bundle_path: Path, caplog: Log) -> None:
     SuperResolver.open(bundle_path, backend="tensorrt").close()
-    trt.setenv("DIINN_DOUBLE_FAIL", "context")
+    trt.setenv("DIINN_DOUBLE_FAIL", "deserialise")
     with pytest.raises(DiinnError, match="does not run the encoder engine it built"):
         SuperResolver.open(bundle_path, backend="tensorrt")
     assert any("building it again" in r.message for r in caplog.records)

@@ -1,7 +1,7 @@
 """Every TensorRT name that the code uses exists in every version it claims; found by walking its syntax trees.
 
 ``tensorrt_names.json`` holds what the code uses: name by class, and per version the ways to call it (null: not there).
-Where a version lacks a name, the code must stand behind ``rules.constrained``, which is false there.
+Where a version lacks a name, the code must stand behind ``rules.constrained``, which is false for every way there.
 """
 
 import ast
@@ -87,7 +87,7 @@ def uses() -> list[tuple[str, int, set[str], str]]:
 
 def claimed(guard: str) -> Iterator[str]:
     """The versions in which code behind ``guard`` runs."""
-    return (v for v in VERSIONS if not guard or versions.rules(v).constrained)
+    return (v for v in VERSIONS if not guard or any(way.constrained for way in versions.routes(v)))
 
 
 def test_the_walk_finds_what_is_there() -> None:
@@ -135,9 +135,10 @@ def test_what_is_guarded_is_called_behind_its_guard_alone() -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_flags_by_name_exist_in_their_versions(version: str) -> None:
-    rules = versions.rules(version)
-    wanted = [f"NetworkDefinitionCreationFlag.{name}" for name in rules.network_flags]
-    wanted += [f"BuilderFlag.{name}" for names in rules.builder_flags.values() for name in names]
+    ways = versions.routes(version)
+    wanted = [f"NetworkDefinitionCreationFlag.{name}" for way in ways for name in way.network_flags]
+    wanted += [f"BuilderFlag.{name}" for way in ways for names in way.builder_flags.values() for name in names]
+    wanted += [f"TacticSource.{name}" for name in versions.tactics(version)]
     for name in wanted:
         assert TABLE[name][version] is not None, f"{name} is not in TensorRT {version}"
 

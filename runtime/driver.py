@@ -1,0 +1,49 @@
+"""What the CUDA driver says by itself, without pycuda: whether it is there, and whether the GPU shares the memory."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+LIBRARY = "libcuda.so.1"
+INTEGRATED = 18  # CU_DEVICE_ATTRIBUTE_INTEGRATED
+PYCUDA = (
+    "pip install 'diinn[cuda]', which compiles it: the CUDA toolkit's nvcc on PATH (on a Jetson "
+    "export PATH=$PATH:/usr/local/cuda/bin), CUDA_ROOT at a toolkit elsewhere"
+)
+
+
+def missing() -> str:
+    """Why CUDA cannot start, in words; empty where it can."""
+    try:
+        started: int = _library().cuInit(0)
+    except OSError:
+        return f"no NVIDIA driver here ({LIBRARY} does not load): install the driver"
+    if started:
+        return f"the NVIDIA driver does not start (CUDA error {started}): see whether nvidia-smi lists a GPU"
+    return ""
+
+
+def why_no_pycuda(error: ImportError) -> str:
+    """What keeps ``import pycuda.driver`` from working and what to do: without a driver, pycuda itself is of no use."""
+    return missing() or f"no pycuda here ({' '.join(str(error).split())}): {PYCUDA}"
+
+
+def integrated(ordinal: int = 0) -> bool:
+    """Whether a GPU has no memory of its own, as on a Jetson: what it calls free then leaves out the page cache, which
+    the system gives back when asked."""
+    value, device = ctypes.c_int(), ctypes.c_int()
+    try:
+        library = _library()
+        found = (
+            library.cuInit(0) == 0
+            and library.cuDeviceGet(ctypes.byref(device), ordinal) == 0
+            and library.cuDeviceGetAttribute(ctypes.byref(value), INTEGRATED, device) == 0
+        )
+    except (OSError, AttributeError):
+        return False
+    return found and value.value == 1
+
+
+def _library() -> Any:
+    return ctypes.CDLL(LIBRARY)

@@ -1,0 +1,74 @@
+"""What TensorRT said of a build that failed, as one line with what to do about it."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+MIB = 2**20
+RAISE = "raise --workspace above {workspace} MiB, or lower --cameras or the largest of --frame-sizes"
+FREE = "close other programs, or lower --cameras, the largest of --frame-sizes or --workspace"
+EXPORT = "export the bundle again, or use another version of TensorRT"
+SHAPES = "give --frame-sizes and --cameras in place of shapes, or export the bundle again"
+# Words of TensorRT's in lower case, and what to do; the first that are found hold.
+HINTS = (
+    (r"within workspace limit", RAISE),
+    (r"outofmemory \(requested size was (?P<bytes>\d+) bytes", RAISE),
+    (r"device memory is insufficient|could not be allocated|due to insufficient memory", FREE),
+    (r"out of memory|outofmemory|insufficient memory|memory allocation", FREE),
+    (r"for turing", "engines are not for this GPU: use --backend cuda, or --backend onnxruntime"),
+    (r"plugin not found|no importer|must have same input types|failed to parse|cannot be found", EXPORT),
+    (r"missing dimensions in profile|dimension mismatch|invalid shape profile|kmax values", SHAPES),
+    (r"driver version is insufficient|no cuda-capable device", "update the driver: see nvidia-smi for what it runs"),
+)
+# What it says when nothing was left: why is in a warning, or nowhere.
+NOTHING = ((r"no implementation|could not find any implementation", "try another --precision, or raise --workspace"),)
+MEMORY = (RAISE, FREE)
+ELSE = "run it with --log-level debug"
+NOISE = re.compile(r"--- (Begin|End) node ---|While parsing node number|catchCudaError|ScopedCudaStream")
+
+
+def told(code: int, report: dict[str, Any], said: str, workspace: int) -> tuple[str, bool]:
+    """What failed, TensorRT's word that tells why, what to do; and whether memory was short.
+
+    code: of the process, minus a signal's number; report: ``failed``, ``errors`` and ``warnings`` of the worker
+    said: the process's last words; workspace: bytes that TensorRT was allowed
+    """
+    if -code == signal.SIGKILL:
+        return "the build was killed, most likely for memory: lower --workspace, or close other programs", True
+    if code < 0:
+        return f"the build crashed ({signal.Signals(-code).name}): try another --precision, or --workspace", False
+    text = line(report["failed"]) or "the build failed"
+    word, advice = _why([text, *report["errors"]], report["warnings"], workspace)
+    others = [w for w in map(line, [*report["errors"], *said.splitlines()[-1:]]) if w and not NOISE.search(w)]
+    word = word or next(iter(others), "")
+    if word and word not in text:
+        text += f": {word[:300]}"
+    return f"{text}: {advice}", advice in {hint.format(workspace=workspace // MIB) for hint in MEMORY}
+
+
+def _why(errors: Sequence[str], warnings: Sequence[str], workspace: int) -> tuple[str, str]:
+    """The line that tells why, empty where none does, and the advice."""
+    for lines, hints in ((errors, HINTS), (warnings, HINTS), (errors, NOTHING)):
+        for words, advice in hints:
+            for said in map(line, lines):
+                found = re.search(words, said.lower())
+                if found is None:
+                    continue
+                wanted = found.groupdict().get("bytes")
+                if wanted and int(wanted) <= workspace:  # allowed, and still not to be had
+                    advice = FREE
+                return said, advice.format(workspace=workspace // MIB)
+    return "", ELSE
+
+
+def is_memory(said: str) -> bool:
+    """Whether a line of TensorRT's is about memory."""
+    return any(re.search(words, said.lower()) for words, advice in HINTS if advice in MEMORY)
+
+
+def line(text: str) -> str:
+    """On one line, and as long as one can be read."""
+    return " ".join(text.split())[:500]
