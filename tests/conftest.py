@@ -129,6 +129,7 @@ def trt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kernel_folder: Path) ->
     play("10.13.0.35", monkeypatch)
     yield monkeypatch
     sys.modules.pop("tensorrt", None)
+    assert HostDevice.complaints() == []
 
 
 def play(version: str, monkeypatch: pytest.MonkeyPatch) -> None:

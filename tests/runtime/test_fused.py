@@ -1,7 +1,10 @@
 """The fused decoder without a GPU: the kernel's own source in an emulator that runs every thread (``tests/double``),
 the encoder by ONNX Runtime's CPU provider or by the double of TensorRT."""
 
+import shutil
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ from conftest import ramp
 from diinn.export import writer
 from diinn.runtime import DiinnError, InputError, SuperResolver
 from diinn.runtime import bundle as bundles
-from diinn.runtime.backends import cuda
+from diinn.runtime.backends import cuda, device_backend
 from diinn.runtime.backends.cuda import plan
 from diinn.runtime.strength import Strength
 from diinn.runtime.view import View
@@ -19,12 +22,23 @@ from diinn.train import checkpoint
 from diinn.train.config import parse
 from diinn.train.model import ModelConfig, SuperResolutionModel
 
+Make = Callable[..., Path]
 TOLD = [Strength(), Strength(20, 50)]  # cameras of one batch may differ
 Trt, Log = pytest.MonkeyPatch, pytest.LogCaptureFixture
 
 
-def make(folder: Path, width: int, depth: int, **decoder: object) -> Path:
-    """A bundle with random weights."""
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes a bundle with random weights, each once."""
+
+    @cache
+    def made(width: int, depth: int, **decoder: object) -> Path:
+        return _made(tmp_path_factory.mktemp("bundle"), width, depth, decoder)
+
+    return made
+
+
+def _made(folder: Path, width: int, depth: int, decoder: dict[str, object]) -> Path:
     torch.manual_seed(width + depth)
     values = {
         "encoder": {"name": "compact", "channels": 8, "blocks": 1},
@@ -47,9 +61,17 @@ def gpu(trt: Trt) -> Trt:
     return trt
 
 
+@pytest.fixture(params=[False, True], ids=["even", "skewed"])
+def mode(request: pytest.FixtureRequest, gpu: Trt) -> None:
+    """Both modes of the emulator."""
+    from host_device import HostDevice
+
+    gpu.setattr(HostDevice, "skewed", request.param)
+
+
 @pytest.mark.parametrize(("width", "depth"), [(16, 1), (16, 3), (32, 4), (64, 2), (128, 2), (256, 2)])
-def test_every_width_is_what_it_is_on_the_cpu(gpu: Trt, tmp_path: Path, width: int, depth: int) -> None:
-    bundle = make(tmp_path, width, depth)
+def test_every_width_is_what_it_is_on_the_cpu(gpu: Trt, mode: None, make: Make, width: int, depth: int) -> None:
+    bundle = make(width, depth)
     frames = [ramp(13, 9), ramp(13, 9)[::-1].copy()]
     x, y = np.meshgrid(np.linspace(-2, 10, 11, dtype=np.float32), np.linspace(0, 12, 7, dtype=np.float32))
     views = [View.roi((1.5, 2.25, 5, 7.5), (13, 11)), View.remap(x, y, border_value=0.5)]
@@ -69,10 +91,10 @@ def test_every_width_is_what_it_is_on_the_cpu(gpu: Trt, tmp_path: Path, width: i
 
 
 @pytest.mark.parametrize(("width", "shared"), [(32, 20 * 1024), (64, 16 * 1024), (256, 64 * 1024)])
-def test_weights_are_streamed_where_they_do_not_fit(gpu: Trt, tmp_path: Path, width: int, shared: int) -> None:
+def test_weights_are_streamed_where_they_do_not_fit(gpu: Trt, mode: None, make: Make, width: int, shared: int) -> None:
     from host_device import HostDevice
 
-    bundle, depth = make(tmp_path, width, 3), 3
+    bundle, depth = make(width, 3), 3
     gpu.setattr(HostDevice, "shared_bytes", shared)
     chosen = plan(width, depth, shared)
     assert chosen.kernel.endswith("streamed")
@@ -82,6 +104,47 @@ def test_weights_are_streamed_where_they_do_not_fit(gpu: Trt, tmp_path: Path, wi
     with SuperResolver.open(bundle, backend="onnxruntime") as cpu, opened as fused:
         right = cpu.resize(frame, (13, 12), dtype=np.float32)
         np.testing.assert_allclose(fused.resize(frame, (13, 12), dtype=np.float32), right, atol=5e-3)
+
+
+FETCH = "fetch(piece + 1 < pieces ? piece + 1 : 0, slot ^ 1);"
+BARRIER = "__syncthreads();  // this piece is there, and nobody reads the one before any more"
+
+
+@pytest.mark.parametrize(
+    ("what", "line", "instead"),
+    [
+        pytest.param(
+            "a piece fetched while others read the one before", BARRIER, f"{FETCH} {BARRIER}", id="early fetch"
+        ),
+        pytest.param("no barrier before a piece is used", BARRIER, "", id="no barrier"),
+        pytest.param("no wait for what was fetched", f"copies_done();\n{' ' * 20}{BARRIER}", BARRIER, id="no wait"),
+    ],
+)
+def test_a_race_in_the_kernel_is_seen(gpu: Trt, make: Make, tmp_path: Path, what: str, line: str, instead: str) -> None:
+    """The kernel gives the same to the bit in both of the emulator's modes; with a mistake at its barriers it does not."""
+    from host_device import HostDevice
+
+    bundle, frame = make(32, 3), ramp(24, 20)
+    gpu.setattr(HostDevice, "shared_bytes", 20 * 1024)
+
+    def pixels(skewed: bool) -> np.ndarray:
+        gpu.setattr(HostDevice, "skewed", skewed)
+        with SuperResolver.open(bundle, backend="cuda", check=False) as fused:
+            assert fused.backend._decoder.plan.kernel == "fused_32_streamed"  # type: ignore[attr-defined]
+            return fused.resize(frame, (40, 48), dtype=np.float32)
+
+    right = pixels(skewed=False)
+    np.testing.assert_array_equal(pixels(skewed=True), right)
+    sources = shutil.copytree(device_backend.KERNELS, tmp_path / "kernels")
+    source = sources / "fused_decoder.cu"
+    text = source.read_text()
+    assert text.count(line) == text.count(FETCH) == 1
+    moved = text.replace(FETCH, "") if FETCH in instead else text
+    source.write_text(moved.replace(line, instead))
+    for module in (device_backend, cuda):
+        gpu.setattr(module, "KERNELS", sources)
+    gpu.setattr(HostDevice, "folder", sources)
+    assert not all(np.array_equal(pixels(skewed), right) for skewed in (False, True)), what
 
 
 def test_plans() -> None:
@@ -96,8 +159,8 @@ def test_plans() -> None:
         plan(256, 4, 40000)
 
 
-def test_bands_and_several_launches(gpu: Trt, tmp_path: Path) -> None:
-    bundle, frame = make(tmp_path, 16, 3), ramp(40, 21)
+def test_bands_and_several_launches(gpu: Trt, make: Make) -> None:
+    bundle, frame = make(16, 3), ramp(40, 21)
     with SuperResolver.open(bundle, backend="onnxruntime") as cpu:
         budget = cpu.bundle.workspace * 21 * (4 * cpu.bundle.radius + 1)
         x, y = np.meshgrid(np.linspace(-3, 22, 50, dtype=np.float32), np.linspace(0, 39, 40, dtype=np.float32))
@@ -135,9 +198,9 @@ def test_an_encoder_on_the_cpu_is_said(gpu: Trt, bundle_path: Path, caplog: Log)
     assert "has no CUDA provider: pip install onnxruntime-gpu" in said
 
 
-def test_auto_passes_over_what_does_not_fit_and_says_so(gpu: Trt, tmp_path: Path, caplog: Log) -> None:
+def test_auto_passes_over_what_does_not_fit_and_says_so(gpu: Trt, make: Make, caplog: Log) -> None:
     caplog.set_level("INFO")
-    with SuperResolver.open(make(tmp_path, 16, 2)) as resolver:
+    with SuperResolver.open(make(16, 2)) as resolver:
         assert resolver.backend.name == "onnxruntime"
     assert any("not cuda: onnxruntime" in r.message and "no CUDA provider" in r.message for r in caplog.records)
 
@@ -152,9 +215,9 @@ def test_auto_passes_over_what_does_not_fit_and_says_so(gpu: Trt, tmp_path: Path
     ],
 )
 def test_what_has_no_kernel_is_said(
-    gpu: Trt, tmp_path: Path, decoder: dict[str, object], options: dict[str, str], message: str
+    gpu: Trt, make: Make, decoder: dict[str, object], options: dict[str, str], message: str
 ) -> None:
-    bundle = make(tmp_path, **decoder)  # type: ignore[arg-type]
+    bundle = make(**decoder)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=message):
         SuperResolver.open(bundle, backend="cuda", **options)  # type: ignore[arg-type]
 
