@@ -1,10 +1,10 @@
-# make run | test | check | bench | soak | kernels: each sets up what it needs in .venv, nothing is installed elsewhere.
+# make run | test | test-device | check | bench | soak | kernels: each sets up what it needs in .venv, nothing is installed elsewhere.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TYPING := build/typing/diinn
 
-.PHONY: run test check bench soak kernels clean
+.PHONY: run test test-device check bench soak kernels clean
 
 run: .venv/.run
 	$(BIN)/diinn-run --camera demo --out-size 640x480 --duration 10 --headless --output out/demo.mp4
@@ -16,6 +16,11 @@ run: .venv/.run
 
 test: .venv/.dev
 	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --device standin tests/runtime/test_cuda.py
+
+# All that stands on a device, on real pycuda over a driver of our own, which is built with the CUDA toolkit's headers.
+test-device: .venv/.dev
+	$(BIN)/python -m pytest --device standin -m device
 
 check: .venv/.dev
 	$(BIN)/ruff check .

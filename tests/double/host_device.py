@@ -34,7 +34,9 @@ def compile_kernels(source: Path, folder: Path, names):
         shim.write_text("\n".join(lines))
         draft = library.with_suffix(".part")
         subprocess.run([*COMPILER, "-shared", "-fPIC", shim, "-o", draft], check=True)
-        bounds = subprocess.run([*COMPILER, "-E", "-DDIINN_SHOW_BOUNDS", shim], check=True, capture_output=True, text=True)
+        bounds = subprocess.run(
+            [*COMPILER, "-E", "-DDIINN_SHOW_BOUNDS", shim], check=True, capture_output=True, text=True
+        )
         found = re.findall(r"\blaunch_bounds_(\d+)\s+(\w+)\s*\(", bounds.stdout)
         library.with_suffix(".bounds").write_text("\n".join(f"{name} {most}" for most, name in found))
         draft.rename(library)

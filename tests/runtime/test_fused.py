@@ -23,6 +23,7 @@ from diinn.train.config import parse
 from diinn.train.model import ModelConfig, SuperResolutionModel
 
 Make = Callable[..., Path]
+pytestmark = pytest.mark.device
 TOLD = [Strength(), Strength(20, 50)]  # cameras of one batch may differ
 Trt, Log = pytest.MonkeyPatch, pytest.LogCaptureFixture
 
@@ -62,15 +63,15 @@ def gpu(trt: Trt) -> Trt:
 
 
 @pytest.fixture(params=[False, True], ids=["even", "skewed"])
-def mode(request: pytest.FixtureRequest, gpu: Trt) -> None:
+def mode(request: pytest.FixtureRequest, gpu: Trt, device_kind: type) -> None:
     """Both modes of the emulator."""
-    from host_device import HostDevice
-
-    gpu.setattr(HostDevice, "skewed", request.param)
+    gpu.setattr(device_kind, "skewed", request.param)
 
 
 @pytest.mark.parametrize(("width", "depth"), [(16, 1), (16, 3), (32, 4), (64, 2), (128, 2), (256, 2)])
-def test_every_width_is_what_it_is_on_the_cpu(gpu: Trt, mode: None, make: Make, width: int, depth: int) -> None:
+def test_every_width_is_what_it_is_on_the_cpu(
+    gpu: Trt, device_kind: type, mode: None, make: Make, width: int, depth: int
+) -> None:
     bundle = make(width, depth)
     frames = [ramp(13, 9), ramp(13, 9)[::-1].copy()]
     x, y = np.meshgrid(np.linspace(-2, 10, 11, dtype=np.float32), np.linspace(0, 12, 7, dtype=np.float32))
@@ -82,7 +83,7 @@ def test_every_width_is_what_it_is_on_the_cpu(gpu: Trt, mode: None, make: Make, 
         found = fused.decode_all([(e, views) for e in fused.encode(frames, TOLD)], dtype=np.float32)
         assert fused.backend.device.launches - launches == 2  # frames made planar; all cameras and views decoded
         small = [fused.decode(e, views) for e in fused.encode(frames, TOLD)]
-        assert "(Test double, fused_" in fused.backend.describe()
+        assert f"({device_kind.name}, fused_" in fused.backend.describe()  # type: ignore[attr-defined]
     for one, two, three in zip(wanted, found, small, strict=True):
         for right, ours, pixels in zip(one, two, three, strict=True):
             np.testing.assert_allclose(ours, right, atol=5e-3)
@@ -91,11 +92,11 @@ def test_every_width_is_what_it_is_on_the_cpu(gpu: Trt, mode: None, make: Make, 
 
 
 @pytest.mark.parametrize(("width", "shared"), [(32, 20 * 1024), (64, 16 * 1024), (256, 64 * 1024)])
-def test_weights_are_streamed_where_they_do_not_fit(gpu: Trt, mode: None, make: Make, width: int, shared: int) -> None:
-    from host_device import HostDevice
-
+def test_weights_are_streamed_where_they_do_not_fit(
+    gpu: Trt, device_kind: type, mode: None, make: Make, width: int, shared: int
+) -> None:
     bundle, depth = make(width, 3), 3
-    gpu.setattr(HostDevice, "shared_bytes", shared)
+    gpu.setattr(device_kind, "shared_bytes", shared)
     chosen = plan(width, depth, shared)
     assert chosen.kernel.endswith("streamed")
     assert chosen.shared <= shared
@@ -120,15 +121,15 @@ BARRIER = "__syncthreads();  // this piece is there, and nobody reads the one be
         pytest.param("no wait for what was fetched", f"copies_done();\n{' ' * 20}{BARRIER}", BARRIER, id="no wait"),
     ],
 )
-def test_a_race_in_the_kernel_is_seen(gpu: Trt, make: Make, tmp_path: Path, what: str, line: str, instead: str) -> None:
+def test_a_race_in_the_kernel_is_seen(
+    gpu: Trt, device_kind: type, make: Make, tmp_path: Path, what: str, line: str, instead: str
+) -> None:
     """The kernel gives the same to the bit in both of the emulator's modes; with a mistake at its barriers it does not."""
-    from host_device import HostDevice
-
     bundle, frame = make(32, 3), ramp(24, 20)
-    gpu.setattr(HostDevice, "shared_bytes", 20 * 1024)
+    gpu.setattr(device_kind, "shared_bytes", 20 * 1024)
 
     def pixels(skewed: bool) -> np.ndarray:
-        gpu.setattr(HostDevice, "skewed", skewed)
+        gpu.setattr(device_kind, "skewed", skewed)
         with SuperResolver.open(bundle, backend="cuda", check=False) as fused:
             assert fused.backend._decoder.plan.kernel == "fused_32_streamed"  # type: ignore[attr-defined]
             return fused.resize(frame, (40, 48), dtype=np.float32)
@@ -143,7 +144,7 @@ def test_a_race_in_the_kernel_is_seen(gpu: Trt, make: Make, tmp_path: Path, what
     source.write_text(moved.replace(line, instead))
     for module in (device_backend, cuda):
         gpu.setattr(module, "KERNELS", sources)
-    gpu.setattr(HostDevice, "folder", sources)
+    gpu.setattr(device_kind, "folder", sources)
     assert not all(np.array_equal(pixels(skewed), right) for skewed in (False, True)), what
 
 
@@ -222,10 +223,8 @@ def test_what_has_no_kernel_is_said(
         SuperResolver.open(bundle, backend="cuda", **options)  # type: ignore[arg-type]
 
 
-def test_an_architecture_without_a_kernel_is_said(gpu: Trt, bundle_path: Path) -> None:
-    from host_device import HostDevice
-
-    gpu.setattr(HostDevice, "capability", "7.2")
+def test_an_architecture_without_a_kernel_is_said(gpu: Trt, device_kind: type, bundle_path: Path) -> None:
+    gpu.setattr(device_kind, "capability", "7.2")
     with pytest.raises(InputError, match=r"no fused kernel for compute capability 7\.2, only for 7\.5 and later"):
         SuperResolver.open(bundle_path, backend="cuda")
 

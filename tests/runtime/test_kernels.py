@@ -1,13 +1,14 @@
 """CUDA sources without a GPU: they compile for every architecture, spill nothing, and compiled for the host agree with
 ``grid``."""
 
+import contextlib
 import ctypes
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import DOUBLE, ROOT
+from conftest import ROOT, play_device
 from diinn.runtime import DiinnError, InputError, grid
 from diinn.runtime.backends.base import Segment
 from diinn.runtime.backends.on_device import SEGMENT, Buffers, ViewTables
@@ -18,18 +19,17 @@ from hypothesis import strategies as st
 
 KERNEL_FOLDER = ROOT / "runtime" / "kernels"
 KERNELS = sorted(KERNEL_FOLDER.glob("*.cu"))
+pytestmark = pytest.mark.device
 
 
 @pytest.fixture(scope="module")
-def device(kernel_folder: Path):  # type: ignore[no-untyped-def]
-    """The double, with the kernels compiled by g++."""
-    patch = pytest.MonkeyPatch()
-    patch.syspath_prepend(str(DOUBLE))
-    from host_device import HostDevice
-
-    patch.setattr(HostDevice, "folder", kernel_folder, raising=False)
-    yield HostDevice()
-    patch.undo()
+def device(request: pytest.FixtureRequest, kernel_folder: Path):  # type: ignore[no-untyped-def]
+    """What plays a GPU, with the kernels compiled by g++."""
+    with pytest.MonkeyPatch.context() as patch:
+        kind = play_device(request.config, patch, kernel_folder)
+        with contextlib.closing(kind()) as opened:
+            yield opened
+        assert kind.complaints() == []  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("source", KERNELS, ids=lambda p: p.stem)

@@ -26,6 +26,7 @@ DECODERS = {
 }
 TOLD = [Strength(), Strength(20, 50), Strength(5), Strength(0, 30)]  # cameras of one batch may differ
 Trt, Log = pytest.MonkeyPatch, pytest.LogCaptureFixture
+pytestmark = pytest.mark.device
 
 
 @pytest.fixture(scope="module", params=DECODERS)
@@ -50,7 +51,7 @@ def test_every_decoder_is_what_it_is_on_the_cpu(trt: Trt, bundle: Path, precisio
     with SuperResolver.open(bundle, backend="tensorrt", precision=precision, chunk=1000) as gpu:
         encoded = gpu.encode(frames, TOLD)  # all are held while others are decoded: no buffer may be used twice
         found = [gpu.decode(e, views, dtype=np.float32) for e in encoded]
-        assert "tensorrt 10.13.0.35 (Test double" in gpu.backend.describe()
+        assert f"tensorrt 10.13.0.35 ({gpu.backend.device.name}" in gpu.backend.describe()  # type: ignore[attr-defined]
         for a, b in zip(wanted, found, strict=True):
             for one, two in zip(a, b, strict=True):
                 np.testing.assert_allclose(two, one, atol=tolerance)
