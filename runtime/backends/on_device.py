@@ -39,12 +39,13 @@ class Buffers:
         self.idle: list[tuple[int, int]] = []
 
     def take(self, size: int) -> tuple[int, int]:
-        """Raises OutOfMemory, after giving back all that is idle."""
-        self._keep(MOST_IDLE, IDLE_BYTES)
+        """Raises OutOfMemory, after giving back all that is idle. What fits is taken before anything is given back: the
+        maps of one batch may be more than is kept idle."""
         fitting = [block for block in self.idle if size <= block[0] <= 2 * size]
         if fitting:
             self.idle.remove(min(fitting))
             return min(fitting)
+        self._keep(MOST_IDLE, IDLE_BYTES)
         try:
             return size, self._device.allocate(size)
         except OutOfMemory:

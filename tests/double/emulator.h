@@ -83,6 +83,7 @@ inline void copies_done() {
 }
 
 inline float sine_of_reduced(float x) { return sinf(x); }
+inline float relu(float x) { return x < 0.0f ? 0.0f : x; }  // NaN stays
 
 inline float from_half_slowly(uint16_t half) {
     const int exponent = half >> 10 & 31, fraction = half & 0x3ff;

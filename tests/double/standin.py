@@ -1,8 +1,9 @@
-"""The real ``diinn.runtime.cuda.Device``, on real pycuda, on a driver of our own (``standin.cpp``): ``--device standin``.
+"""The real ``diinn.runtime.cuda.Device`` on real pycuda and a driver of our own (``standin.cpp``), for
+``--device standin``.
 
 pycuda is built from its source against the toolkit's headers, once, into ``build/standin``; the driver whenever it has
-changed. What a launch does is what the double does: the kernels' sources in the emulator. Everything else, from pycuda's
-packing of arguments to the parameter tables of the real cubins, is the real thing.
+changed. What a launch does is what it does on the double: the kernels' sources in the emulator. Everything else, from
+pycuda's packing of arguments to the parameter tables of the real cubins, is the real thing.
 """
 
 import contextlib
@@ -131,7 +132,7 @@ def load() -> ctypes.CDLL:
 
 
 class StandinDevice(cuda.Device):
-    """What tests ask of ``HostDevice``, of a real ``Device``; what may be set of the class is the driver's from then on."""
+    """A real ``Device`` with what tests ask of ``HostDevice``; what is set of the class is what the driver says."""
 
     capability = HostDevice.capability
     multiprocessors, shared_bytes = HostDevice.multiprocessors, HostDevice.shared_bytes
