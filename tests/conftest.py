@@ -1,5 +1,6 @@
 """Small real things for the tests: a checkpoint, its bundle, photographs where they are at hand."""
 
+import contextlib
 import json
 import os
 import sys
@@ -114,6 +115,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="double",
         help="what plays a GPU: a double in Python, or real pycuda on a driver of our own (make test-device)",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What takes minutes to build is built before any test's time is taken."""
+    if config.getoption("device") == "standin" and not hasattr(config, "workerinput"):
+        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(pytest.skip.Exception):  # tests skip themselves
+            patch.syspath_prepend(str(DOUBLE))
+            import standin
+
+            standin.driver()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The fused decoder without a GPU: the kernel's own source in an emulator that runs every thread (``tests/double``),
 the encoder by ONNX Runtime's CPU provider or by the double of TensorRT."""
 
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from diinn.runtime import DiinnError, InputError, SuperResolver
 from diinn.runtime import bundle as bundles
 from diinn.runtime.backends import cuda, device_backend
 from diinn.runtime.backends.cuda import plan
+from diinn.runtime.engines.cache import Cache
 from diinn.runtime.strength import Strength
 from diinn.runtime.view import View
 from diinn.train import checkpoint
@@ -124,7 +126,7 @@ BARRIER = "__syncthreads();  // this piece is there, and nobody reads the one be
 def test_a_race_in_the_kernel_is_seen(
     gpu: Trt, device_kind: type, make: Make, tmp_path: Path, what: str, line: str, instead: str
 ) -> None:
-    """The kernel gives the same to the bit in both of the emulator's modes; with a mistake at its barriers it does not."""
+    """The kernel gives the same bits in both modes of the emulator; with a mistake at its barriers it does not."""
     bundle, frame = make(32, 3), ramp(24, 20)
     gpu.setattr(device_kind, "shared_bytes", 20 * 1024)
 
@@ -190,6 +192,66 @@ def test_the_encoder_is_an_engine_where_tensorrt_is(trt: Trt, bundle_path: Path)
         np.testing.assert_allclose(fused.resize(ramp(20, 30), (50, 40), dtype=np.float32), right, atol=5e-3)
     with SuperResolver.open(bundle_path) as resolver:  # its encoder engine is in the cache
         assert resolver.backend.name == "cuda"
+
+
+@pytest.fixture
+def provider(trt: Trt) -> None:
+    """An ONNX Runtime that seems to have a CUDA provider."""
+
+    class Encoder(cuda.OrtEncoder):
+        def __init__(self, bundle: object, device: object, provider: str) -> None:
+            super().__init__(bundle, device, "CPU")  # type: ignore[arg-type]
+            self.says = f"a {provider} provider"
+
+    trt.setattr(cuda, "OrtEncoder", Encoder)
+
+
+DAMAGES = ["engine", "side-car", "verdict", "context"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_bad_encoder_engine_leaves_onnx_runtime(
+    trt: Trt, provider: None, bundle_path: Path, caplog: Log, damage: str
+) -> None:
+    """ "auto" builds nothing: it takes the fused decoder all the same, and says why the encoder is another."""
+    SuperResolver.open(bundle_path, backend="cuda").close()
+    (engine,) = Cache().path.glob("encoder-*.engine")
+    if damage == "engine":
+        engine.write_bytes(b"damaged")
+    elif damage == "side-car":
+        engine.with_suffix(".json").write_text("{")
+    elif damage == "verdict":
+        said = json.loads(engine.with_suffix(".json").read_text())
+        said["verify"]["passed"] = False
+        engine.with_suffix(".json").write_text(json.dumps(said))
+    else:
+        trt.setenv("DIINN_DOUBLE_FAIL", "context")
+    with SuperResolver.open(bundle_path) as fused:
+        assert fused.backend.describe().endswith("encoder by a CUDA provider)")
+        fused.resize(ramp(20, 30), (50, 40))
+    if damage in ("engine", "context"):  # it counts as there until it is opened
+        (said,) = [r.message for r in caplog.records if "the encoder runs by ONNX Runtime" in r.message]
+        assert engine.name in said or "does not run the encoder engine" in said
+
+
+@pytest.mark.parametrize("ending", [".engine", ".json"])
+def test_a_damaged_encoder_engine_is_built_again_where_that_is_allowed(
+    trt: Trt, bundle_path: Path, ending: str
+) -> None:
+    SuperResolver.open(bundle_path, backend="cuda").close()
+    (engine,) = Cache().path.glob("encoder-*.engine")
+    engine.with_suffix(ending).write_bytes(b"damaged")
+    with SuperResolver.open(bundle_path, backend="cuda") as fused:
+        assert "encoder by TensorRT" in fused.backend.describe()
+
+
+def test_auto_does_not_encode_on_the_cpu_for_a_bad_engine(trt: Trt, bundle_path: Path, caplog: Log) -> None:
+    SuperResolver.open(bundle_path, backend="cuda").close()
+    (engine,) = Cache().path.glob("encoder-*.engine")
+    engine.write_bytes(b"damaged")
+    with SuperResolver.open(bundle_path) as resolver:
+        assert resolver.backend.name == "onnxruntime"
+    assert any("not cuda: no encoder: " in r.message and engine.name in r.message for r in caplog.records)
 
 
 def test_an_encoder_on_the_cpu_is_said(gpu: Trt, bundle_path: Path, caplog: Log) -> None:

@@ -108,7 +108,10 @@ case "$*" in
 --version) echo 'Cuda compilation tools, release {release}, V{release}.85'; exit ;;
 esac
 for code in $(echo "$*" | grep -o 'sm_[0-9]*'); do
-    case "$code" in {known}) ;; *) echo "ptxas fatal: Value '$code' is not defined for option 'gpu-name'" >&2; exit 1 ;; esac
+    case "$code" in
+    {known}) ;;
+    *) echo "ptxas fatal: Value '$code' is not defined for option 'gpu-name'" >&2; exit 1 ;;
+    esac
 done
 exec {nvcc} "$@"
 """
