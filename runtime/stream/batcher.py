@@ -211,7 +211,7 @@ class Batcher:
                     self._do_without(job.lane, OutOfMemory(short))
             else:
                 halved, self._together = True, -(-len(part) // 2)
-                log.warning("%s; encoding at most %d frames at once from here on", short, self._together)
+                log.warning("%s; encoding at most %d at once from here on", short, self._together)
                 waiting = _parts([job for other in (part, *waiting) for job in other], self._together)
         return found, encode, decode
 
