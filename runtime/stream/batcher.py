@@ -193,7 +193,8 @@ class Batcher:
 
     def _in_parts(self, jobs: Sequence[_Job]) -> _Computed:
         """``_computed`` of as many frames at once as the device has memory for. Where it runs out the batch is halved,
-        once; cameras whose part does not fit even then go without the network this time."""
+        once; cameras whose part does not fit even then go without the network this time. Files wait instead, until each
+        is alone."""
         found: dict[str, tuple[Encoded, list[UInt8]]] = {}
         encode = decode = 0.0
         waiting, halved = _parts(jobs, self._together), False
@@ -206,7 +207,7 @@ class Batcher:
             if not short:
                 found |= made
                 encode, decode = encode + encoding, decode + decoding
-            elif halved or len(part) == 1:
+            elif len(part) == 1 or (halved and all(job.lane.source.live for job in part)):
                 for job in part:
                     self._do_without(job.lane, OutOfMemory(short))
             else:

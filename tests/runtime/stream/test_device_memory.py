@@ -1,14 +1,21 @@
 """A device whose memory runs out while cameras are served: fewer frames at once, then bicubic, and on."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from diinn.runtime import DiinnError, Stream, SuperResolver
+from diinn.runtime import DiinnError, Stream, SuperResolver, demo
+from diinn.runtime.stream.batcher import Batcher, _Job
 from diinn.runtime.stream.result import BICUBIC, WHOLE
+from diinn.runtime.stream.stats import Stats
+from diinn.runtime.strength import NONE
+from diinn.runtime.view import View
 from streamed import Kept, camera, clip
 
 Log = pytest.LogCaptureFixture
+VIEWS = {"full": View.resize((200, 150))}
+Auto = lambda: SimpleNamespace(of=lambda frame: NONE)  # noqa: E731
 
 
 @pytest.fixture
@@ -41,22 +48,40 @@ def run(gpu: SuperResolver, cameras: list[str], until: int) -> tuple[Stream, Kep
     return stream, sink
 
 
-def test_the_batch_is_halved_and_all_go_on(gpu: SuperResolver, caplog: Log) -> None:
-    short_of(gpu, 2)
-    sink, after = Kept(), []
-
-    def enough() -> bool:
-        if "at once from here on" in caplog.text:
-            after.append(len(sink.results))
-        return bool(after) and len(sink.results) >= after[0] + 12
-
+@pytest.mark.parametrize(("cameras", "fits", "without"), [(4, 2, 0), (4, 1, 0), (2, 0, 2)])
+@pytest.mark.parametrize("live", [True, False])
+def test_the_batch_is_halved(
+    gpu: SuperResolver, caplog: Log, cameras: int, fits: int, without: int, live: bool
+) -> None:
+    """Of live cameras once a batch, so that no batch takes long; of files until each is alone."""
+    short_of(gpu, fits + 1)
+    lanes = [
+        SimpleNamespace(
+            name=f"camera{n}", weight=1, denoise=Auto(), source=SimpleNamespace(live=live, ended=False), say=print
+        )
+        for n in range(cameras)
+    ]
+    jobs = [
+        _Job(lane, SimpleNamespace(image=demo.frame(n, (160, 120))), WHOLE, VIEWS, VIEWS)  # type: ignore[arg-type]
+        for n, lane in enumerate(lanes)
+    ]
     with gpu:
-        Stream([camera("demo", name=f"camera{n}") for n in range(3)], gpu, sinks=[sink]).run(enough)
+        batcher = Batcher(gpu, lanes, [], Stats())  # type: ignore[arg-type]
+        if without and not live:
+            with pytest.raises(DiinnError, match="out of device memory"):
+                batcher._in_parts(jobs)
+            return
+        for _ in range(3):
+            batcher._without.clear()
+            found, _, _ = batcher._in_parts(jobs)
+        assert len(found) == cameras - without
+        assert len(batcher._without) == without
+        for n, job in enumerate(jobs[: len(found)]):
+            alone = gpu.decode(gpu.encode([job.frame.image])[0], list(VIEWS.values()))
+            np.testing.assert_array_equal(found[f"camera{n}"][1], alone)
     said = [r.message for r in caplog.records if "at once from here on" in r.message]
-    assert "encoding at most 1 at once" in said[-1]
-    assert len(said) <= 2  # of three, and of two: and then the batches are smaller
-    assert {result.camera for result in sink.results} == {f"camera{n}" for n in range(3)}
-    assert {result.quality for result in sink.results[after[0] + 3 :]} == {WHOLE}
+    assert len(said) <= 2
+    assert len({r.message for r in caplog.records if "bicubic meanwhile" in r.message}) == without
 
 
 def test_what_does_not_fit_alone_is_bicubic_and_goes_on(gpu: SuperResolver, caplog: Log) -> None:
