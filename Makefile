@@ -1,4 +1,5 @@
 # make run | test | check | bench | soak | kernels: each sets up what it needs in .venv, nothing is installed elsewhere.
+# make test-device: what stands on a GPU, on real pycuda over a driver that plays one.
 # make test-oldest | test-system | test-pythons | test-arm: the runtime in environments of its own, under build/.
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TYPING := build/typing/diinn
 
-.PHONY: run test check bench soak kernels clean test-oldest test-system test-pythons test-arm
+.PHONY: run test check bench soak kernels clean test-device test-oldest test-system test-pythons test-arm
 
 run: $(VENV)/.run
 	$(BIN)/diinn-run --camera demo --out-size 640x480 --duration 10 --headless --output out/demo.mp4
@@ -18,6 +19,11 @@ run: $(VENV)/.run
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --device standin tests/runtime/test_cuda.py
+
+# All that stands on a device, on real pycuda over a driver of our own, which is built with the CUDA toolkit's headers.
+test-device: .venv/.dev
+	$(BIN)/python -m pytest --device standin -m device
 
 test-oldest test-system: .venv/.dev
 	tests/elsewhere.sh $(@:test-%=%)

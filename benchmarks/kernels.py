@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     found = [
         row
         for source in sorted(compiler.FOLDER.glob("*.cu"))
-        for capability in compiler.CAPABILITIES
+        for capability in compiler.capabilities(nvcc)
         for row in rows(source, capability, nvcc)
     ]
     found.sort(key=lambda row: (row.kernel, compiler.CAPABILITIES.index(row.capability)))

@@ -6,6 +6,7 @@ Runtime share, on one stream of its own. Errors of the driver become DiinnError.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import logging
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from diinn.runtime.driver import why_no_pycuda
 from diinn.runtime.errors import DiinnError, InputError
 from diinn.runtime.kernels import compiler
 
@@ -24,7 +26,7 @@ Array = npt.NDArray[Any]
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: the stream does not wait for the default one
 THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may go on meanwhile
 _lost: list[Any] = []  # what devices that were lost had
-_contexts: dict[int, Any] = {}  # primary contexts, retained as long as the process lives
+_contexts: dict[int, Any] = {}  # primary contexts, retained until the process ends
 
 
 class OutOfMemory(DiinnError):
@@ -47,8 +49,9 @@ class Device:
             device = driver.Device(ordinal)
             if ordinal not in _contexts:
                 _contexts[ordinal] = device.retain_primary_context()
+                atexit.register(_contexts[ordinal].detach)  # pycuda's destructor takes it for one that it created
         except ImportError as error:
-            raise InputError(f"no CUDA here ({' '.join(str(error).split())}): pip install pycuda") from None
+            raise InputError(why_no_pycuda(error)) from None
         except Exception as error:  # pycuda.driver.Error cannot be named before the import
             raise InputError(f"no CUDA device {ordinal}: {error}") from None
         self._cuda, self._context = driver, _contexts[ordinal]
@@ -59,6 +62,7 @@ class Device:
         self.shared_bytes: int = device.get_attribute(kinds.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
         self._blocks: dict[int, Any] = {}  # device memory by address
         self._kept: list[Any] = []  # pinned memory and modules
+        self._closed = False
         with self.active():
             self._stream = driver.Stream(NON_BLOCKING)
         self.stream: int = self._stream.handle
@@ -66,6 +70,8 @@ class Device:
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """The device's context is this thread's within; errors of the driver leave as DiinnError."""
+        if self._closed:
+            raise DiinnError(f"the device {self.name} is closed: open another")
         try:
             self._context.push()
             try:
@@ -97,8 +103,12 @@ class Device:
         return int(block)
 
     def free(self, address: int) -> None:
+        """Free what ``allocate`` gave; DiinnError for any other address."""
+        if address not in self._blocks:
+            raise DiinnError(f"{address:#x} is no memory of {self.name}: it was freed before, or never allocated")
         with self.active():
-            self._blocks.pop(address).free()
+            self._blocks[address].free()
+            del self._blocks[address]
 
     def pinned(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Array:
         """A host array that copies reach without a detour; it is gone when the device is closed."""
@@ -191,15 +201,16 @@ class Device:
         with self.active():
             _checked(library.cuStreamBeginCapture_v2(stream, THREAD_LOCAL), "cuStreamBeginCapture")
             try:
-                work()
-            finally:
-                ended = library.cuStreamEndCapture(stream, ctypes.byref(graph))
-            _checked(ended, "cuStreamEndCapture")
-            try:
+                try:
+                    work()
+                finally:
+                    ended = library.cuStreamEndCapture(stream, ctypes.byref(graph))
+                _checked(ended, "cuStreamEndCapture")
                 flags = ctypes.c_ulonglong(0)
                 _checked(library.cuGraphInstantiateWithFlags(ctypes.byref(ready), graph, flags), "cuGraphInstantiate")
             finally:
-                library.cuGraphDestroy(graph)
+                if graph:
+                    library.cuGraphDestroy(graph)
 
         def replay() -> None:
             with self.active():
@@ -209,7 +220,9 @@ class Device:
         return replay
 
     def close(self) -> None:
-        """Wait and free everything; a device that is lost has nothing left to free."""
+        """Wait and free everything; a device that is lost has nothing left to free. Closing twice does nothing more."""
+        if self._closed:
+            return
         try:
             with self.active():
                 self._stream.synchronize()
@@ -219,11 +232,13 @@ class Device:
         except DiinnError as error:
             log.warning("closing %s: %s", self.name, error)
             _lost.append((self._blocks, self._kept, self._stream))  # to free them would only fail again
+            self._closed = True
             return
         with contextlib.suppress(DiinnError), self.active():  # what pycuda frees itself when it is let go
             self._blocks.clear()
             self._kept.clear()
             del self._stream
+        self._closed = True
 
 
 def _driver_library() -> Any:

@@ -123,25 +123,70 @@ def ramp(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(height * 1000 + width).uniform(0, 1, (height, width, 3)).astype(np.float32)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device",
+        choices=("double", "standin"),
+        default="double",
+        help="what plays a GPU: a double in Python, or real pycuda on a driver of our own (make test-device)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What takes minutes to build is built before any test's time is taken."""
+    if config.getoption("device") == "standin" and not hasattr(config, "workerinput"):
+        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(pytest.skip.Exception):  # tests skip themselves
+            patch.syspath_prepend(str(DOUBLE))
+            import standin
+
+            standin.driver()
+
+
 @pytest.fixture(scope="session")
 def kernel_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("kernels")
 
 
-@pytest.fixture
-def trt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kernel_folder: Path) -> Iterator[pytest.MonkeyPatch]:
-    """A machine with (the double of) TensorRT and a device, and an engine cache of its own."""
-    monkeypatch.syspath_prepend(str(DOUBLE))
-    monkeypatch.setenv("PYTHONPATH", str(DOUBLE), prepend=os.pathsep)
-    monkeypatch.setenv("DIINN_CACHE", str(tmp_path / "cache"))
+def play_device(config: pytest.Config, patch: pytest.MonkeyPatch, folder: Path) -> type:
+    """The class that plays a GPU, wherever ``Device`` is looked up. What it refused is in its ``complaints()``.
+
+    folder: where kernels for the host and an engine cache are made
+    """
+    patch.syspath_prepend(str(DOUBLE))
+    patch.setenv("DIINN_CACHE", str(folder / "cache"))
     from diinn.runtime import cuda
     from diinn.runtime.backends import cuda as fused
     from diinn.runtime.backends import device_backend, tensorrt
     from host_device import HostDevice
 
-    monkeypatch.setattr(HostDevice, "folder", kernel_folder, raising=False)
+    kind: type = HostDevice
+    if config.getoption("device") == "standin":
+        import standin
+
+        standin.load()
+        standin.keep_cubins(patch)
+        kind = standin.StandinDevice
+    patch.setattr(kind, "folder", folder, raising=False)
     for module in (cuda, device_backend, tensorrt, fused):
-        monkeypatch.setattr(module, "Device", HostDevice)
+        patch.setattr(module, "Device", kind)
+    return kind
+
+
+@pytest.fixture
+def device_kind(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kernel_folder: Path
+) -> Iterator[type]:
+    """What plays a GPU; what a test has it refuse, the test must ask for by ``complaints()``."""
+    kind = play_device(request.config, monkeypatch, kernel_folder)
+    monkeypatch.setenv("DIINN_CACHE", str(tmp_path / "cache"))
+    yield kind
+    assert kind.complaints() == []  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def trt(monkeypatch: pytest.MonkeyPatch, device_kind: type) -> Iterator[pytest.MonkeyPatch]:
+    """A machine with (the double of) TensorRT and a device, and an engine cache of its own."""
+    monkeypatch.setenv("PYTHONPATH", str(DOUBLE), prepend=os.pathsep)
     play("10.13.0.35", monkeypatch)
     yield monkeypatch
     sys.modules.pop("tensorrt", None)

@@ -192,15 +192,19 @@ class CudaBackend(DeviceBackend):
         self._open_encoder()
 
     def _open_encoder(self) -> None:
-        """A TensorRT engine where one is or may be built, else ONNX Runtime on the GPU, else on the CPU."""
+        """A TensorRT engine where a good one is or may be built, else ONNX Runtime on the GPU, else on the CPU, which
+        nobody gets who did not ask for this backend."""
         self._engines: Engines | None = None
         why = []
         if self.options.may_build or _engine_there(self.bundle, self.options, self.device):
             try:
                 self._engines = Engines(self.bundle, self.device, self.options)
-                self._encoder: EngineEncoder | OrtEncoder = EngineEncoder(self._engines)
+                encoder = EngineEncoder(self._engines)
+                if encoder.opened.car.verify:
+                    verify.require_passed(encoder.opened.car)
+                self._encoder: EngineEncoder | OrtEncoder = encoder
                 return
-            except InputError as error:
+            except DiinnError as error:  # none, a damaged one, one that was found wrong
                 self._engines = None
                 why.append(str(error))
         self._encoding.refuse()  # what ONNX Runtime launches is not on our stream
@@ -215,6 +219,8 @@ class CudaBackend(DeviceBackend):
             raise InputError(f"no encoder: {'; '.join(why)}")
         if provider == "CPU":
             log.warning("the encoder runs on the CPU, slowly: %s", "; ".join(why))
+        elif why:
+            log.warning("the encoder runs by ONNX Runtime: %s", "; ".join(why))
 
     def describe(self) -> str:
         encoder = f"TensorRT {self._engines.version}" if self._engines else getattr(self._encoder, "says", "")
@@ -284,8 +290,9 @@ def _layers(bundle: Bundle, options: BackendOptions) -> dict[str, Any]:
 
 
 def _engine_there(bundle: Bundle, options: BackendOptions, device: Device) -> bool:
+    """Whether the cache has an encoder engine that was not found wrong."""
     try:
         ways = build.identities(bundle, "encoder", bundle.engine_precision(options.precision), device)
-        return any(Cache().find(way) for way in ways)
-    except InputError:  # no TensorRT
+        return any(car.verify.get("passed", True) for way in ways for car in Cache().find(way))
+    except DiinnError:  # no TensorRT
         return False

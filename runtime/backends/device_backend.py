@@ -136,6 +136,11 @@ class DeviceBackend(Backend):
                 used += len(segment.ids)
         return table, numbers
 
+    @property
+    def replays(self) -> int:
+        """How often work was replayed as a CUDA graph."""
+        return self._encoding.count + self._decoding.count
+
     def poison(self) -> None:
         """Fill idle memory with NaN: what is read before it was written will be seen. For checks."""
         for size, address in self._buffers.idle:

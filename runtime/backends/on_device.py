@@ -25,6 +25,7 @@ SEGMENT = np.dtype(
     + [("border", np.float32), ("bytes", np.int32)]
 )
 MOST_IDLE, IDLE_BYTES = 32, 2**29  # of memory kept for another use
+RECENT = 128  # takes: what came back since then is in steady use, however much it is
 MOST_REPLAYS = 16
 
 
@@ -37,23 +38,28 @@ class Buffers:
     def __init__(self, device: Device) -> None:
         self._device, self._closed = device, False
         self.idle: list[tuple[int, int]] = []
+        self._taken = 0
+        self._came_back: dict[int, int] = {}  # address: how many were taken before
 
     def take(self, size: int) -> tuple[int, int]:
-        """Raises OutOfMemory, after giving back all that is idle."""
-        self._keep(MOST_IDLE, IDLE_BYTES)
+        """Raises OutOfMemory, after giving back all that is idle. What fits is taken before anything is given back: the
+        maps of one batch may be more than is kept idle."""
+        self._taken += 1
         fitting = [block for block in self.idle if size <= block[0] <= 2 * size]
         if fitting:
             self.idle.remove(min(fitting))
             return min(fitting)
+        self._keep(MOST_IDLE, IDLE_BYTES, RECENT)
         try:
             return size, self._device.allocate(size)
         except OutOfMemory:
-            self._keep(0, 0)
+            self._keep(0, 0, 0)
             return size, self._device.allocate(size)
 
     def give(self, blocks: Sequence[tuple[int, int]]) -> None:
         """Frees nothing, since the garbage collector may call it at any time: while a graph is captured, too."""
         if not self._closed:  # else the device has freed them already
+            self._came_back.update((address, self._taken) for _, address in blocks)
             self.idle.extend(blocks)
 
     @contextlib.contextmanager
@@ -67,9 +73,15 @@ class Buffers:
         finally:
             self.give(blocks)
 
-    def _keep(self, most: int, size: int) -> None:
+    def _keep(self, most: int, size: int, recent: int) -> None:
+        """Free what is idle beyond so many blocks or bytes, longest idle first, but not what came back within the last
+        ``recent`` takes."""
         while self.idle and (len(self.idle) > most or sum(block[0] for block in self.idle) > size):
-            self._device.free(self.idle.pop(0)[1])
+            address = self.idle[0][1]
+            if self._taken - self._came_back[address] < recent:
+                return
+            del self.idle[0], self._came_back[address]
+            self._device.free(address)
 
     def close(self) -> None:
         """The device is about to free everything itself."""
@@ -153,10 +165,11 @@ class Replays:
     """Work that comes again: done as it is the first time, captured as a CUDA graph the second, replayed from then on.
 
     A key must name all that the work depends on but what lies in memory: shapes, addresses, counts.
+    count: of replays so far
     """
 
     def __init__(self, device: Device, *, wanted: bool) -> None:
-        self._device, self._wanted = device, wanted
+        self._device, self._wanted, self.count = device, wanted, 0
         self._known: OrderedDict[Hashable, Callable[[], None] | None] = OrderedDict()
 
     def run(self, key: Hashable, work: Callable[[], None]) -> None:
@@ -169,6 +182,7 @@ class Replays:
         else:
             replay = self._known[key] or self._captured(work)
             replay()
+            self.count += self._wanted  # not what could not be captured
             self._known[key] = replay
         self._known.move_to_end(key)
         while len(self._known) > MOST_REPLAYS:

@@ -23,7 +23,8 @@ FOLDER = Path(__file__).parent
 PREBUILT = FOLDER / "prebuilt"  # filled by ``make kernels``
 NVCC = Path("/usr/local/cuda/bin/nvcc")
 FLAGS = ("-std=c++17", "-O3")
-CAPABILITIES = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "11.0", "12.0")  # what the tests compile for
+# What kernels are compiled for where a toolkit knows it: 11.0 came with CUDA 13, 12.6 of JetPack 6 ends at 9.0.
+CAPABILITIES = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1")
 
 
 def machine_code(source: Path, capability: str, driver: int) -> bytes:
@@ -46,6 +47,12 @@ def machine_code(source: Path, capability: str, driver: int) -> bytes:
         raise InputError(
             f"{nvcc} is of CUDA {toolkit}, the driver runs up to {driver // 1000}.{driver % 1000 // 10}: "
             "set CUDA_HOME to an older toolkit, or update the driver"
+        )
+    known = _codes(nvcc)
+    if known and capability.replace(".", "") not in known:
+        raise InputError(
+            f"{nvcc} is of CUDA {toolkit}, which does not compile for compute capability {capability}: "
+            "set CUDA_HOME to a toolkit that does"
         )
     kept = _kept(source, capability, toolkit)
     try:
@@ -102,6 +109,26 @@ def version(nvcc: Path) -> str:
     return found[1] if found else ""
 
 
+def capabilities(nvcc: Path) -> list[str]:
+    """Those of ``CAPABILITIES`` that a toolkit compiles for; DiinnError where there is none."""
+    known = _codes(nvcc)
+    found = [capability for capability in CAPABILITIES if capability.replace(".", "") in known]
+    if not found:
+        raise DiinnError(
+            f"{nvcc} --list-gpu-code names none of {', '.join(CAPABILITIES)}: set CUDA_HOME to CUDA 11.4 or later"
+        )
+    return found
+
+
+def _codes(nvcc: Path) -> set[str]:
+    """The architectures that nvcc says it compiles for, like "87"."""
+    try:
+        done = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, errors="replace", check=False)
+    except OSError as error:
+        raise DiinnError(f"{nvcc} does not run: {error.strerror}") from None
+    return set(re.findall(r"\bsm_(\d+)\b", done.stdout))
+
+
 def _kept(source: Path, capability: str, toolkit: str) -> Path:
     said = f"{digest(source)} {capability} {toolkit}"
     return cache.folder().parent / "kernels" / f"{source.stem}-{hashlib.sha256(said.encode()).hexdigest()[:32]}.cubin"
@@ -149,13 +176,20 @@ def prebuild(nvcc: Path, capabilities: Sequence[str]) -> list[Path]:
 
 
 def main() -> int:
-    """``make kernels``; exit code 2 where there is no compiler."""
+    """``make kernels``; exit code 2 where there is no compiler, 1 where it fails."""
     nvcc = find_nvcc()
     if nvcc is None:
         print("no nvcc on PATH or in CUDA_HOME: install the CUDA toolkit", file=sys.stderr)
         return 2
-    for path in prebuild(nvcc, CAPABILITIES):
-        print(f"{path}: {path.stat().st_size / 1e3:.0f} kB, for drivers of CUDA {version(nvcc)} and later")
+    try:
+        chosen = capabilities(nvcc)
+        made = prebuild(nvcc, chosen)
+    except DiinnError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print(f"compute capabilities {', '.join(chosen)}, for drivers of CUDA {version(nvcc)} and later")
+    for path in made:
+        print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
     return 0
 
 

@@ -33,6 +33,17 @@ __device__ __forceinline__ float2 unpack_halves(uint32_t both) {
 
 __device__ __forceinline__ float sine_of_reduced(float x) { return __sinf(x); }
 
+// max(x, 0), and NaN where x is: what is wrong with a map must not come out as black.
+__device__ __forceinline__ float relu(float x) {
+#if __CUDA_ARCH__ >= 800
+    float positive;
+    asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(positive) : "f"(x));
+    return positive;
+#else  // sm_75 has no such instruction
+    return x < 0.0f ? 0.0f : x;
+#endif
+}
+
 __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint4 &a, uint32_t b_low, uint32_t b_high) {
 #if __CUDA_ARCH__ >= 800
     asm volatile(

@@ -53,4 +53,4 @@ BOTH_DEVICE float sine(float x) {
 }
 
 // One unit of a layer (paper, equation 6 in its folded form): modulation times synthesis.
-BOTH_DEVICE float unit(float modulation, float argument) { return fmaxf(modulation, 0.0f) * sine(argument); }
+BOTH_DEVICE float unit(float modulation, float argument) { return relu(modulation) * sine(argument); }

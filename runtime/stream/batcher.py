@@ -12,10 +12,11 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from diinn.runtime.bicubic import bicubic
-from diinn.runtime.errors import InputError
+from diinn.runtime.cuda import OutOfMemory
+from diinn.runtime.errors import DiinnError, InputError
 from diinn.runtime.grid import Size
 from diinn.runtime.images import UInt8
 from diinn.runtime.resolver import Encoded, SuperResolver
@@ -45,6 +46,9 @@ class _Job:
     whole: Mapping[str, View]
 
 
+_Computed = tuple[dict[str, tuple[Encoded, list[UInt8]]], float, float]
+
+
 class Batcher:
     """Takes, encodes, decodes and hands on, until it is told to stop or its sources have ended.
 
@@ -70,6 +74,8 @@ class Batcher:
         self._worked: set[str] = set()  # cameras of which something was seen
         self._unfit: set[str] = set()  # those of which nothing that came could be done
         self._lowered: set[tuple[str, str]] = set()  # (camera, quality) that were told of
+        self._together = len(self.lanes) or 1  # frames encoded at once: fewer where the device's memory is short
+        self._without: set[str] = set()  # cameras of the batch for which the device has no memory
         self._slowest = 0.0  # batch of late, seconds
         self._zooms = Zooms(resolver, self._put)
 
@@ -99,7 +105,7 @@ class Batcher:
         """Whether a live camera goes on without it."""
         return any(other.source.live and not other.source.ended for other in self.lanes if other is not lane)
 
-    def _refuse(self, lane: Lane, error: InputError, *, nothing_left: bool = True) -> None:
+    def _refuse(self, lane: Lane, error: DiinnError, *, nothing_left: bool = True) -> None:
         """A frame or view of a camera that cannot be. It is that camera's trouble alone where there are others; where
         none has worked yet and none may, what was asked for is wrong.
 
@@ -157,7 +163,9 @@ class Batcher:
         began = time.perf_counter()
         jobs, loads, levels = self._planned(taken)
         decoded = [job for job in jobs if job.quality != BICUBIC and job.views]
-        ready, encode, decode = self._computed(decoded)
+        self._without.clear()
+        ready, encode, decode = self._in_parts(decoded)
+        jobs = [replace(j, quality=BICUBIC, views=j.whole) if j.lane.name in self._without else j for j in jobs]
         if self.deadline and (ready or not decoded):
             self.deadline.learn(loads, levels, encode, decode)
         done = []
@@ -183,7 +191,42 @@ class Batcher:
             encoded, _ = ready.get(job.lane.name, (None, None))
             self._zooms.offer(job.lane, job.frame, encoded)
 
-    def _computed(self, jobs: Sequence[_Job]) -> tuple[dict[str, tuple[Encoded, list[UInt8]]], float, float]:
+    def _in_parts(self, jobs: Sequence[_Job]) -> _Computed:
+        """``_computed`` of as many frames at once as the device has memory for. Where it runs out the batch is halved,
+        once; cameras whose part does not fit even then go without the network this time. Files wait instead, until each
+        is alone."""
+        found: dict[str, tuple[Encoded, list[UInt8]]] = {}
+        encode = decode = 0.0
+        waiting, halved = _parts(jobs, self._together), False
+        while waiting:
+            part, short = waiting.pop(0), ""
+            try:
+                made, encoding, decoding = self._computed(part)
+            except OutOfMemory as error:
+                short = str(error)  # the error itself holds what was being encoded
+            if not short:
+                found |= made
+                encode, decode = encode + encoding, decode + decoding
+            elif len(part) == 1 or (halved and all(job.lane.source.live for job in part)):
+                for job in part:
+                    self._do_without(job.lane, OutOfMemory(short))
+            else:
+                halved, self._together = True, -(-len(part) // 2)
+                log.warning("%s; encoding at most %d at once from here on", short, self._together)
+                waiting = _parts([job for other in (part, *waiting) for job in other], self._together)
+        return found, encode, decode
+
+    def _do_without(self, lane: Lane, error: OutOfMemory) -> None:
+        """Bicubic views for a live camera, said once; a file, whose every frame is wanted, ends."""
+        if not lane.source.live:
+            self._refuse(lane, error)
+            return
+        self._without.add(lane.name)
+        if (lane.name, "memory") not in self._lowered:
+            self._lowered.add((lane.name, "memory"))
+            log.warning("%s; views of %s are %s meanwhile, the statistics count them", error, lane.name, BICUBIC)
+
+    def _computed(self, jobs: Sequence[_Job]) -> _Computed:
         """Encoded frames and images of each camera, and the seconds of encoding and decoding. Where one asks for what
         cannot be, each is tried alone and that one refused."""
         if not jobs:
@@ -268,6 +311,10 @@ class Batcher:
         for outlet in self.outlets:
             if outlet.wants(result.key):
                 outlet.put(result)
+
+
+def _parts(jobs: Sequence[_Job], most: int) -> list[Sequence[_Job]]:
+    return [jobs[at : at + most] for at in range(0, len(jobs), most)]
 
 
 def _bicubics(frame: Frame, views: Mapping[str, View]) -> list[UInt8]:

@@ -1,9 +1,10 @@
 """The script for a machine with a GPU, tried with the double of one: what it prints; it sees a wrong kernel."""
 
+import re
 from pathlib import Path
 
 import pytest
-from diinn.benchmarks import gpu
+from diinn.benchmarks import gpu, gpu_parity
 from diinn.runtime.backends.cuda import FusedDecoder
 
 Patch, Output = pytest.MonkeyPatch, pytest.CaptureFixture[str]
@@ -16,7 +17,9 @@ def test_checks_and_times(trt: Patch, tmp_path: Path, capsys: Output) -> None:
     assert gpu.main([*args, "--out", str(out)]) == 0
     said = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split("|")] for line in said.splitlines() if line.startswith("|")]
-    assert [row[7:9] for row in rows if row[1] == "16"] == [["same", "right"]] * 2
+    compared = [row for row in rows if row[1] == "16"]
+    assert [row[8] for row in compared] == ["right"]
+    assert all(re.fullmatch(r"same, \d+ replays", row[7]) for row in compared)
     forms = [row[3] for row in rows if row[2] == "diinn 16"]
     assert forms == ["published, fp32, eager", "published, TF32, eager", "folded, fp16, compiled", "fused kernel"] * 2
     assert {"liif 16", "metasr 16"} <= {row[2] for row in rows if len(row) > 3}
@@ -29,6 +32,27 @@ def test_a_wrong_kernel_is_seen(trt: Patch, capsys: Output) -> None:
     trt.setattr(FusedDecoder, "decode", lambda self, maps, count, *rest: right(self, maps, count - 40, *rest))
     assert gpu.main(["--widths", "16", "--depth", "2", "--skip", "sanitize", "time"]) == 1
     assert "WRONG" in capsys.readouterr().out
+
+
+def test_graphs_that_were_never_replayed_are_not_the_same(trt: Patch, device_kind: type, capsys: Output) -> None:
+    trt.setattr(device_kind, "captures", False)
+    assert gpu.main(["--widths", "16", "--depth", "2", "--skip", "sanitize", "time"]) == 1
+    said = capsys.readouterr().out
+    assert "NONE REPLAYED" in said
+    assert "WRONG" in said
+
+
+def test_the_sanitizer_sees_every_width(tmp_path: Path, monkeypatch: Patch) -> None:
+    program = tmp_path / "compute-sanitizer"
+    program.write_text('#!/bin/sh\necho "$@" >> "$0.log"; echo \'========= ERROR SUMMARY: 0 errors\'\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    said = [*gpu_parity.sanitize(gpu.WIDTHS)]
+    assert not any(bad for _, bad in said)
+    calls = (tmp_path / "compute-sanitizer.log").read_text().splitlines()
+    wanted = [(k, t) for k in ("16", "32", "64", "128", "256") for t in ("memcheck", "racecheck", "synccheck")]
+    assert [(re.search(r"--widths (\d+)", c)[1], re.search(r"--tool (\w+)", c)[1]) for c in calls] == wanted  # type: ignore[index]
+    assert all("--depth 4 " in call for call in calls)
 
 
 def test_aims_are_said_to_be_met_or_missed() -> None:

@@ -1,7 +1,12 @@
-// A CPU that plays a GPU, for the kernels' own sources: every thread of a block is a fiber, resumed in an order that
-// changes, and what threads do together (barriers, matrix products, asynchronous copies) happens when all have come.
-// Copies are held back until somebody waits, shared memory begins as NaN. It shows wrong indices, layouts and missing
-// waits; it does not show speed, nor races between threads that no barrier parts.
+// A CPU that plays a GPU, for the kernels' own sources: every thread of a block is a fiber, and what threads do together
+// (barriers, matrix products) happens when all have come. Shared memory begins as NaN. Two modes, since a GPU may do either:
+//
+// even     all threads go on in turns, in an order that changes; asynchronous copies are held back until somebody waits.
+//          Shows what is read before it was waited for.
+// skewed   one warp at a time runs ahead, as far as a barrier lets it; asynchronous copies are done at once. Shows what is
+//          overwritten while another warp still reads it.
+//
+// Neither shows speed, nor races within a warp.
 
 #pragma once
 
@@ -25,7 +30,11 @@
 #define __host__
 #define __shared__
 #define __forceinline__ inline
+#ifdef DIINN_SHOW_BOUNDS  // for whoever reads the preprocessed source
+#define __launch_bounds__(threads, ...) launch_bounds_##threads
+#else
 #define __launch_bounds__(...)
+#endif
 #define BOTH inline
 #define BOTH_DEVICE inline
 
@@ -47,11 +56,14 @@ struct Fiber {
 static std::vector<Fiber> fibers;
 static ucontext_t scheduler;
 static int current, arrived, generation;
+static bool skewed;
+static long progress;  // grows whenever a thread comes somewhere
 
 inline void yield() { swapcontext(&fibers[current].context, &scheduler); }
 
 inline void __syncthreads() {
     const int mine = generation;
+    ++progress;
     if (++arrived == blockDim.x) arrived = 0, ++generation;
     while (generation == mine) yield();
 }
@@ -60,7 +72,10 @@ inline void __syncwarp() {}
 template <typename Value>
 Value __ldg(const Value *from) { return *from; }
 
-inline void copy_async(uint4 *to, const uint4 *from) { fibers[current].copies.push_back({to, from}); }
+inline void copy_async(uint4 *to, const uint4 *from) {
+    if (skewed) *to = *from;
+    else fibers[current].copies.push_back({to, from});
+}
 
 inline void copies_done() {
     for (const auto &copy : fibers[current].copies) *copy.first = *copy.second;
@@ -68,6 +83,7 @@ inline void copies_done() {
 }
 
 inline float sine_of_reduced(float x) { return sinf(x); }
+inline float relu(float x) { return x < 0.0f ? 0.0f : x; }  // NaN stays
 
 inline float from_half_slowly(uint16_t half) {
     const int exponent = half >> 10 & 31, fraction = half & 0x3ff;
@@ -120,13 +136,14 @@ inline void multiply(Product &p) {
             b[2 * t + 8 * r][g] = pair.x, b[2 * t + 8 * r + 1][g] = pair.y;
         }
     }
-    for (int lane = 0; lane < 32; ++lane)
-        for (int c = 0; c < 4; ++c) {
-            const int row = lane / 4 + c / 2 * 8, column = lane % 4 * 2 + c % 2;
-            float sum = (*p.sums[lane])[c];
-            for (int k = 0; k < 16; ++k) sum += a[row][k] * b[k][column];
-            (*p.sums[lane])[c] = sum;
-        }
+    for (int row = 0; row < 16; ++row) {
+        float sums[8];  // by column: four lanes hold two each
+        const auto held = [&](int column) -> float & { return (*p.sums[row % 8 * 4 + column / 2])[row / 8 * 2 + column % 2]; };
+        for (int column = 0; column < 8; ++column) sums[column] = held(column);
+        for (int k = 0; k < 16; ++k)
+            for (int column = 0; column < 8; ++column) sums[column] += a[row][k] * b[k][column];
+        for (int column = 0; column < 8; ++column) held(column) = sums[column];
+    }
 }
 
 inline void mma_m16n8k16(float (&d)[4], const uint4 &a, uint32_t b_low, uint32_t b_high) {
@@ -134,6 +151,7 @@ inline void mma_m16n8k16(float (&d)[4], const uint4 &a, uint32_t b_low, uint32_t
     Product &p = products[current / 32];
     p.sums[lane] = &d, p.a[lane] = a, p.b[lane][0] = b_low, p.b[lane][1] = b_high;
     const int mine = p.generation;
+    ++progress;
     if (++p.arrived == 32) {
         multiply(p);
         p.arrived = 0, ++p.generation;
@@ -144,39 +162,75 @@ inline void mma_m16n8k16(float (&d)[4], const uint4 &a, uint32_t b_low, uint32_t
 static const std::function<void()> *work;
 static void run_fiber() {
     (*work)();
-    fibers[current].done = true;
+    fibers[current].done = true, ++progress;
     yield();
 }
 
-// All threads of all blocks, with barriers.
-inline void launch_blocks(int grid, int block, const std::function<void()> &kernel) {
+static void resume(int thread) {
+    if (fibers[thread].done) return;
+    current = thread, threadIdx = {thread};
+    swapcontext(&scheduler, &fibers[thread].context);
+}
+
+// One turn of some threads; whether any came further.
+template <typename Threads>
+bool turn(const Threads &threads) {
+    const long before = progress;
+    for (const int thread : threads) resume(thread);
+    return progress != before;
+}
+
+static bool all_done() {
+    return std::all_of(fibers.begin(), fibers.end(), [](const Fiber &fiber) { return fiber.done; });
+}
+
+// Threads of a block until all are done; false where none comes further.
+inline bool run_even(int block, std::mt19937 &random) {
+    std::vector<int> order(block);
+    for (int i = 0; i < block; ++i) order[i] = i;
+    while (!all_done()) {
+        std::shuffle(order.begin(), order.end(), random);
+        if (!turn(order)) return false;
+    }
+    return true;
+}
+
+inline bool run_skewed(int block, std::mt19937 &random) {
+    std::vector<std::vector<int>> warps((block + 31) / 32);
+    for (int i = 0; i < block; ++i) warps[i / 32].push_back(i);
+    while (!all_done()) {
+        const auto &ahead = warps[random() % warps.size()];
+        bool came = false;
+        for (int turns = 1 + random() % 400; turns && turn(ahead); --turns) came = true;
+        if (!came && std::none_of(warps.begin(), warps.end(), turn<std::vector<int>>)) return false;
+    }
+    return true;
+}
+
+// All threads of all blocks, with barriers; null, or what is wrong.
+inline const char *launch_blocks(int grid, int block, int shared_bytes, const std::function<void()> &kernel) {
     std::mt19937 random(1);
     work = &kernel;
     gridDim = {grid}, blockDim = {block};
-    for (int b = 0; b < grid; ++b) {
+    for (blockIdx.x = 0; blockIdx.x < grid; ++blockIdx.x) {
         memset(shared, 0xff, sizeof shared);
         arrived = 0;
+        for (Product &product : products) product.arrived = 0;
         fibers.resize(block);
-        std::vector<int> order(block);
-        for (int i = 0; i < block; ++i) {
-            Fiber &fiber = fibers[i];
-            fiber.done = false, fiber.copies.clear(), order[i] = i;
+        for (Fiber &fiber : fibers) {
+            fiber.done = false, fiber.copies.clear();
             getcontext(&fiber.context);
             fiber.context.uc_stack.ss_sp = fiber.stack.data();
             fiber.context.uc_stack.ss_size = fiber.stack.size();
             fiber.context.uc_link = nullptr;
             makecontext(&fiber.context, run_fiber, 0);
         }
-        for (int left = block; left;) {
-            std::shuffle(order.begin(), order.end(), random);
-            for (const int i : order) {
-                if (fibers[i].done) continue;
-                current = i, threadIdx = {i}, blockIdx = {b};
-                swapcontext(&scheduler, &fibers[i].context);
-                left -= fibers[i].done;
-            }
-        }
+        if (!(skewed ? run_skewed : run_even)(block, random)) return "threads wait at a barrier that others never reach";
+        const char *const end = (const char *)shared + sizeof shared;
+        if (std::any_of((const char *)shared + shared_bytes, end, [](char byte) { return byte != (char)0xff; }))
+            return "written beyond the shared memory of the launch";
     }
+    return nullptr;
 }
 
 template <typename... Types, size_t... I>
@@ -184,16 +238,30 @@ void call(void (*kernel)(Types...), void **arguments, std::index_sequence<I...>)
     kernel(*(Types *)arguments[I]...);
 }
 
-// As cuLaunchKernel takes its arguments. Without shared memory there are no barriers: threads run one after another.
+// As cuLaunchKernel takes its arguments; null, or what is wrong. Without shared memory there are no barriers: threads run
+// one after another.
 template <typename... Types>
-void launch(void (*kernel)(Types...), int grid, int block, int shared_bytes, void **arguments) {
+const char *launch(void (*kernel)(Types...), int grid, int block, int shared_bytes, void **arguments) {
     const auto one = [&] { call(kernel, arguments, std::index_sequence_for<Types...>()); };
-    if (shared_bytes > (int)sizeof shared) fprintf(stderr, "%d bytes of shared memory\n", shared_bytes), abort();
-    if (shared_bytes) return launch_blocks(grid, block, one);
+    if (shared_bytes > (int)sizeof shared) return "more shared memory than the emulator has";
+    if (shared_bytes) return launch_blocks(grid, block, shared_bytes, one);
     gridDim = {grid}, blockDim = {block};
     for (blockIdx.x = 0; blockIdx.x < grid; ++blockIdx.x)
         for (threadIdx.x = 0; threadIdx.x < block; ++threadIdx.x) one();
+    return nullptr;
 }
 
-#define LAUNCH(name) \
-    extern "C" void launch_##name(int grid, int block, int bytes, void **arguments) { launch(name, grid, block, bytes, arguments); }
+// Bytes of each of a kernel's arguments, then 0.
+template <typename... Types>
+const int *argument_sizes(void (*)(Types...)) {
+    static const int sizes[] = {(int)sizeof(Types)..., 0};
+    return sizes;
+}
+
+extern "C" void emulator_skew(int wanted) { skewed = wanted; }
+
+#define LAUNCH(name)                                                                           \
+    extern "C" const char *launch_##name(int grid, int block, int bytes, void **arguments) {   \
+        return launch(name, grid, block, bytes, arguments);                                    \
+    }                                                                                          \
+    extern "C" const int *arguments_##name() { return argument_sizes(name); }

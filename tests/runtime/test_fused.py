@@ -1,7 +1,11 @@
 """The fused decoder without a GPU: the kernel's own source in an emulator that runs every thread (``tests/double``),
 the encoder by ONNX Runtime's CPU provider or by the double of TensorRT."""
 
+import json
+import shutil
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,20 +15,33 @@ from conftest import ramp
 from diinn.export import writer
 from diinn.runtime import DiinnError, InputError, SuperResolver
 from diinn.runtime import bundle as bundles
-from diinn.runtime.backends import cuda
+from diinn.runtime.backends import cuda, device_backend
 from diinn.runtime.backends.cuda import plan
+from diinn.runtime.engines.cache import Cache
 from diinn.runtime.strength import Strength
 from diinn.runtime.view import View
 from diinn.train import checkpoint
 from diinn.train.config import parse
 from diinn.train.model import ModelConfig, SuperResolutionModel
 
+Make = Callable[..., Path]
+pytestmark = pytest.mark.device
 TOLD = [Strength(), Strength(20, 50)]  # cameras of one batch may differ
 Trt, Log = pytest.MonkeyPatch, pytest.LogCaptureFixture
 
 
-def make(folder: Path, width: int, depth: int, **decoder: object) -> Path:
-    """A bundle with random weights."""
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes a bundle with random weights, each once."""
+
+    @cache
+    def made(width: int, depth: int, **decoder: object) -> Path:
+        return _made(tmp_path_factory.mktemp("bundle"), width, depth, decoder)
+
+    return made
+
+
+def _made(folder: Path, width: int, depth: int, decoder: dict[str, object]) -> Path:
     torch.manual_seed(width + depth)
     values = {
         "encoder": {"name": "compact", "channels": 8, "blocks": 1},
@@ -47,9 +64,17 @@ def gpu(trt: Trt) -> Trt:
     return trt
 
 
+@pytest.fixture(params=[False, True], ids=["even", "skewed"])
+def mode(request: pytest.FixtureRequest, gpu: Trt, device_kind: type) -> None:
+    """Both modes of the emulator."""
+    gpu.setattr(device_kind, "skewed", request.param)
+
+
 @pytest.mark.parametrize(("width", "depth"), [(16, 1), (16, 3), (32, 4), (64, 2), (128, 2), (256, 2)])
-def test_every_width_is_what_it_is_on_the_cpu(gpu: Trt, tmp_path: Path, width: int, depth: int) -> None:
-    bundle = make(tmp_path, width, depth)
+def test_every_width_is_what_it_is_on_the_cpu(
+    gpu: Trt, device_kind: type, mode: None, make: Make, width: int, depth: int
+) -> None:
+    bundle = make(width, depth)
     frames = [ramp(13, 9), ramp(13, 9)[::-1].copy()]
     x, y = np.meshgrid(np.linspace(-2, 10, 11, dtype=np.float32), np.linspace(0, 12, 7, dtype=np.float32))
     views = [View.roi((1.5, 2.25, 5, 7.5), (13, 11)), View.remap(x, y, border_value=0.5)]
@@ -60,7 +85,7 @@ def test_every_width_is_what_it_is_on_the_cpu(gpu: Trt, tmp_path: Path, width: i
         found = fused.decode_all([(e, views) for e in fused.encode(frames, TOLD)], dtype=np.float32)
         assert fused.backend.device.launches - launches == 2  # frames made planar; all cameras and views decoded
         small = [fused.decode(e, views) for e in fused.encode(frames, TOLD)]
-        assert "(Test double, fused_" in fused.backend.describe()
+        assert f"({device_kind.name}, fused_" in fused.backend.describe()  # type: ignore[attr-defined]
     for one, two, three in zip(wanted, found, small, strict=True):
         for right, ours, pixels in zip(one, two, three, strict=True):
             np.testing.assert_allclose(ours, right, atol=5e-3)
@@ -69,11 +94,11 @@ def test_every_width_is_what_it_is_on_the_cpu(gpu: Trt, tmp_path: Path, width: i
 
 
 @pytest.mark.parametrize(("width", "shared"), [(32, 20 * 1024), (64, 16 * 1024), (256, 64 * 1024)])
-def test_weights_are_streamed_where_they_do_not_fit(gpu: Trt, tmp_path: Path, width: int, shared: int) -> None:
-    from host_device import HostDevice
-
-    bundle, depth = make(tmp_path, width, 3), 3
-    gpu.setattr(HostDevice, "shared_bytes", shared)
+def test_weights_are_streamed_where_they_do_not_fit(
+    gpu: Trt, device_kind: type, mode: None, make: Make, width: int, shared: int
+) -> None:
+    bundle, depth = make(width, 3), 3
+    gpu.setattr(device_kind, "shared_bytes", shared)
     chosen = plan(width, depth, shared)
     assert chosen.kernel.endswith("streamed")
     assert chosen.shared <= shared
@@ -82,6 +107,47 @@ def test_weights_are_streamed_where_they_do_not_fit(gpu: Trt, tmp_path: Path, wi
     with SuperResolver.open(bundle, backend="onnxruntime") as cpu, opened as fused:
         right = cpu.resize(frame, (13, 12), dtype=np.float32)
         np.testing.assert_allclose(fused.resize(frame, (13, 12), dtype=np.float32), right, atol=5e-3)
+
+
+FETCH = "fetch(piece + 1 < pieces ? piece + 1 : 0, slot ^ 1);"
+BARRIER = "__syncthreads();  // this piece is there, and nobody reads the one before any more"
+
+
+@pytest.mark.parametrize(
+    ("what", "line", "instead"),
+    [
+        pytest.param(
+            "a piece fetched while others read the one before", BARRIER, f"{FETCH} {BARRIER}", id="early fetch"
+        ),
+        pytest.param("no barrier before a piece is used", BARRIER, "", id="no barrier"),
+        pytest.param("no wait for what was fetched", f"copies_done();\n{' ' * 20}{BARRIER}", BARRIER, id="no wait"),
+    ],
+)
+def test_a_race_in_the_kernel_is_seen(
+    gpu: Trt, device_kind: type, make: Make, tmp_path: Path, what: str, line: str, instead: str
+) -> None:
+    """The kernel gives the same bits in both modes of the emulator; with a mistake at its barriers it does not."""
+    bundle, frame = make(32, 3), ramp(24, 20)
+    gpu.setattr(device_kind, "shared_bytes", 20 * 1024)
+
+    def pixels(skewed: bool) -> np.ndarray:
+        gpu.setattr(device_kind, "skewed", skewed)
+        with SuperResolver.open(bundle, backend="cuda", check=False) as fused:
+            assert fused.backend._decoder.plan.kernel == "fused_32_streamed"  # type: ignore[attr-defined]
+            return fused.resize(frame, (40, 48), dtype=np.float32)
+
+    right = pixels(skewed=False)
+    np.testing.assert_array_equal(pixels(skewed=True), right)
+    sources = shutil.copytree(device_backend.KERNELS, tmp_path / "kernels")
+    source = sources / "fused_decoder.cu"
+    text = source.read_text()
+    assert text.count(line) == text.count(FETCH) == 1
+    moved = text.replace(FETCH, "") if FETCH in instead else text
+    source.write_text(moved.replace(line, instead))
+    for module in (device_backend, cuda):
+        gpu.setattr(module, "KERNELS", sources)
+    gpu.setattr(device_kind, "folder", sources)
+    assert not all(np.array_equal(pixels(skewed), right) for skewed in (False, True)), what
 
 
 def test_plans() -> None:
@@ -96,8 +162,8 @@ def test_plans() -> None:
         plan(256, 4, 40000)
 
 
-def test_bands_and_several_launches(gpu: Trt, tmp_path: Path) -> None:
-    bundle, frame = make(tmp_path, 16, 3), ramp(40, 21)
+def test_bands_and_several_launches(gpu: Trt, make: Make) -> None:
+    bundle, frame = make(16, 3), ramp(40, 21)
     with SuperResolver.open(bundle, backend="onnxruntime") as cpu:
         budget = cpu.bundle.workspace * 21 * (4 * cpu.bundle.radius + 1)
         x, y = np.meshgrid(np.linspace(-3, 22, 50, dtype=np.float32), np.linspace(0, 39, 40, dtype=np.float32))
@@ -128,6 +194,66 @@ def test_the_encoder_is_an_engine_where_tensorrt_is(trt: Trt, bundle_path: Path)
         assert resolver.backend.name == "cuda"
 
 
+@pytest.fixture
+def provider(trt: Trt) -> None:
+    """An ONNX Runtime that seems to have a CUDA provider."""
+
+    class Encoder(cuda.OrtEncoder):
+        def __init__(self, bundle: object, device: object, provider: str) -> None:
+            super().__init__(bundle, device, "CPU")  # type: ignore[arg-type]
+            self.says = f"a {provider} provider"
+
+    trt.setattr(cuda, "OrtEncoder", Encoder)
+
+
+DAMAGES = ["engine", "side-car", "verdict", "context"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_bad_encoder_engine_leaves_onnx_runtime(
+    trt: Trt, provider: None, bundle_path: Path, caplog: Log, damage: str
+) -> None:
+    """ "auto" builds nothing: it takes the fused decoder all the same, and says why the encoder is another."""
+    SuperResolver.open(bundle_path, backend="cuda").close()
+    (engine,) = Cache().path.glob("encoder-*.engine")
+    if damage == "engine":
+        engine.write_bytes(b"damaged")
+    elif damage == "side-car":
+        engine.with_suffix(".json").write_text("{")
+    elif damage == "verdict":
+        said = json.loads(engine.with_suffix(".json").read_text())
+        said["verify"]["passed"] = False
+        engine.with_suffix(".json").write_text(json.dumps(said))
+    else:
+        trt.setenv("DIINN_DOUBLE_FAIL", "context")
+    with SuperResolver.open(bundle_path) as fused:
+        assert fused.backend.describe().endswith("encoder by a CUDA provider)")
+        fused.resize(ramp(20, 30), (50, 40))
+    if damage in ("engine", "context"):  # it counts as there until it is opened
+        (said,) = [r.message for r in caplog.records if "the encoder runs by ONNX Runtime" in r.message]
+        assert engine.name in said or "does not run the encoder engine" in said
+
+
+@pytest.mark.parametrize("ending", [".engine", ".json"])
+def test_a_damaged_encoder_engine_is_built_again_where_that_is_allowed(
+    trt: Trt, bundle_path: Path, ending: str
+) -> None:
+    SuperResolver.open(bundle_path, backend="cuda").close()
+    (engine,) = Cache().path.glob("encoder-*.engine")
+    engine.with_suffix(ending).write_bytes(b"damaged")
+    with SuperResolver.open(bundle_path, backend="cuda") as fused:
+        assert "encoder by TensorRT" in fused.backend.describe()
+
+
+def test_auto_does_not_encode_on_the_cpu_for_a_bad_engine(trt: Trt, bundle_path: Path, caplog: Log) -> None:
+    SuperResolver.open(bundle_path, backend="cuda").close()
+    (engine,) = Cache().path.glob("encoder-*.engine")
+    engine.write_bytes(b"damaged")
+    with SuperResolver.open(bundle_path) as resolver:
+        assert resolver.backend.name == "onnxruntime"
+    assert any("not cuda: no encoder: " in r.message and engine.name in r.message for r in caplog.records)
+
+
 def test_an_encoder_on_the_cpu_is_said(gpu: Trt, bundle_path: Path, caplog: Log) -> None:
     SuperResolver.open(bundle_path, backend="cuda").close()
     (said,) = [r.message for r in caplog.records if "runs on the CPU" in r.message]
@@ -135,9 +261,9 @@ def test_an_encoder_on_the_cpu_is_said(gpu: Trt, bundle_path: Path, caplog: Log)
     assert "has no CUDA provider: pip install onnxruntime-gpu" in said
 
 
-def test_auto_passes_over_what_does_not_fit_and_says_so(gpu: Trt, tmp_path: Path, caplog: Log) -> None:
+def test_auto_passes_over_what_does_not_fit_and_says_so(gpu: Trt, make: Make, caplog: Log) -> None:
     caplog.set_level("INFO")
-    with SuperResolver.open(make(tmp_path, 16, 2)) as resolver:
+    with SuperResolver.open(make(16, 2)) as resolver:
         assert resolver.backend.name == "onnxruntime"
     assert any("not cuda: onnxruntime" in r.message and "no CUDA provider" in r.message for r in caplog.records)
 
@@ -152,17 +278,15 @@ def test_auto_passes_over_what_does_not_fit_and_says_so(gpu: Trt, tmp_path: Path
     ],
 )
 def test_what_has_no_kernel_is_said(
-    gpu: Trt, tmp_path: Path, decoder: dict[str, object], options: dict[str, str], message: str
+    gpu: Trt, make: Make, decoder: dict[str, object], options: dict[str, str], message: str
 ) -> None:
-    bundle = make(tmp_path, **decoder)  # type: ignore[arg-type]
+    bundle = make(**decoder)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=message):
         SuperResolver.open(bundle, backend="cuda", **options)  # type: ignore[arg-type]
 
 
-def test_an_architecture_without_a_kernel_is_said(gpu: Trt, bundle_path: Path) -> None:
-    from host_device import HostDevice
-
-    gpu.setattr(HostDevice, "capability", "7.2")
+def test_an_architecture_without_a_kernel_is_said(gpu: Trt, device_kind: type, bundle_path: Path) -> None:
+    gpu.setattr(device_kind, "capability", "7.2")
     with pytest.raises(InputError, match=r"no fused kernel for compute capability 7\.2, only for 7\.5 and later"):
         SuperResolver.open(bundle_path, backend="cuda")
 

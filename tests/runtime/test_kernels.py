@@ -1,13 +1,14 @@
 """CUDA sources without a GPU: they compile for every architecture, spill nothing, and compiled for the host agree with
 ``grid``."""
 
+import contextlib
 import ctypes
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import DOUBLE, ROOT
+from conftest import ROOT, play_device
 from diinn.runtime import DiinnError, InputError, grid
 from diinn.runtime.backends.base import Segment
 from diinn.runtime.backends.on_device import SEGMENT, Buffers, ViewTables
@@ -18,18 +19,17 @@ from hypothesis import strategies as st
 
 KERNEL_FOLDER = ROOT / "runtime" / "kernels"
 KERNELS = sorted(KERNEL_FOLDER.glob("*.cu"))
+pytestmark = pytest.mark.device
 
 
 @pytest.fixture(scope="module")
-def device(kernel_folder: Path):  # type: ignore[no-untyped-def]
-    """The double, with the kernels compiled by g++."""
-    patch = pytest.MonkeyPatch()
-    patch.syspath_prepend(str(DOUBLE))
-    from host_device import HostDevice
-
-    patch.setattr(HostDevice, "folder", kernel_folder, raising=False)
-    yield HostDevice()
-    patch.undo()
+def device(request: pytest.FixtureRequest, kernel_folder: Path):  # type: ignore[no-untyped-def]
+    """What plays a GPU, with the kernels compiled by g++."""
+    with pytest.MonkeyPatch.context() as patch:
+        kind = play_device(request.config, patch, kernel_folder)
+        with contextlib.closing(kind()) as opened:
+            yield opened
+        assert kind.complaints() == []  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("source", KERNELS, ids=lambda p: p.stem)
@@ -37,8 +37,10 @@ def test_compiles_for_every_architecture_and_spills_nothing(source: Path) -> Non
     nvcc = compiler.find_nvcc()
     if nvcc is None:
         pytest.skip("no nvcc: install the CUDA toolkit")
-    assert {"7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "11.0", "12.0"} <= {*compiler.CAPABILITIES}
-    for arch in (capability.replace(".", "") for capability in compiler.CAPABILITIES):
+    assert {"7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1"} == {
+        *compiler.CAPABILITIES
+    }
+    for arch in (capability.replace(".", "") for capability in compiler.capabilities(nvcc)):
         flags = ["-cubin", f"-arch=sm_{arch}", "-Werror", "all-warnings", "-Xptxas", "-v"]
         code, said = compiler.compiled(nvcc, source, flags)
         assert code[:4] == b"\x7fELF"
@@ -89,6 +91,60 @@ def test_machine_code_is_compiled_once_and_kept(tmp_path: Path, monkeypatch: pyt
     kept.chmod(0o666)  # anybody may have written it
     with pytest.raises(pytest.fail.Exception, match="compiled again"):
         compiler.machine_code(source, "8.7", 13000)
+
+
+def older_toolkit(folder: Path, codes: str, release: str = "12.6") -> Path:
+    """The real nvcc as an older one, which knows fewer architectures and fails on others."""
+    nvcc = compiler.find_nvcc()
+    if nvcc is None:
+        pytest.skip("no nvcc: install the CUDA toolkit")
+    known = "|".join(f"sm_{code}" for code in codes.split())
+    script = folder / "bin" / "nvcc"
+    script.parent.mkdir(parents=True)
+    script.write_text(
+        f"""#!/bin/sh
+case "$*" in
+--list-gpu-code) printf '%s\\n' {known.replace("|", " ")}; exit ;;
+--version) echo 'Cuda compilation tools, release {release}, V{release}.85'; exit ;;
+esac
+for code in $(echo "$*" | grep -o 'sm_[0-9]*'); do
+    case "$code" in
+    {known}) ;;
+    *) echo "ptxas fatal: Value '$code' is not defined for option 'gpu-name'" >&2; exit 1 ;;
+    esac
+done
+exec {nvcc} "$@"
+"""
+    )
+    script.chmod(0o755)
+    return folder
+
+
+def test_an_older_toolkit_makes_what_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``make kernels`` with JetPack 6's toolkit, which knows no Blackwell."""
+    home = older_toolkit(tmp_path / "cuda", "86 87 90")
+    monkeypatch.setenv("CUDA_HOME", str(home))
+    monkeypatch.setenv("DIINN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(compiler, "PREBUILT", tmp_path / "prebuilt")
+    monkeypatch.setattr(compiler, "FOLDER", tmp_path)  # one small kernel is enough
+    (tmp_path / "small.cu").write_text('extern "C" __global__ void nothing() {}')
+    assert compiler.main() == 0
+    assert "compute capabilities 8.6, 8.7, 9.0, for drivers of CUDA 12.6" in capsys.readouterr().out
+    assert (tmp_path / "prebuilt" / "small.fatbin").exists()
+    with pytest.raises(InputError, match=r"is of CUDA 12\.6, which does not compile for compute capability 11\.0: set"):
+        compiler.machine_code(KERNEL_FOLDER / "frames.cu", "11.0", 13000)
+
+
+def test_a_toolkit_that_knows_none_of_them_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(older_toolkit(tmp_path / "cuda", "35 50", "10.2")))
+    monkeypatch.setattr(compiler, "PREBUILT", tmp_path / "prebuilt")
+    assert compiler.main() == 1
+    assert re.search(r"^\S+/nvcc --list-gpu-code names none of 7\.5, 8\.0.*: set CUDA_HOME", capsys.readouterr().err)
+    assert not (tmp_path / "prebuilt").exists()
 
 
 def test_a_compiler_newer_than_the_driver_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,6 +273,10 @@ def test_pixels_are_those_of_the_cpu(device, dtype: type) -> None:  # type: igno
 
 PROBE = """
 #include "tile.h"
+extern "C" __global__ void units(int count, const float *x, float *y) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < count) y[i] = unit(x[i], 1.5707964f);
+}
 extern "C" __global__ void sines(int count, const float *x, float *y) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < count) y[i] = sine(x[i]);
@@ -235,7 +295,28 @@ def probe(device, tmp_path: Path):  # type: ignore[no-untyped-def]
     """Functions of the kernels' headers, called one by one."""
     source = tmp_path / "probe.cu"
     source.write_text(PROBE.replace('"tile.h"', f'"{KERNEL_FOLDER / "tile.h"}"'))
-    return device.kernels(source, ("sines", "places"))
+    return device.kernels(source, ("units", "sines", "places"))
+
+
+def test_nan_in_a_map_stays_visible(device, probe) -> None:  # type: ignore[no-untyped-def]
+    x = np.float32([np.nan, -np.nan, -1, -0.0, 0, 2, np.inf, -np.inf])
+    found = np.empty_like(x)
+    probe["units"](len(x), np.int32(len(x)), address(x), address(found))
+    device.wait()
+    np.testing.assert_allclose(found, [np.nan, np.nan, 0, 0, 0, 2, np.inf, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("arch", "instruction"), [("75", "setp.lt"), ("80", "max.NaN.f32"), ("90", "max.NaN.f32")])
+def test_nan_stays_visible_in_machine_code(tmp_path: Path, arch: str, instruction: str) -> None:
+    nvcc = compiler.find_nvcc()
+    if nvcc is None:
+        pytest.skip("no nvcc: install the CUDA toolkit")
+    source = tmp_path / "probe.cu"
+    source.write_text(PROBE.replace('"tile.h"', f'"{KERNEL_FOLDER / "tile.h"}"'))
+    code, _ = compiler.compiled(nvcc, source, ["-ptx", f"-arch=sm_{arch}"])
+    (units,) = re.findall(r"\.entry units\(.*?\n}", code.decode(), re.DOTALL)
+    assert instruction in units
+    assert "max.f32" not in units  # which makes 0 of NaN
 
 
 def test_sines_are_right_to_a_few_ulp(device, probe) -> None:  # type: ignore[no-untyped-def]

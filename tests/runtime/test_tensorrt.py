@@ -9,6 +9,7 @@ import torch
 from conftest import play, ramp
 from diinn.export import writer
 from diinn.runtime import DiinnError, InputError, SuperResolver, backends
+from diinn.runtime.backends import on_device
 from diinn.runtime.engines import cache as cache_module
 from diinn.runtime.engines import verify
 from diinn.runtime.engines.cache import Cache
@@ -26,6 +27,7 @@ DECODERS = {
 }
 TOLD = [Strength(), Strength(20, 50), Strength(5), Strength(0, 30)]  # cameras of one batch may differ
 Trt, Log = pytest.MonkeyPatch, pytest.LogCaptureFixture
+pytestmark = pytest.mark.device
 
 
 @pytest.fixture(scope="module", params=DECODERS)
@@ -50,7 +52,7 @@ def test_every_decoder_is_what_it_is_on_the_cpu(trt: Trt, bundle: Path, precisio
     with SuperResolver.open(bundle, backend="tensorrt", precision=precision, chunk=1000) as gpu:
         encoded = gpu.encode(frames, TOLD)  # all are held while others are decoded: no buffer may be used twice
         found = [gpu.decode(e, views, dtype=np.float32) for e in encoded]
-        assert "tensorrt 10.13.0.35 (Test double" in gpu.backend.describe()
+        assert f"tensorrt 10.13.0.35 ({gpu.backend.device.name}" in gpu.backend.describe()  # type: ignore[attr-defined]
         for a, b in zip(wanted, found, strict=True):
             for one, two in zip(a, b, strict=True):
                 np.testing.assert_allclose(two, one, atol=tolerance)
@@ -100,6 +102,22 @@ def test_memory_is_used_again(trt: Trt, bundle_path: Path) -> None:
         for n in range(60):  # other sizes do not pile up
             gpu.decode(gpu.encode([ramp(30, 40)])[0], [View.resize((80 + n, 60 + n))])
         assert len(blocks) < before + 70
+
+
+def test_maps_larger_than_what_is_kept_idle_are_used_again(trt: Trt, bundle_path: Path) -> None:
+    trt.setattr(on_device, "IDLE_BYTES", 1000)
+    with SuperResolver.open(bundle_path, backend="tensorrt") as gpu:
+        blocks, batches = gpu.backend.device.blocks, []  # type: ignore[attr-defined]
+        view = View.resize((80, 60))
+        for _ in range(5):
+            gpu.decode(gpu.encode([ramp(30, 40)] * 2)[0], [view])
+            batches.append({*blocks})
+        assert batches[1:] == [batches[1]] * 4  # nothing is allocated anew
+        gpu.decode(gpu.encode([ramp(50, 40)] * 2)[0], [View.resize((90, 70))])
+        for _ in range(40):
+            gpu.decode(gpu.encode([ramp(30, 40)] * 2)[0], [view])
+        gpu.decode(gpu.encode([ramp(55, 40)] * 2)[0], [View.resize((91, 71))])
+        assert len(blocks) < 2 * len(batches[-1])  # what was used once is not kept for good
 
 
 def test_work_that_comes_again_is_replayed(trt: Trt, bundle: Path, caplog: Log) -> None:

@@ -1,0 +1,118 @@
+"""A device whose memory runs out while cameras are served: fewer frames at once, then bicubic, and on."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from diinn.runtime import DiinnError, Stream, SuperResolver, demo
+from diinn.runtime.stream.batcher import Batcher, _Job
+from diinn.runtime.stream.result import BICUBIC, WHOLE
+from diinn.runtime.stream.stats import Stats
+from diinn.runtime.strength import NONE
+from diinn.runtime.view import View
+from streamed import Kept, camera, clip
+
+Log = pytest.LogCaptureFixture
+VIEWS = {"full": View.resize((200, 150))}
+Auto = lambda: SimpleNamespace(of=lambda frame: NONE)  # noqa: E731
+
+
+@pytest.fixture
+def gpu(trt: pytest.MonkeyPatch, bundle_path: Path) -> SuperResolver:
+    """On the device that is played, with TensorRT's double."""
+    return SuperResolver.open(bundle_path, backend="tensorrt", check=False)
+
+
+def short_of(gpu: SuperResolver, frames: int) -> None:
+    """From now on the device has no memory for so many frames encoded together, or more."""
+    device, pixels = gpu.backend.device, 160 * 120  # type: ignore[attr-defined]
+    original = device.allocate
+
+    def allocate(size: int) -> int:
+        from diinn.runtime.cuda import OutOfMemory
+
+        if size >= frames * pixels * 4 * gpu.bundle.planes:  # what holds the planar frames
+            raise OutOfMemory(f"{size} bytes wanted, out of device memory (0 of 1 MiB are free): use fewer cameras")
+        return int(original(size))
+
+    device.allocate = allocate
+
+
+def run(gpu: SuperResolver, cameras: list[str], until: int) -> tuple[Stream, Kept]:
+    sink = Kept()
+    settings = [camera(uri, name=f"camera{n}") for n, uri in enumerate(cameras)]
+    with gpu:
+        stream = Stream(settings, gpu, sinks=[sink])
+        stream.run(lambda: len(sink.results) >= until)
+    return stream, sink
+
+
+@pytest.mark.parametrize(("cameras", "fits", "without"), [(4, 2, 0), (4, 1, 0), (2, 0, 2)])
+@pytest.mark.parametrize("live", [True, False])
+def test_the_batch_is_halved(
+    gpu: SuperResolver, caplog: Log, cameras: int, fits: int, without: int, live: bool
+) -> None:
+    """Of live cameras once a batch, so that no batch takes long; of files until each is alone."""
+    short_of(gpu, fits + 1)
+    lanes = [
+        SimpleNamespace(
+            name=f"camera{n}", weight=1, denoise=Auto(), source=SimpleNamespace(live=live, ended=False), say=print
+        )
+        for n in range(cameras)
+    ]
+    jobs = [
+        _Job(lane, SimpleNamespace(image=demo.frame(n, (160, 120))), WHOLE, VIEWS, VIEWS)  # type: ignore[arg-type]
+        for n, lane in enumerate(lanes)
+    ]
+    with gpu:
+        batcher = Batcher(gpu, lanes, [], Stats())  # type: ignore[arg-type]
+        if without and not live:
+            with pytest.raises(DiinnError, match="out of device memory"):
+                batcher._in_parts(jobs)
+            return
+        for _ in range(3):
+            batcher._without.clear()
+            found, _, _ = batcher._in_parts(jobs)
+        assert len(found) == cameras - without
+        assert len(batcher._without) == without
+        for n, job in enumerate(jobs[: len(found)]):
+            alone = gpu.decode(gpu.encode([job.frame.image])[0], list(VIEWS.values()))
+            np.testing.assert_array_equal(found[f"camera{n}"][1], alone)
+    said = [r.message for r in caplog.records if "at once from here on" in r.message]
+    assert len(said) <= 2
+    assert len({r.message for r in caplog.records if "bicubic meanwhile" in r.message}) == without
+
+
+def test_what_does_not_fit_alone_is_bicubic_and_goes_on(gpu: SuperResolver, caplog: Log) -> None:
+    short_of(gpu, 1)
+    stream, sink = run(gpu, ["demo"] * 2, 12)
+    assert {result.camera for result in sink.results} == {"camera0", "camera1"}
+    assert {result.quality for result in sink.results} == {BICUBIC}
+    assert all(result.image.shape == (240, 320, 3) and np.ptp(result.image) > 50 for result in sink.results)
+    said = [r.message for r in caplog.records if "are bicubic meanwhile" in r.message]
+    assert len(said) == 2  # once for each
+    assert all(c["degraded"][BICUBIC] for c in stream.snapshot(final=True)["cameras"].values())
+
+
+def test_memory_that_comes_back_is_used(gpu: SuperResolver) -> None:
+    device = gpu.backend.device  # type: ignore[attr-defined]
+    original = device.allocate
+    short_of(gpu, 1)
+    sink = Kept()
+    with gpu:
+        stream = Stream([camera("demo")], gpu, sinks=[sink])
+
+        def enough() -> bool:
+            if len(sink.results) >= 3:
+                device.allocate = original
+            return any(result.quality == WHOLE for result in sink.results)
+
+        stream.run(enough)
+    assert [sink.results[0].quality, sink.results[-1].quality] == [BICUBIC, WHOLE]
+
+
+def test_a_file_ends_with_the_reason(gpu: SuperResolver, tmp_path: Path) -> None:
+    short_of(gpu, 1)
+    with pytest.raises(DiinnError, match="out of device memory"):
+        run(gpu, [f"file://{clip(tmp_path / 'clip.avi', 5)}"], 5)
