@@ -152,7 +152,7 @@ def test_tables_json_and_plot(
 def test_a_model_that_fails_is_a_row(bundle_path: Path, tmp_path: Path, capsys: Output) -> None:
     out = tmp_path / "r.json"
     assert jetson.main([str(bundle_path), "--backend", "tensorrt", "--soak", "0", "--out", str(out)]) == 1
-    assert "no CUDA here" in json.loads(out.read_text())["rows"][0]["failed"]
+    assert "no NVIDIA driver here" in json.loads(out.read_text())["rows"][0]["failed"]
     capsys.readouterr()
     assert jetson.main(["nothing"]) == 2
     assert jetson.main([str(bundle_path), "--psnr", "tiny"]) == 2

@@ -23,7 +23,7 @@ def test_a_laptop_with_nothing(bundle_path: Path, tmp_path: Path, monkeypatch: P
     assert "CPU" in said
     assert f"Engines in {tmp_path / 'none'}\n  none" in said
     assert "tensorrt      no: TensorRT is not installed" in said
-    assert "cuda          no: no CUDA here" in said
+    assert "cuda          no: no NVIDIA driver here" in said
     assert "onnxruntime   works: onnxruntime" in said
     assert "Verdict: onnxruntime will be used" in said
     assert not (tmp_path / "none").exists()

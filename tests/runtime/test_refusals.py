@@ -42,7 +42,7 @@ BAD = {
         ["--camera", "demo", "--decoder", "fused", "--backend", "tensorrt"],
         "--decoder fused is --backend cuda, not tensorrt: leave out one of them",
     ),
-    "no gpu": (["--camera", "demo", "--decoder", "fused"], "no CUDA here"),
+    "no gpu": (["--camera", "demo", "--decoder", "fused"], "no NVIDIA driver here"),
     "provider": (["--camera", "demo", "--provider", "cpuu"], "unknown provider 'cpuu': did you mean 'cpu'"),
     "threads": (["--camera", "demo", "--threads", "0"], "'0' is not a whole number"),
     "duration": (["--camera", "demo", "--duration", "-1"], "--duration"),
