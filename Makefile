@@ -32,7 +32,7 @@ test-pythons:
 	tests/elsewhere.sh pythons
 
 test-arm: .venv/.run
-	tests/arm.sh
+	PYTHON=$(CURDIR)/.venv/bin/python tests/arm.sh
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
