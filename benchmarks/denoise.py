@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     top.add_argument("--data", type=Path, nargs="+", default=[], metavar="FOLDER", help="photographs to measure on")
     top.add_argument("--rounds", type=int, default=30, metavar="N", help="frames timed (default: 30)")
     args = top.parse_args(argv)
-    return guarded("denoise", "pip install 'diinn[train,export]'", lambda: run(args))
+    return guarded("denoise", "pip install 'diinn[cpu,train,export]'", lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 2 for bad input, 1 for a failure while running."""
     args = parser().parse_args(argv)
-    return guarded("diinn-eval", "pip install 'diinn[train,export]'", lambda: run(args))
+    return guarded("diinn-eval", "pip install 'diinn[cpu,train,export]'", lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> int:

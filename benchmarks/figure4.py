@@ -70,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     args = parser().parse_args(argv)
-    return guarded("figure4", "pip install 'diinn[train,export]'", lambda: run(args))
+    return guarded("figure4", "pip install 'diinn[cpu,train,export]'", lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> int:

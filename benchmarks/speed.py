@@ -148,7 +148,7 @@ def table(results: Sequence[Result]) -> Table:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     args = parser().parse_args(argv)
-    return guarded("speed", "pip install 'diinn[train,export]'", lambda: run(args))
+    return guarded("speed", "pip install 'diinn[cpu,train,export]'", lambda: run(args))
 
 
 def parser() -> argparse.ArgumentParser:

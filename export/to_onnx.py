@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 2 for bad input, 1 for a failure while running."""
     args = parser().parse_args(argv)
-    return guarded("to_onnx", "pip install 'diinn[export]'", lambda: run(args))
+    return guarded("to_onnx", "pip install 'diinn[cpu,export]'", lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     logging.basicConfig(level=args.log_level.upper(), format="%(message)s", stream=sys.stderr)
     with ended_by_signals():
-        return guarded("to_trt", "pip install 'diinn[export]'", lambda: run(args), hint="see --log-level debug")
+        return guarded("to_trt", "pip install 'diinn[cpu,export]'", lambda: run(args), hint="see --log-level debug")
 
 
 def run(args: argparse.Namespace) -> int:

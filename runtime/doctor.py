@@ -116,7 +116,7 @@ def _opencv() -> str:
 
 
 def _onnxruntime() -> str:
-    ort: Any = import_module("onnxruntime")
+    ort: Any = import_module("diinn.runtime.onnx_runtime").ort
     return f"{ort.__version__}: {', '.join(p.removesuffix('ExecutionProvider') for p in ort.get_available_providers())}"
 
 

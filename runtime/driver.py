@@ -8,7 +8,7 @@ from typing import Any
 LIBRARY = "libcuda.so.1"
 INTEGRATED = 18  # CU_DEVICE_ATTRIBUTE_INTEGRATED
 PYCUDA = (
-    "pip install 'diinn[cuda]', which compiles it: the CUDA toolkit's nvcc on PATH (on a Jetson "
+    "pip install pycuda, which compiles it: the CUDA toolkit's nvcc on PATH (on a Jetson "
     "export PATH=$PATH:/usr/local/cuda/bin), CUDA_ROOT at a toolkit elsewhere"
 )
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,10 @@ import tiny
 from hypothesis import settings
 
 # Files of tests that cannot begin without a library: ``make test-oldest`` has the runtime's alone.
-NEEDS = {"torch": ["runtime/test_fused.py", "runtime/test_tensorrt.py"], "selenium": ["runtime/stream/test_page.py"]}
+NEEDS = {
+    "torch": [f"runtime/test_{name}.py" for name in ("fused", "tensorrt", "nvidia_builder")],
+    "selenium": ["runtime/stream/test_page.py"],
+}
 collect_ignore = [file for library, files in NEEDS.items() if not importlib.util.find_spec(library) for file in files]
 pytest_plugins = ("served", "commanded")
 settings.register_profile("shared machine", deadline=None)
@@ -219,19 +223,18 @@ OLDER = ("tensorrt-rtx-cu12-libs==1.4.0.76", "tensorrt-rtx-cu12-bindings==1.4.0.
 @pytest.fixture(scope="session")
 def older_folder() -> Path:
     """NVIDIA's builder of the API of TensorRT 10, installed aside once: both versions bear one module's name."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diinn" / "tests"
-    folder = cache / "tensorrt-rtx-1.4.0.76"
+    folder = ROOT / "build" / f"tensorrt-rtx-1.4.0.76-{sysconfig.get_config_var('SOABI')}"
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--timeout", "20"]
     if not folder.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(dir=cache))
-        command = ["pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target"]
-        done = subprocess.run(
-            [sys.executable, "-m", *command, draft, *OLDER], capture_output=True, text=True, check=False
-        )
-        with contextlib.suppress(OSError):  # another test process was first
-            if done.returncode == 0:
-                draft.rename(folder)
-        shutil.rmtree(draft, ignore_errors=True)
+        folder.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as draft:
+            draft = str(Path(draft) / "site")
+            done = subprocess.run(
+                [*command, "--no-deps", "--target", draft, *OLDER], capture_output=True, text=True, check=False
+            )
+            with contextlib.suppress(OSError):  # another test process was first
+                if done.returncode == 0:
+                    Path(draft).rename(folder)
     if not folder.exists():
         pytest.skip(f"no older builder of NVIDIA's: pip install --no-deps --target {folder} {' '.join(OLDER)}")
     return folder

@@ -34,13 +34,16 @@ CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 def toolkit() -> Path:
-    """The CUDA toolkit with its headers; skips where there is none."""
+    """The CUDA toolkit, with its headers; skips where it or a C++ compiler is missing."""
     nvcc = compiler.find_nvcc()
-    wanted = [nvcc.resolve().parent.parent] if nvcc else []
-    for folder in (*wanted, Path("/usr/local/cuda")):
-        if (folder / "include" / "cuda.h").is_file():
-            return folder
-    pytest.skip("no CUDA toolkit with cuda.h: real pycuda cannot be built")
+    folder = nvcc.resolve().parent.parent if nvcc else Path("/usr/local/cuda")
+    missing = [name for name in ("gcc", "g++", "nm") if shutil.which(name) is None]
+    missing += [] if nvcc else ["nvcc"]
+    headers = (folder / "include" / "cuda.h", Path(sysconfig.get_paths()["include"]) / "Python.h")
+    missing += [path.name for path in headers if not path.is_file()]
+    if missing:
+        pytest.skip(f"no {', '.join(missing)} here: real pycuda cannot be built")
+    return folder
 
 
 def _done(*command: object, **options: object) -> str:

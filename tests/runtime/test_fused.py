@@ -231,7 +231,7 @@ def test_a_bad_encoder_engine_leaves_onnx_runtime(
         fused.resize(ramp(20, 30), (50, 40))
     if damage in ("engine", "context"):  # it counts as there until it is opened
         (said,) = [r.message for r in caplog.records if "the encoder runs by ONNX Runtime" in r.message]
-        assert engine.name in said or "does not run the encoder engine" in said
+        assert ("not enough device memory to open" if damage == "context" else engine.name) in said
 
 
 @pytest.mark.parametrize("ending", [".engine", ".json"])
