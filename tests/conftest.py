@@ -17,9 +17,9 @@ PERSONAL = ("DIINN_", "PYTHONWARNINGS", "FORCE_COLOR", "NO_COLOR", "COLUMNS", "L
 PERSONAL += ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 for name in [name for name in os.environ if name.startswith(PERSONAL)]:
     del os.environ[name]
-# A script's "make test &" and nohup have them ignored, and whatever the tests start would inherit that.
+# A script's "make test &" has them ignored, and whatever the tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-for number in (signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
+for number in (signal.SIGQUIT, signal.SIGTERM):
     signal.signal(number, signal.SIG_DFL)
 
 os.environ |= {"OPENCV_LOG_LEVEL": "SILENT", "OPENCV_FFMPEG_LOGLEVEL": "-8"}  # read when cv2 is imported; as diinn-run

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-# Added to a patch's squared error before its logarithm: below 33 dB a patch counts as L2 has it, above it more evenly.
+# Added to a patch's squared error before its logarithm: above 33 dB a patch counts as L2 has it, below it more evenly.
 PSNR_FLOOR = 5e-4
 VALIDATION_SCALES = (2.0, 3.0, 4.0)
 # What the hold-out is measured under beside clean where training is degraded, at these scales: seeds are fixed.

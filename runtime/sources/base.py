@@ -51,10 +51,12 @@ class Source(ABC):
     failures: what could not be read and was left out, a line each
     undecodable: frames that could not be decoded and were left out, each of a video or live source
     files: of still images: (file, its path below what was asked for)
+    remedy: what is to be checked where it does not open
     """
 
     live: bool
     rate: float | None
+    remedy = "that it is connected and not in use"
 
     def __init__(self, name: str) -> None:
         self.name = readable(name)

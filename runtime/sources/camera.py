@@ -159,7 +159,7 @@ class Camera(Source):
         super().__init__(name)
         self.patience = patience or Patience()
         self.device = replace(device, opening=self.patience.opening, stall=self.patience.stall)
-        self.rate = device.rate
+        self.rate, self.remedy = device.rate, device.remedy
         self._undecodable_said = False
         self._stop = threading.Event()
         self._worker: Worker | None = None
@@ -216,7 +216,7 @@ class Camera(Source):
     def _given_up(self, reason: str, failures: int) -> DiinnError:
         tries = "" if failures == 1 else f"; given up after {failures} attempts in a row"
         kind = DiinnError if self.captured else SourceError  # it was no bad input if it has worked
-        return kind(f"camera {self.name} {reason}{tries}: check {self.device.remedy}")
+        return kind(f"camera {self.name} {reason}{tries}: check {self.remedy}")
 
     def _stream(self) -> None:
         """One worker process, until it fails or we stop; SourceError says how it failed."""

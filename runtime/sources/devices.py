@@ -113,7 +113,7 @@ class Camera(Opened):
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        if why := _hopeless(device):
+        if why := _why_not(device):
             raise SourceError(f"cannot be opened, {why}")
         began = time.monotonic()
         self._capture = opencv.open_camera(device.address, device.api, _limits(device) if device.network else [])
@@ -123,7 +123,7 @@ class Camera(Opened):
             why = ""
             if device.network:
                 why = unreachable(str(device.address), left, silent=took > 0.8 * device.opening)
-            elif device.api == cv2.CAP_GSTREAMER and (error := gstreamer.failure(str(device.address), left)):
+            elif device.api == cv2.CAP_GSTREAMER and (error := gstreamer.start_error(str(device.address), left)):
                 why = f", {error}"
             raise SourceError(f"cannot be opened{why}")
         if not device.network:
@@ -173,14 +173,14 @@ class Camera(Opened):
                 self.undecodable += misses.over()
                 return image
             if not misses.another(began):
-                often = misses.count < MOST_MISSES and misses.count > 1
-                raise SourceError("delivers nothing that can be decoded" if often else "stopped delivering frames")
+                what = "delivers nothing that can be decoded" if misses.paced else "stopped delivering frames"
+                raise SourceError(what)
 
 
-def _hopeless(device: Device) -> str:
+def _why_not(device: Device) -> str:
     """Why OpenCV need not try; empty if it may."""
     if device.api == cv2.CAP_GSTREAMER:
-        return gstreamer.mistake(str(device.address))  # some of them OpenCV would try for ever
+        return gstreamer.parse_error(str(device.address))  # some of them OpenCV would try for ever
     if device.api != cv2.CAP_V4L2:
         return ""
     node = Path(f"/dev/video{device.address}" if isinstance(device.address, int) else device.address)
@@ -188,7 +188,7 @@ def _hopeless(device: Device) -> str:
         return f"there is no {node}"
     if not node.is_char_device():
         return f"{node} is no video device"
-    return "" if os.access(node, os.R_OK | os.W_OK) else f"this user may not use {node} (group video)"
+    return "" if os.access(node, os.R_OK | os.W_OK) else f"this user may not use {node}: sudo usermod -aG video $USER"
 
 
 def unreachable(url: str, seconds: float, *, silent: bool = False) -> str:

@@ -1,16 +1,19 @@
-"""What GStreamer itself has against a pipeline: OpenCV opens none without saying why, and some it tries for ever.
+"""GStreamer's own errors of a pipeline: OpenCV says of none why it does not open, and tries some for ever.
 
-The library is the one that OpenCV is linked to; where it cannot be loaded, nothing is known.
+The library is the one that OpenCV is linked to; where it cannot be loaded, errors are empty. Runs in a camera's worker,
+which ends soon after: errors are not freed.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
+import re
 from functools import cache
 
-FATAL_ERRORS = 1  # GstParseFlags
-PLAYING, STOPPED = 4, 1  # GstState
-ERROR = 2  # GstMessageType
+GST_PARSE_FLAG_FATAL_ERRORS = 1  # also for what GStreamer would go on without, as an unknown property
+GST_STATE_NULL, GST_STATE_PLAYING = 1, 4
+GST_MESSAGE_ERROR = 2
 
 
 class _Error(ctypes.Structure):
@@ -36,7 +39,7 @@ def _library() -> ctypes.CDLL | None:
     return library
 
 
-def mistake(pipeline: str) -> str:
+def parse_error(pipeline: str) -> str:
     """What keeps a description from becoming a pipeline, as ``no element "nosuch"``; empty if nothing does."""
     library = _library()
     if library is None:
@@ -47,23 +50,23 @@ def mistake(pipeline: str) -> str:
     return why
 
 
-def failure(pipeline: str, seconds: float) -> str:
-    """The error that a pipeline ends with when it is started; empty if none comes within ``seconds``."""
+def start_error(pipeline: str, seconds: float) -> str:
+    """The error that a pipeline ends with when it is started, once more; empty if none comes within ``seconds``."""
     library = _library()
     if library is None:
         return ""
     element, why = _parsed(library, pipeline)
     if not element:
         return why
-    library.gst_element_set_state(ctypes.c_void_p(element), PLAYING)
+    library.gst_element_set_state(ctypes.c_void_p(element), GST_STATE_PLAYING)
     bus = ctypes.c_void_p(library.gst_element_get_bus(ctypes.c_void_p(element)))
-    message = library.gst_bus_timed_pop_filtered(bus, ctypes.c_uint64(round(seconds * 1e9)), ERROR)
+    message = library.gst_bus_timed_pop_filtered(bus, ctypes.c_uint64(round(seconds * 1e9)), GST_MESSAGE_ERROR)
     if message:
         error = _ErrorPointer()
         library.gst_message_parse_error(ctypes.c_void_p(message), ctypes.byref(error), None)
         why = _text(error)
         library.gst_mini_object_unref(ctypes.c_void_p(message))
-    library.gst_element_set_state(ctypes.c_void_p(element), STOPPED)
+    library.gst_element_set_state(ctypes.c_void_p(element), GST_STATE_NULL)
     library.gst_object_unref(bus)
     library.gst_object_unref(ctypes.c_void_p(element))
     return why
@@ -71,10 +74,13 @@ def failure(pipeline: str, seconds: float) -> str:
 
 def _parsed(library: ctypes.CDLL, pipeline: str) -> tuple[int | None, str]:
     error = _ErrorPointer()
-    element = library.gst_parse_launch_full(pipeline.encode(), None, FATAL_ERRORS, ctypes.byref(error))
+    element = library.gst_parse_launch_full(
+        os.fsencode(pipeline), None, GST_PARSE_FLAG_FATAL_ERRORS, ctypes.byref(error)
+    )
     return element, _text(error)
 
 
 def _text(error: ctypes._Pointer[_Error]) -> str:
-    """Its words without a full stop, never a description's own, which may hold a password."""
-    return " ".join((error.contents.message or b"").decode(errors="replace").split()).rstrip(".") if error else ""
+    """Its words without a full stop, and without a property's value, which may be a password."""
+    words = (error.contents.message or b"").decode(errors="replace") if error else ""
+    return " ".join(re.sub(r'( in element "[^"]*") to ".*', r"\1", words, flags=re.DOTALL).split()).rstrip(".")

@@ -11,12 +11,13 @@ class Misses:
     """Reads without a frame, in a row; OpenCV goes on after each, and does not tell a bad frame from the end.
 
     At the end, or where the connection is gone, they take no time: so many of these mean that nothing more comes.
-    Frames that cannot be decoded come at their pace; they are waited out for so many seconds.
+    Frames that cannot be decoded come at their pace (``paced``); they are waited out for so many seconds.
     """
 
     def __init__(self, quick: int, seconds: float) -> None:
         self._quick, self._seconds = quick, seconds
         self.count = 0
+        self.paced = False
         self._since = 0.0
 
     def another(self, began: float) -> bool:
@@ -25,6 +26,7 @@ class Misses:
             self._since = began
         self.count += 1
         took = time.monotonic() - self._since
+        self.paced = self.count > 1 and took > self.count * QUICK_SECONDS
         return took <= self._seconds and (self.count < self._quick or took > self.count * QUICK_SECONDS)
 
     def over(self) -> int:

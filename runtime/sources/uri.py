@@ -108,8 +108,8 @@ def open_camera(uri: str, asked: Asked | None = None) -> Source:
         address = f"{scheme}://{rest}"  # FFmpeg knows them in small letters
         if not _host(rest)[0]:
             raise SourceError(
-                f"camera {name} has no host where one belongs: write {scheme}://USER:PASSWORD@HOST:PORT/PATH, and %40, "
-                "%23, %2F, %3F for @ # / ? in the password"
+                f"camera {name} has no host where one belongs: write {scheme}://USER:PASSWORD@HOST:PORT/PATH, with "
+                "%23, %2F, %3F and %40 for a hash, a slash, a question mark and an at sign in the password"
             )
         if asked.size is not None or asked.codec is not None:
             log.warning("%s: the stream decides its frame size and codec, what is asked is ignored", name)
@@ -251,7 +251,13 @@ def _pipeline(scheme: str, rest: str, asked: Asked) -> str:
     if scheme == "gst":
         if "x-bayer" in rest and "bayer2rgb" not in rest:
             raise SourceError("gst:// with video/x-bayer frames: add '! bayer2rgb ! videoconvert' to the pipeline")
-        return rest if "appsink" in rest else f"{rest} ! videoconvert ! video/x-raw,format=BGR ! {sink}"
+        if re.search(r"\bappsink\b[^!]*\bname=(?![^\s!]*(?:appsink|opencvsink))", rest):
+            raise SourceError("gst:// with a name for its appsink: leave name= out, OpenCV would not find it")
+        convert = (
+            "videoconvert ! video/x-raw,format=BGR"  # OpenCV would take NV12 for grey, and JPEG's bytes for pixels
+        )
+        own, count = re.subn(r"!\s*appsink\b", f"! {convert} ! appsink", rest)
+        return own if count else f"{rest} ! {convert} ! {sink}"
     width, height = asked.size or (1280, 720)
     rate = f",framerate={asked.rate:g}/1" if asked.rate and asked.rate == int(asked.rate) else ""
     return (

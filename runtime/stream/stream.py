@@ -207,7 +207,7 @@ class Stream:
             return False
         first = self.sources[0]
         self._error = first.failure or SourceError(
-            f"camera {first.name} {first.trouble}: check that it is connected and not in use; --retries N waits for it"
+            f"camera {first.name} {first.trouble}: check {first.remedy}; --retries N waits for it"
         )
         return True
 
