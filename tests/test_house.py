@@ -24,6 +24,7 @@ ARROWS = {
         "diinn.runtime.folders",
         "diinn.runtime.memory",
         "diinn.runtime.command",
+        "diinn.runtime.start",
         "diinn.runtime.sensor_noise",
         "diinn.runtime.strength",
     },

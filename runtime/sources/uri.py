@@ -253,9 +253,7 @@ def _pipeline(scheme: str, rest: str, asked: Asked) -> str:
             raise SourceError("gst:// with video/x-bayer frames: add '! bayer2rgb ! videoconvert' to the pipeline")
         if re.search(r"\bappsink\b[^!]*\bname=(?![^\s!]*(?:appsink|opencvsink))", rest):
             raise SourceError("gst:// with a name for its appsink: leave name= out, OpenCV would not find it")
-        convert = (
-            "videoconvert ! video/x-raw,format=BGR"  # OpenCV would take NV12 for grey, and JPEG's bytes for pixels
-        )
+        convert = "videoconvert ! video/x-raw,format=BGR"  # OpenCV takes NV12 for grey, and JPEG's bytes for pixels
         own, count = re.subn(r"!\s*appsink\b", f"! {convert} ! appsink", rest)
         return own if count else f"{rest} ! {convert} ! {sink}"
     width, height = asked.size or (1280, 720)

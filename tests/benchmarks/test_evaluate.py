@@ -3,6 +3,10 @@
 import csv
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -257,3 +261,17 @@ def test_degradations_that_are_none(
         evaluate.main([str(bundle_path), "--data", str(photo_folder), "--degrade", what])
     assert stop.value.code == 2
     assert f"degradation {what!r} is not understood" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("after", [0.0, 0.3])
+@pytest.mark.parametrize("command", ["benchmarks", "train"])
+def test_ctrl_c_while_libraries_load_prints_no_trace(command: str, after: float) -> None:
+    code = f"import sys; from diinn.{command}.start import main; print('x', flush=True); sys.exit(main())"
+    words = [sys.executable, "-c", code, *(["nano", "--data", "x"] if command == "benchmarks" else ["fit", "-c", "x"])]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "x\n"
+        time.sleep(after)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert "Traceback" not in err

@@ -1,0 +1,11 @@
+"""Where ``diinn-train`` begins: PyTorch takes seconds to import, and Ctrl-C then prints no trace."""
+
+from diinn.runtime.start import quietly
+
+
+def main() -> int:
+    """Entry point; the exit code."""
+    quietly()
+    from diinn.train.main import main
+
+    return main()
