@@ -25,6 +25,28 @@ from diinn.runtime.view import check_size
 
 log = logging.getLogger(__name__)
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+(%[\w.-]+)?\]|[\w.-]+)(:\d{1,5})?")  # a name or an address, and a port
+OTHER_STILLS = frozenset(
+    [
+        ".arw",
+        ".cr2",
+        ".cur",
+        ".dds",
+        ".dng",
+        ".exr",
+        ".heic",
+        ".heif",
+        ".ico",
+        ".nef",
+        ".pcx",
+        ".pdf",
+        ".psd",
+        ".qoi",
+        ".sgi",
+        ".svg",
+        ".tga",
+        ".xcf",
+    ]
+)
 SCHEMES = ("v4l2", "csi", "gst", "rtsp", "http", "https", "file", DEMO)
 DEMO_SIZE = (160, 120)
 MOST_NOISE = 100
@@ -56,8 +78,8 @@ class Asked:
             check_size(self.size)
         if self.rate is not None and not isinstance(self.rate, int | float):
             raise InputError(f"rate {self.rate!r} is not a number of frames a second")
-        if self.rate is not None and not 0 < self.rate <= 1000:
-            raise InputError(f"rate {self.rate:g} is not above 0 and up to 1000 frames/s")
+        if self.rate is not None and not 0.001 <= self.rate <= 1000:
+            raise InputError(f"rate {self.rate:g} is not from 0.001 to 1000 frames/s")
         if isinstance(self.noise, bool) or not isinstance(self.noise, int | float) or not 0 <= self.noise <= MOST_NOISE:
             raise InputError(f"noise {self.noise!r} is not a number of grey levels from 0 to {MOST_NOISE}")
         for what, value, names in (("codec", self.codec, CODECS), ("flip", self.flip, FLIPS)):
@@ -171,6 +193,8 @@ def _still(path: Path) -> bool:
 
 
 def _film(path: Path, asked: Asked) -> Source:
+    if path.suffix.lower() in OTHER_STILLS:  # FFmpeg takes some of them for videos of one frame
+        raise SourceError(f"{str(path)!r} is an image of a kind that this OpenCV cannot read: convert it to PNG")
     return VideoFile(path.name, path, asked.loop, asked.flip)
 
 

@@ -108,6 +108,7 @@ BAD = {
     "output below a file": (["--input", "photo.png", "--output", "photo.png/x.png"], "cannot make folder"),
     "stats": (["--input", "photo.png", "--stats", "none/s.json"], "cannot write --stats"),
     "damaged png": (["--input", "badcrc.png"], "'badcrc.png' is cut short or damaged"),
+    "an image of another kind": (["--input", "p.tga", "--output", "new/"], "cannot read: convert it to PNG"),
     "many into one": (["--input", "two", "--output", "one.png"], "cannot hold several sources, views or images"),
     "onto itself": (["--input", "photo.png", "--output", "photo.png"], "would replace the input"),
     "folder onto itself": (["--input", "two", "--output", "two"], "would replace the input"),
@@ -142,6 +143,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     Path("emptydir").mkdir()
     Path("text.png").write_text("hello")
     Path("text.mp4").write_text("hello")
+    Path("p.tga").write_bytes(bytes((0, 0, 2, *9 * [0], 4, 0, 4, 0, 24, 0)) + bytes(48))  # uncompressed, 4x4
     Path("cut.jpg").write_bytes(cv2.imencode(".jpg", photo)[1].tobytes()[:-900])
     Path("cut.png").write_bytes(cv2.imencode(".png", photo)[1].tobytes()[:-900])
     Path("badcrc.png").write_bytes(cv2.imencode(".png", photo)[1].tobytes().replace(b"IDAT", b"IDAT\0", 1))
