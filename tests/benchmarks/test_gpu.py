@@ -72,4 +72,4 @@ def test_aims_are_said_to_be_met_or_missed() -> None:
 
 def test_without_a_gpu(capsys: Output) -> None:
     assert gpu.main([]) == 2
-    assert "no CUDA" in capsys.readouterr().err
+    assert "no NVIDIA driver" in capsys.readouterr().err
