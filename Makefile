@@ -1,6 +1,7 @@
 # make run | test | check | bench | soak | kernels: each sets up what it needs in .venv, nothing is installed elsewhere.
 # make test-device: what stands on a GPU, on real pycuda over a driver that plays one.
-# make test-oldest | test-system | test-pythons | test-arm: the runtime in environments of its own, under build/.
+# make test-oldest | test-system | test-pythons | test-arm: the runtime in environments of its own, under build/; the last
+# installs QEMU where it is missing.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -22,17 +23,17 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest --device standin tests/runtime/test_cuda.py
 
 # All that stands on a device, on real pycuda over a driver of our own, which is built with the CUDA toolkit's headers.
-test-device: .venv/.dev
+test-device: $(VENV)/.dev
 	$(BIN)/python -m pytest --device standin -m device
 
-test-oldest test-system: .venv/.dev
-	tests/elsewhere.sh $(@:test-%=%)
+test-oldest test-system: $(VENV)/.dev
+	VENV=$(VENV) tests/elsewhere.sh $(@:test-%=%)
 
 test-pythons:
-	tests/elsewhere.sh pythons
+	VENV=$(VENV) tests/elsewhere.sh pythons
 
-test-arm: .venv/.run
-	PYTHON=$(CURDIR)/.venv/bin/python tests/arm.sh
+test-arm: $(VENV)/.run
+	PYTHON=$(abspath $(BIN)/python) tests/arm.sh
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

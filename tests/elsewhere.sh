@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # The runtime's tests with other libraries and Pythons than those of .venv: make test-oldest | test-system | test-pythons.
-# Environments are made anew under build/. What this machine lacks is said, and nothing fails for it.
+# Their environments are under build/. What this machine lacks is said, and nothing fails for it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+VENV=${VENV:-.venv}
 
 # A Python of a version, by its name or pyenv's; nothing where there is none.
-python() {
+python_of() {
+  local found
   for found in "python$1" "$HOME"/.pyenv/versions/"$1".*/bin/python; do
     if "$found" -c '' 2> /dev/null; then
       command -v "$found"
@@ -23,7 +25,7 @@ install() { # ENVIRONMENT WHAT...
 # The oldest libraries that setup.cfg allows, on the last Python that its oldest NumPy has wheels for.
 oldest() {
   local found
-  found=$(python 3.10)
+  found=$(python_of 3.10)
   if [ -z "$found" ]; then
     echo "no Python 3.10 here: not tested with the oldest libraries"
     return
@@ -48,20 +50,20 @@ system() {
 tests_of() { # ENVIRONMENT
   "$1/bin/python" -c 'import cv2, numpy, onnxruntime, sys; print(
     f"Python {sys.version.split()[0]}, NumPy {numpy.__version__}, OpenCV {cv2.__version__}, ONNX Runtime {onnxruntime.__version__}")'
-  .venv/bin/python tests/tiny.py build/tiny
+  "$VENV/bin/python" tests/tiny.py build/tiny
   "$1/bin/python" -m pytest -m 'not slow' tests/runtime
 }
 
 # README's first command on the other Pythons that are here.
 pythons() {
   local found own
-  own=$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2> /dev/null || true)
+  own=$("$VENV/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2> /dev/null || true)
   for version in 3.10 3.11 3.12 3.13 3.14; do
-    found=$(python $version)
+    found=$(python_of $version)
     if [ -z "$found" ]; then
       echo "no Python $version here: not tried"
     elif [ "$version" = "$own" ]; then
-      echo "Python $version is the one of .venv"
+      echo "Python $version is the one of $VENV"
     else
       make run PYTHON="$found" VENV="build/python$version"
     fi
