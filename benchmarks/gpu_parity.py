@@ -77,8 +77,14 @@ def check(widths: Sequence[int], depths: Sequence[int]) -> Iterator[Parity]:
                 checkpoint.save(path, checkpoint.Checkpoint(decoder_model("diinn", width, depth), (1.0, 4.0)))
                 bundle = writer.export(path).path
                 cpu, gpu, replayed = (
-                    stack.enter_context(SuperResolver.open(bundle, backend=name, check=False, cuda_graphs=replay))
-                    for name, replay in (("onnxruntime", False), ("cuda", False), ("cuda", True))
+                    stack.enter_context(
+                        SuperResolver.open(bundle, backend=name, provider=provider, check=False, cuda_graphs=replay)
+                    )
+                    for name, provider, replay in (
+                        ("onnxruntime", "cpu", False),
+                        ("cuda", None, False),
+                        ("cuda", None, True),
+                    )
                 )
                 frames = [rng.integers(0, 256, (25, 37, 3)).astype(np.uint8) for _ in range(3)]
                 gaps = []

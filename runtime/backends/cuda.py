@@ -16,7 +16,7 @@ from diinn.runtime.cuda import Device
 from diinn.runtime.engines import build, verify
 from diinn.runtime.engines.cache import Cache
 from diinn.runtime.engines.opened import EngineEncoder, Engines
-from diinn.runtime.errors import BundleError, DiinnError, InputError
+from diinn.runtime.errors import DiinnError, InputError
 from diinn.runtime.grid import Size
 
 log = logging.getLogger(__name__)
@@ -110,19 +110,15 @@ class OrtEncoder:
 
     def __init__(self, bundle: Bundle, device: Device, provider: str) -> None:
         """provider: "CUDA" or "CPU"; raises InputError where it is missing."""
-        from diinn.runtime.onnx_runtime import SUFFIX, ort, providers
+        from diinn.runtime.onnx_runtime import open_session, ort
 
         self._bundle, self._device, self._provider = bundle, device, provider
         why = _no_provider(provider)
         if why:
             raise InputError(why)
         path, content = bundle.graph("encoder", "fp16"), bundle.graph_content("encoder", "fp16")
-        try:
-            self._session: Any = ort.InferenceSession(content, providers=providers(provider))
-        except Exception as error:  # ONNX Runtime raises a dozen unrelated types
-            raise BundleError(f"ONNX Runtime cannot open {path}: {str(error).splitlines()[0]}") from error
-        if self._session.get_providers()[0] != f"{provider}{SUFFIX}":
-            raise InputError(f"ONNX Runtime's {provider} provider does not load here: its libraries are missing")
+        remedy = "give --backend onnxruntime --provider cpu"
+        self._session: Any = open_session(content, path, provider, remedy=remedy)
         self.says = f"onnxruntime {ort.__version__} {provider}"
 
     def encode(self, frames: int, batch: int, size: Size, maps: Sequence[int]) -> bool:
@@ -136,7 +132,9 @@ class OrtEncoder:
         except DiinnError:
             raise
         except Exception as error:
-            raise DiinnError(f"ONNX Runtime failed while running: {str(error).splitlines()[0]}") from error
+            from diinn.runtime.onnx_runtime import failed
+
+            raise failed(error) from error
         return False
 
     def _on_device(self, frames: int, shape: tuple[int, ...], maps: Sequence[int]) -> None:
@@ -213,7 +211,7 @@ class CudaBackend(DeviceBackend):
             try:
                 self._encoder = OrtEncoder(self.bundle, self.device, provider)
                 break
-            except (InputError, ImportError) as error:
+            except (DiinnError, ImportError) as error:
                 why.append(str(error))
         else:
             raise InputError(f"no encoder: {'; '.join(why)}")
