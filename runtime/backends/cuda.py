@@ -12,7 +12,7 @@ from diinn.runtime.backends.base import BackendOptions
 from diinn.runtime.backends.device_backend import KERNELS, DeviceBackend
 from diinn.runtime.backends.on_device import DeviceMaps
 from diinn.runtime.bundle import Bundle
-from diinn.runtime.cuda import Device
+from diinn.runtime.cuda import Device, OutOfMemory
 from diinn.runtime.engines import build, verify
 from diinn.runtime.engines.cache import Cache
 from diinn.runtime.engines.opened import EngineEncoder, Engines
@@ -205,6 +205,10 @@ class CudaBackend(DeviceBackend):
             except DiinnError as error:  # none, a damaged one, one that was found wrong
                 self._engines = None
                 why.append(str(error))
+        self._encode_by_onnx_runtime(why)
+
+    def _encode_by_onnx_runtime(self, why: list[str]) -> None:
+        """In place of an engine; why: what is wrong with that."""
         self._encoding.refuse()  # what ONNX Runtime launches is not on our stream
         # One that may build nothing is one of several: others are faster than an encoder on the CPU.
         for provider in ("CUDA", "CPU") if self.options.may_build else ("CUDA",):
@@ -256,7 +260,16 @@ class CudaBackend(DeviceBackend):
 
     def verify(self, *, again: bool = False) -> None:
         if self._engines is not None and isinstance(self._encoder, EngineEncoder):
-            self._engines.verify(self, [self._encoder.opened], self._encoding.forget, again=again)
+            try:
+                self._engines.verify(self, [self._encoder.opened], self._encoding.forget, again=again)
+            except OutOfMemory:
+                raise
+            except DiinnError as error:  # found wrong: as if it had been known when it was opened
+                if again:
+                    raise
+                self._encoding.forget()
+                self._encode_by_onnx_runtime([str(error)])
+                self._engines = None
 
     def close(self) -> None:
         if not self.closed:
