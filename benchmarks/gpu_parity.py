@@ -23,6 +23,7 @@ from rich import box
 from rich.table import Table
 
 TOLERANCE = 0.03
+SANITIZE_SECONDS = 1800.0  # of one run
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 
 
@@ -117,7 +118,13 @@ def sanitize(widths: Sequence[int]) -> Iterator[tuple[str, bool]]:
         for tool in SANITIZERS:
             command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "diinn.benchmarks.gpu"]
             command += ["--widths", str(width), "--depth", "4", "--skip", "sanitize", "time"]
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+            try:
+                done = subprocess.run(
+                    command, capture_output=True, text=True, errors="replace", check=False, timeout=SANITIZE_SECONDS
+                )
+            except subprocess.TimeoutExpired:
+                yield f"{tool}, K = {width}: no end within {SANITIZE_SECONDS:g} s", True
+                continue
             lines = (done.stdout + done.stderr).splitlines()
             refused = any("not supported" in line.lower() for line in lines)
             summary = [line.strip("= ") for line in lines if "SUMMARY" in line][-1:] or lines[-1:]
