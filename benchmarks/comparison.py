@@ -123,7 +123,7 @@ def latencies(everything: Sequence[Method], out: Path, seconds: float) -> dict[s
             bundle = out / "bundles" / f"{method.name}.diinn"
             if not bundle.exists() or bundle.stat().st_mtime < (folder / "last.pth").stat().st_mtime:
                 writer.export(folder / "last.pth", bundle)
-            resolver = stack.enter_context(SuperResolver.open(bundle, backend="onnxruntime"))
+            resolver = stack.enter_context(SuperResolver.open(bundle, backend="onnxruntime", provider="cpu"))
             entries[method.name] = speed.in_runtime(resolver, *CAMERA)
         return speed.alternate(entries, 3, seconds)
 

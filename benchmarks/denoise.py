@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     files = find_images(*args.data) if args.data else []
     console = Console(width=120)
     for model in args.model:
-        with SuperResolver.open(model, backend="onnxruntime") as resolver:
+        with SuperResolver.open(model, backend="onnxruntime", provider="cpu") as resolver:
             resolver.open_estimator()
             for lr, dsize, estimate, whole in times(resolver, max(1, args.rounds)):
                 print(

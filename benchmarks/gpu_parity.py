@@ -23,6 +23,7 @@ from rich import box
 from rich.table import Table
 
 TOLERANCE = 0.03
+SANITIZE_SECONDS = 1800.0  # of one run
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 
 
@@ -77,8 +78,14 @@ def check(widths: Sequence[int], depths: Sequence[int]) -> Iterator[Parity]:
                 checkpoint.save(path, checkpoint.Checkpoint(decoder_model("diinn", width, depth), (1.0, 4.0)))
                 bundle = writer.export(path).path
                 cpu, gpu, replayed = (
-                    stack.enter_context(SuperResolver.open(bundle, backend=name, check=False, cuda_graphs=replay))
-                    for name, replay in (("onnxruntime", False), ("cuda", False), ("cuda", True))
+                    stack.enter_context(
+                        SuperResolver.open(bundle, backend=name, provider=provider, check=False, cuda_graphs=replay)
+                    )
+                    for name, provider, replay in (
+                        ("onnxruntime", "cpu", False),
+                        ("cuda", None, False),
+                        ("cuda", None, True),
+                    )
                 )
                 frames = [rng.integers(0, 256, (25, 37, 3)).astype(np.uint8) for _ in range(3)]
                 gaps = []
@@ -111,7 +118,13 @@ def sanitize(widths: Sequence[int]) -> Iterator[tuple[str, bool]]:
         for tool in SANITIZERS:
             command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "diinn.benchmarks.gpu"]
             command += ["--widths", str(width), "--depth", "4", "--skip", "sanitize", "time"]
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+            try:
+                done = subprocess.run(
+                    command, capture_output=True, text=True, errors="replace", check=False, timeout=SANITIZE_SECONDS
+                )
+            except subprocess.TimeoutExpired:
+                yield f"{tool}, K = {width}: no end within {SANITIZE_SECONDS:g} s", True
+                continue
             lines = (done.stdout + done.stderr).splitlines()
             refused = any("not supported" in line.lower() for line in lines)
             summary = [line.strip("= ") for line in lines if "SUMMARY" in line][-1:] or lines[-1:]

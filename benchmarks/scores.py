@@ -90,7 +90,7 @@ def open_upscaler(model: str, denoise: str = "0") -> Iterator[Method]:
 
         yield in_torch
         return
-    with SuperResolver.open(model, backend="onnxruntime") as resolver:
+    with SuperResolver.open(model, backend="onnxruntime", provider="cpu") as resolver:
 
         def in_runtime(lr: Tensor, shape: tuple[int, int], truth: tuple[float, float] = degradation.NONE) -> Tensor:
             return _planes(resolver.resize(_frame(lr), shape[::-1], denoise=strength(truth), dtype=np.float32))

@@ -84,7 +84,7 @@ def contestants(net: Network, resolver: SuperResolver, lr: Size, out: Size) -> d
 def measure(net: Network, cases: Sequence[tuple[Size, Size]], least: int, seconds: float) -> list[Result]:
     """Every case: the contestants alternate until each ran ``least`` times and ``seconds`` are over."""
     results = []
-    with SuperResolver.open(net.bundle, backend="onnxruntime") as resolver:
+    with SuperResolver.open(net.bundle, backend="onnxruntime", provider="cpu") as resolver:
         for lr, out in cases:
             for name, medians in alternate(contestants(net, resolver, lr, out), least, seconds).items():
                 results.append(Result(net.name, lr, out, name, *medians))

@@ -216,7 +216,8 @@ class Device:
             with self.active():
                 _checked(library.cuGraphLaunch(ready, stream), "cuGraphLaunch")
 
-        weakref.finalize(replay, library.cuGraphExecDestroy, ready)
+        # At exit the context may be detached already, and the graph is gone with it.
+        weakref.finalize(replay, library.cuGraphExecDestroy, ready).atexit = False
         return replay
 
     def close(self) -> None:

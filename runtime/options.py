@@ -112,7 +112,10 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument(
         "--cuda-graphs", action="store_true", help="replay the work on a GPU as CUDA graphs: fewer launches"
     )
-    model.add_argument("--provider", help="device of the backend: cpu (default), cuda, … as installed")
+    model.add_argument(
+        "--provider",
+        help="device of ONNX Runtime: cpu, cuda, … as installed (default: the CPU, the encoder on a GPU that works)",
+    )
     model.add_argument("--threads", type=threads, metavar="N", help="CPU threads (default: all)")
     model.add_argument(
         "--memory-budget",

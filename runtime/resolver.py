@@ -76,7 +76,8 @@ class SuperResolver:
     ) -> SuperResolver:
         """Load a shipped bundle by name, or any by path.
 
-        backend: "cuda", "tensorrt", "onnxruntime" or "auto"; provider: its device ("cpu", "cuda", …), default the CPU
+        backend: "cuda", "tensorrt", "onnxruntime" or "auto"; provider: ONNX Runtime's device ("cpu",
+            "cuda", …), default the CPU, with the encoder on a GPU that works
         threads: CPU threads, default all this process may use
         memory_budget: bytes the encoder may need for one frame; larger frames go in bands, but where an engine for them
             is open

@@ -3,6 +3,7 @@
 import ast
 import configparser
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -70,6 +71,19 @@ def test_the_runtime_reads_yaml_and_graphs_in_one_place_each() -> None:
 
 BY_NAME = {"VideoCapture", "VideoWriter", "FileStorage", "imread", "imreadmulti", "imwrite", "imwritemulti", "imcount"}
 BY_NAME |= {"haveImageReader", "haveImageWriter", "imreadanimation", "imwriteanimation"}
+
+
+def test_what_is_compared_with_the_cpu_asks_for_it() -> None:
+    """By default the encoder goes to a GPU that works."""
+    asked = [
+        (path.name, line.strip())
+        for room in ("benchmarks", "export")
+        for path in (ROOT / room).glob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if re.search(r'[=(]"onnxruntime"', line)
+    ]
+    assert len(asked) > 4
+    assert [said for said in asked if '"cpu"' not in said[1]] == []
 
 
 def test_opencv_gets_names_of_files_from_one_place() -> None:

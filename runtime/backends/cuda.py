@@ -12,11 +12,11 @@ from diinn.runtime.backends.base import BackendOptions
 from diinn.runtime.backends.device_backend import KERNELS, DeviceBackend
 from diinn.runtime.backends.on_device import DeviceMaps
 from diinn.runtime.bundle import Bundle
-from diinn.runtime.cuda import Device
+from diinn.runtime.cuda import Device, OutOfMemory
 from diinn.runtime.engines import build, verify
 from diinn.runtime.engines.cache import Cache
 from diinn.runtime.engines.opened import EngineEncoder, Engines
-from diinn.runtime.errors import BundleError, DiinnError, InputError
+from diinn.runtime.errors import DiinnError, InputError
 from diinn.runtime.grid import Size
 
 log = logging.getLogger(__name__)
@@ -110,19 +110,15 @@ class OrtEncoder:
 
     def __init__(self, bundle: Bundle, device: Device, provider: str) -> None:
         """provider: "CUDA" or "CPU"; raises InputError where it is missing."""
-        from diinn.runtime.onnx_runtime import SUFFIX, ort, providers
+        from diinn.runtime.onnx_runtime import open_session, ort
 
         self._bundle, self._device, self._provider = bundle, device, provider
         why = _no_provider(provider)
         if why:
             raise InputError(why)
         path, content = bundle.graph("encoder", "fp16"), bundle.graph_content("encoder", "fp16")
-        try:
-            self._session: Any = ort.InferenceSession(content, providers=providers(provider))
-        except Exception as error:  # ONNX Runtime raises a dozen unrelated types
-            raise BundleError(f"ONNX Runtime cannot open {path}: {str(error).splitlines()[0]}") from error
-        if self._session.get_providers()[0] != f"{provider}{SUFFIX}":
-            raise InputError(f"ONNX Runtime's {provider} provider does not load here: its libraries are missing")
+        remedy = "give --backend onnxruntime --provider cpu"
+        self._session: Any = open_session(content, path, provider, remedy=remedy)
         self.says = f"onnxruntime {ort.__version__} {provider}"
 
     def encode(self, frames: int, batch: int, size: Size, maps: Sequence[int]) -> bool:
@@ -136,7 +132,9 @@ class OrtEncoder:
         except DiinnError:
             raise
         except Exception as error:
-            raise DiinnError(f"ONNX Runtime failed while running: {str(error).splitlines()[0]}") from error
+            from diinn.runtime.onnx_runtime import failed
+
+            raise failed(error) from error
         return False
 
     def _on_device(self, frames: int, shape: tuple[int, ...], maps: Sequence[int]) -> None:
@@ -207,13 +205,17 @@ class CudaBackend(DeviceBackend):
             except DiinnError as error:  # none, a damaged one, one that was found wrong
                 self._engines = None
                 why.append(str(error))
+        self._encode_by_onnx_runtime(why)
+
+    def _encode_by_onnx_runtime(self, why: list[str]) -> None:
+        """In place of an engine; why: what is wrong with that."""
         self._encoding.refuse()  # what ONNX Runtime launches is not on our stream
         # One that may build nothing is one of several: others are faster than an encoder on the CPU.
         for provider in ("CUDA", "CPU") if self.options.may_build else ("CUDA",):
             try:
                 self._encoder = OrtEncoder(self.bundle, self.device, provider)
                 break
-            except (InputError, ImportError) as error:
+            except (DiinnError, ImportError) as error:
                 why.append(str(error))
         else:
             raise InputError(f"no encoder: {'; '.join(why)}")
@@ -258,7 +260,16 @@ class CudaBackend(DeviceBackend):
 
     def verify(self, *, again: bool = False) -> None:
         if self._engines is not None and isinstance(self._encoder, EngineEncoder):
-            self._engines.verify(self, [self._encoder.opened], self._encoding.forget, again=again)
+            try:
+                self._engines.verify(self, [self._encoder.opened], self._encoding.forget, again=again)
+            except OutOfMemory:
+                raise
+            except DiinnError as error:  # found wrong: as if it had been known when it was opened
+                if again:
+                    raise
+                self._encoding.forget()
+                self._encode_by_onnx_runtime([str(error)])
+                self._engines = None
 
     def close(self) -> None:
         if not self.closed:

@@ -25,7 +25,8 @@ SEGMENT = np.dtype(
     + [("border", np.float32), ("bytes", np.int32)]
 )
 MOST_IDLE, IDLE_BYTES = 32, 2**29  # of memory kept for another use
-RECENT = 128  # takes: what came back since then is in steady use, however much it is
+RECENT = 128  # takes: what came back since then is in steady use
+RECENT_BYTES = 2**31  # of that, too, no more is kept
 MOST_REPLAYS = 16
 
 
@@ -75,10 +76,11 @@ class Buffers:
 
     def _keep(self, most: int, size: int, recent: int) -> None:
         """Free what is idle beyond so many blocks or bytes, longest idle first, but not what came back within the last
-        ``recent`` takes."""
+        ``recent`` takes, up to ``RECENT_BYTES``."""
         while self.idle and (len(self.idle) > most or sum(block[0] for block in self.idle) > size):
             address = self.idle[0][1]
-            if self._taken - self._came_back[address] < recent:
+            steady = self._taken - self._came_back[address] < recent
+            if steady and sum(block[0] for block in self.idle) <= RECENT_BYTES:
                 return
             del self.idle[0], self._came_back[address]
             self._device.free(address)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -32,6 +32,7 @@ MIB = 2**20
 ROLES = ("encoder", "decoder")
 INSTALL = "it comes with JetPack (python3 -m venv --system-site-packages), elsewhere pip install tensorrt"
 SPARE = 16 * MIB  # of workspace, beside what frames and queries take
+LAYOUTS = 1.5  # of what is alive at once in an encoder: an input may be there in two layouts
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,10 @@ class BuildError(DiinnError):
         self.memory = memory
 
 
+class TooLarge(InputError):
+    """The largest shapes of an engine cannot fit into the memory that is free."""
+
+
 def tensorrt() -> Any:
     """The installed TensorRT; InputError where there is none or it is too old."""
     try:
@@ -103,7 +108,7 @@ def no_builder() -> str:
     except subprocess.TimeoutExpired:
         return "TensorRT does not answer within a minute: check the driver with nvidia-smi"
     if done.returncode < 0:
-        return f"TensorRT crashes ({signal.Signals(-done.returncode).name}): check the driver with nvidia-smi"
+        return f"TensorRT crashes ({failure.signal_name(-done.returncode)}): check the driver with nvidia-smi"
     said = (done.stdout.strip() or done.stderr.strip()).splitlines()
     return failure.line(said[-1] if said else f"exit code {done.returncode}") if done.returncode else ""
 
@@ -143,7 +148,7 @@ def _built(
     left."""
     fresh = [key for key in keys if options.force or not cache.refused(key)] or keys[:1]
     for key in fresh:
-        with cache.lock(key) as folder, writing(cache.path):
+        with cache.lock(key) as folder:
             found = None if options.force else _kept(cache, fresh, logging.INFO)
             if found:  # another process built it meanwhile
                 return found
@@ -151,7 +156,8 @@ def _built(
             began = time.monotonic()
             try:
                 data = _in_process(bundle, key, options, workspace, cache, folder)
-                return data, cache.write(key, data, time.monotonic() - began)
+                with writing(cache.path):
+                    return data, cache.write(key, data, time.monotonic() - began)
             except BuildError as error:
                 if error.memory or key is fresh[-1]:
                     raise
@@ -182,8 +188,8 @@ def least_workspace(bundle: Bundle, role: str, precision: str, profile: Profile)
     ship (``tests/runtime/test_nvidia_builder.py``)."""
     if role == "encoder":
         batch, _, height, width = profile.most["frame"]
-        # Half more than what is alive at once: an input may be there in two layouts.
-        return batch * height * width * bundle.workspace * 3 // 2 // (2 if precision == "fp16" else 1) + SPARE
+        alive = batch * height * width * bundle.workspace // (2 if precision == "fp16" else 1)
+        return int(alive * LAYOUTS) + SPARE
     rows, columns = profile.most["query"]
     return rows * (columns + 6 * max(spec.channels for spec in bundle.maps)) * 4 + SPARE
 
@@ -198,19 +204,22 @@ def _workspace(bundle: Bundle, key: Key, device: Device, options: BuildOptions) 
     needed = least_workspace(bundle, role, key.identity.precision, key.profile)
     chosen = max(free // 4, needed) if options.workspace is None else options.workspace
     if chosen > free:
+        least = needed
         if options.workspace is not None:
+            least = chosen
             said = f"--workspace {chosen // MIB}: the device has only {free // MIB} MiB free: lower it"
         else:
             what = "the decoder needs"
             if role == "encoder":
                 batch, _, height, width = key.profile.most["frame"]
                 what = f"{batch} frames of {width}x{height} need"
+                least = int((needed - SPARE) / LAYOUTS) + SPARE  # an input may do with one layout
             said = (
                 f"{what} some {needed / MIB:.0f} MiB, the device has {free / MIB:.0f} of {total / MIB:.0f} MiB free: "
-                + ("lower --frame-sizes or --cameras" if role == "encoder" else "close other programs")
+                + (failure.LOWER.format(bundle=bundle.path) if role == "encoder" else "close other programs")
             )
-        if not shared:
-            raise InputError(said)
+        if not shared and least > free:
+            raise TooLarge(said)
         log.warning("%s; trying all the same", said)
     elif chosen < needed:
         log.warning("--workspace %d: the %s needs some %d MiB: the build may fail", chosen // MIB, role, needed // MIB)
@@ -222,7 +231,7 @@ def _in_process(bundle: Bundle, key: Key, options: BuildOptions, workspace: int,
     timing = options.timing or cache.timing()
     out = folder.resolve() / "engine"
     graph = folder.resolve() / bundle.graph(role, precision).name
-    graph.write_bytes(bundle.graph_content(role, precision))  # what was checked is what is built
+    content = bundle.graph_content(role, precision)
     job = Job(
         str(graph),
         precision,
@@ -233,7 +242,9 @@ def _in_process(bundle: Bundle, key: Key, options: BuildOptions, workspace: int,
         options.tactics,
         str(out),
     )
-    (folder / "job.json").write_text(job.text(), encoding="utf-8")
+    with writing(cache.path):
+        graph.write_bytes(content)  # what was checked is what is built
+        (folder / "job.json").write_text(job.text(), encoding="utf-8")
     log.info("%s: building in %s with a workspace of %d MiB; this takes minutes", role, precision, workspace // MIB)
     command = [sys.executable, "-m", "diinn.runtime.engines.worker", str(folder / "job.json"), str(os.getpid())]
     code, said = _wait(command, role, options.interval)
@@ -242,19 +253,26 @@ def _in_process(bundle: Bundle, key: Key, options: BuildOptions, workspace: int,
         ours = said_by_tensorrt.startswith("timing cache")
         log.log(logging.WARNING if ours else logging.DEBUG, "TensorRT: %s", said_by_tensorrt)
     if code or not out.exists():
-        text, short = failure.told(code, report, said, workspace)
+        text, short = failure.told(code, report, said, workspace, str(bundle.path))
         raise BuildError(f"{role}: {text}", memory=short)
     kept = out.with_suffix(".timing")
     if kept.exists():
         _keep_timing(kept, timing)
-    return out.read_bytes()
+    with writing(cache.path):
+        return out.read_bytes()
 
 
 def _wait(command: Sequence[str], role: str, interval: float) -> tuple[int, str]:
     """Exit code and the last words of a process; it ends with us."""
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as words:
         began = time.monotonic()
-        process = subprocess.Popen(command, stdout=words, stderr=words, stdin=subprocess.DEVNULL)
+        try:
+            process = subprocess.Popen(command, stdout=words, stderr=words, stdin=subprocess.DEVNULL)
+        except OSError as error:  # ENOMEM, EAGAIN: nothing of the cache's
+            short = error.errno in (errno.ENOMEM, errno.EAGAIN)
+            raise BuildError(
+                f"{role}: cannot start the build: {error.strerror or error}: close other programs", memory=short
+            ) from None
         try:
             while True:
                 try:

@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 MIB = 2**20
-RAISE = "raise --workspace above {workspace} MiB, or lower --cameras or the largest of --frame-sizes"
-FREE = "close other programs, or lower --cameras, the largest of --frame-sizes or --workspace"
+# Engines are built by commands that have none of these options, too.
+COMMAND = "python export/to_trt.py {bundle}"
+LOWER = f"build it for fewer or smaller frames, {COMMAND} --cameras N --frame-sizes WIDTHxHEIGHT"
+RAISE = f"build it with more, {COMMAND} --workspace N, above {{workspace}} MiB, or lower --cameras or --frame-sizes"
+FREE = f"close other programs, or build it with less, {COMMAND} with lower --cameras, --frame-sizes or --workspace"
 EXPORT = "export the bundle again, or use another version of TensorRT"
-SHAPES = "give --frame-sizes and --cameras in place of shapes, or export the bundle again"
+SHAPES = f"give {COMMAND} --frame-sizes and --cameras in place of shapes, or export the bundle again"
 # Words of TensorRT's in lower case, and what to do; the first that are found hold.
 HINTS = (
     (r"within workspace limit", RAISE),
@@ -24,33 +27,48 @@ HINTS = (
     (r"driver version is insufficient|no cuda-capable device", "update the driver: see nvidia-smi for what it runs"),
 )
 # What it says when nothing was left: why is in a warning, or nowhere.
-NOTHING = ((r"no implementation|could not find any implementation", "try another --precision, or raise --workspace"),)
+MORE = f"try another --precision, or {COMMAND} --workspace N with more"
+NOTHING = ((r"no implementation|could not find any implementation", MORE),)
 MEMORY = (RAISE, FREE)
 ELSE = "run it with --log-level debug"
 NOISE = re.compile(r"--- (Begin|End) node ---|While parsing node number|catchCudaError|ScopedCudaStream")
 
 
-def told(code: int, report: dict[str, Any], said: str, workspace: int) -> tuple[str, bool]:
+def told(code: int, report: dict[str, Any], said: str, workspace: int, bundle: str = "BUNDLE") -> tuple[str, bool]:
     """What failed, TensorRT's word that tells why, what to do; and whether memory was short.
 
     code: of the process, minus a signal's number; report: ``failed``, ``errors`` and ``warnings`` of the worker
     said: the process's last words; workspace: bytes that TensorRT was allowed
+    bundle: path of what was built
     """
+    command = COMMAND.format(bundle=bundle)
     if -code == signal.SIGKILL:
-        return "the build was killed, most likely for memory: lower --workspace, or close other programs", True
+        advice = f"close other programs, or build it with less, {command} --workspace N"
+        return f"the build was killed, most likely for memory: {advice}", True
     if code < 0:
-        return f"the build crashed ({signal.Signals(-code).name}): try another --precision, or --workspace", False
+        advice = f"try another --precision, or {command} --workspace N"
+        return f"the build crashed ({signal_name(-code)}): {advice}", False
     text = line(report["failed"]) or "the build failed"
     word, advice = _why([text, *report["errors"]], report["warnings"], workspace)
+    short = advice in MEMORY
+    advice = advice.format(bundle=bundle, workspace=workspace // MIB)
     others = [w for w in map(line, [*report["errors"], *said.splitlines()[-1:]]) if w and not NOISE.search(w)]
     word = word or next(iter(others), "")
     if word and word not in text:
         text += f": {word[:300]}"
-    return f"{text}: {advice}", advice in {hint.format(workspace=workspace // MIB) for hint in MEMORY}
+    return f"{text}: {advice}", short
+
+
+def signal_name(number: int) -> str:
+    """A signal's name; not all of a system's have one."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def _why(errors: Sequence[str], warnings: Sequence[str], workspace: int) -> tuple[str, str]:
-    """The line that tells why, empty where none does, and the advice."""
+    """The line that tells why, empty where none does, and the advice, as ``HINTS`` has it."""
     for lines, hints in ((errors, HINTS), (warnings, HINTS), (errors, NOTHING)):
         for words, advice in hints:
             for said in map(line, lines):
@@ -60,7 +78,7 @@ def _why(errors: Sequence[str], warnings: Sequence[str], workspace: int) -> tupl
                 wanted = found.groupdict().get("bytes")
                 if wanted and int(wanted) <= workspace:  # allowed, and still not to be had
                     advice = FREE
-                return said, advice.format(workspace=workspace // MIB)
+                return said, advice
     return "", ELSE
 
 

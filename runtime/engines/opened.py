@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from diinn.runtime.bundle import Bundle
-from diinn.runtime.cuda import Device
+from diinn.runtime.cuda import Device, OutOfMemory
 from diinn.runtime.engines import build, profiles, verify
 from diinn.runtime.engines.cache import Cache, Key, Rejected, SideCar
 from diinn.runtime.engines.engine import Engine, NotRunnable, Opener
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from diinn.runtime.backends.device_backend import DeviceBackend
 
 log = logging.getLogger(__name__)
+RETRY = 30.0  # seconds until a size for which memory was short is tried again
 
 
 @dataclass
@@ -53,13 +55,27 @@ class Engines:
         right = [car.key for car in cars if car.verify.get("passed", True)]
         known = [key for key in right if size is None or holds(key.profile, size)]
         sizes = profiles.DEFAULT_SIZES if size is None else (size,)
+        cameras = 1
         if size is not None and present is not None:  # not an engine for each size that comes
-            height, width = present.most["frame"][2:]
+            cameras, _, height, width = present.most["frame"]
             sizes = (size, (width, height))
-        new = profiles.encoder(self.bundle, sizes) if role == "encoder" else profiles.decoder(self.bundle)
+        new = profiles.encoder(self.bundle, sizes, cameras) if role == "encoder" else profiles.decoder(self.bundle)
         key = known[0] if known else Key(ways[0], new)
         if not self._options.may_build:
             return self._deserialise(*self._cache.read(key))
+        try:
+            return self._built(key)
+        except (build.TooLarge, build.BuildError, OutOfMemory) as error:
+            if size is None or present is None or (isinstance(error, build.BuildError) and not error.memory):
+                raise
+            alone = Key(ways[0], profiles.encoder(self.bundle, (size,)))
+            if alone.profile == key.profile:
+                raise
+            log.warning("%s; trying an encoder engine for frames of %dx%d alone", error, *size)
+        return self._built(alone)
+
+    def _built(self, key: Key) -> Opened:
+        """From the cache or built into it, and open; built again where TensorRT does not take it."""
         found = build.build(self.bundle, key, self.device, build.BuildOptions(), self._cache)
         try:
             return self._deserialise(*found)
@@ -122,6 +138,8 @@ class EngineEncoder:
     def __init__(self, engines: Engines) -> None:
         self._engines = engines
         self.opened = engines.open("encoder")
+        self._short: dict[Size, tuple[float, str]] = {}  # until when a size is not tried again for want of memory, why
+        self._said: set[Size] = set()
 
     @property
     def map_bytes(self) -> int:
@@ -136,11 +154,19 @@ class EngineEncoder:
         return holds(self.opened.profile, size)
 
     def fit(self, size: Size, check: Callable[[], None]) -> None:
-        """Have an engine for frames of ``size``: another one of the cache's, or a new one, if it passes ``check``."""
+        """Have an engine for frames of ``size``: another one of the cache's, or a new one, if it passes ``check``.
+
+        Raises OutOfMemory where memory is short, for ``RETRY`` seconds without another look: cameras ask at each frame.
+        """
         if self.takes(size):
             return
+        until, why = self._short.get(size, (0.0, ""))
+        if time.monotonic() < until:
+            raise OutOfMemory(why)
         wanted, bundle = f"{size[0]}x{size[1]}", self._engines.bundle
-        log.warning("the encoder engine is not for %s frames: opening one that is", wanted)
+        level = logging.DEBUG if size in self._said else logging.WARNING
+        log.log(level, "the encoder engine is not for %s frames: opening one that is", wanted)
+        self._said.add(size)
         before = self.opened
         try:
             self.opened = self._engines.open("encoder", size, before.profile)
@@ -149,11 +175,24 @@ class EngineEncoder:
                 f"no encoder engine for {wanted} frames: python export/to_trt.py {bundle.path} "
                 f"--frame-sizes {wanted}, or --backend onnxruntime"
             ) from None
+        except (build.TooLarge, build.BuildError, OutOfMemory) as error:
+            if isinstance(error, build.BuildError) and not error.memory:
+                raise
+            raise self._remembered(size, error) from None
         try:
             check()
+        except OutOfMemory as error:
+            self.opened = before
+            raise self._remembered(size, error) from None
         except BaseException:
             self.opened = before
             raise
+        self._short.pop(size, None)
+        self._said.discard(size)
+
+    def _remembered(self, size: Size, error: Exception) -> OutOfMemory:
+        self._short[size] = time.monotonic() + RETRY, str(error)
+        return OutOfMemory(str(error))
 
     def encode(self, frames: int, batch: int, size: Size, maps: Sequence[int]) -> bool:
         """Put float32 [batch, planes, H, W] to the maps on the stream; whether the shape is another than before."""

@@ -167,7 +167,8 @@ class Batcher:
         ready, encode, decode = self._in_parts(decoded)
         jobs = [replace(j, quality=BICUBIC, views=j.whole) if j.lane.name in self._without else j for j in jobs]
         if self.deadline and (ready or not decoded):
-            self.deadline.learn(loads, levels, encode, decode)
+            learnt = [load for load in loads if load.camera in ready]  # others took the network no time
+            self.deadline.learn(learnt, levels, encode, decode)
         done = []
         for job in jobs:
             if not job.whole or (job in decoded and job.lane.name not in ready):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from diinn.runtime.bicubic import bicubic
+from diinn.runtime.cuda import OutOfMemory
 from diinn.runtime.errors import InputError
 from diinn.runtime.images import UInt8
 from diinn.runtime.resolver import Encoded, SuperResolver
@@ -18,6 +20,7 @@ from diinn.runtime.strength import NONE, Strength
 from diinn.runtime.view import View
 from diinn.runtime.view_spec import ViewSpec
 
+log = logging.getLogger(__name__)
 LEAST_SHARE = 0.1  # of the batches' time, where cameras leave none
 
 Key = tuple[str, str]  # (camera, name of the zoom)
@@ -49,6 +52,7 @@ class Zooms:
         self._newest: dict[str, tuple[Lane, Frame, Encoded | None]] = {}  # by camera
         self._shown: dict[Key, tuple[float, Frame]] = {}  # when, and of which frame
         self._work: _Work | None = None
+        self._short: set[Key] = set()  # for which memory was short, and it was said
         self._credit = self._resting = 0.0  # seconds that are due; time.monotonic
 
     def offer(self, lane: Lane, frame: Frame, encoded: Encoded | None) -> None:
@@ -121,6 +125,14 @@ class Zooms:
         except InputError as error:
             work.lane.zoom_troubles[work.name] = str(error)
             self._work = None
+            return
+        except OutOfMemory as error:  # the next frame's may do
+            key = work.lane.name, work.name
+            if key not in self._short:
+                self._short.add(key)
+                log.warning("%s: a viewer's picture of %s is left out", error, work.lane.name)
+            self._work = None
+            self._shown[key] = time.monotonic(), work.frame
             return
         if image is None:
             return

@@ -55,6 +55,16 @@ def test_the_sanitizer_sees_every_width(tmp_path: Path, monkeypatch: Patch) -> N
     assert all("--depth 4 " in call for call in calls)
 
 
+def test_a_sanitizer_without_an_end_is_ended(tmp_path: Path, monkeypatch: Patch) -> None:
+    program = tmp_path / "compute-sanitizer"
+    program.write_text("#!/bin/sh\nexec sleep 600\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(gpu_parity, "SANITIZE_SECONDS", 0.1)
+    said = [*gpu_parity.sanitize([16])]
+    assert said == [(f"{tool}, K = 16: no end within 0.1 s", True) for tool in gpu_parity.SANITIZERS]
+
+
 def test_aims_are_said_to_be_met_or_missed() -> None:
     def row(decoder: str, form: str, milliseconds: float) -> gpu.Time:
         return gpu.Time("48x48 → 512x512", decoder, form, milliseconds, gpu.Work(2e11, 2.7e8, 1e7))

@@ -5,14 +5,17 @@ import gc
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import DOUBLE, ROOT
 from diinn.runtime import DiinnError, InputError
+from diinn.runtime import cuda as cuda_module
 from diinn.runtime.cuda import OutOfMemory
 from diinn.runtime.frames import planar_rgb
 
@@ -135,6 +138,26 @@ def test_launch_bounds_hold(device: Any, device_kind: Any) -> None:
     with pytest.raises(DiinnError, match="CUDA failed"):
         kernel(512, *nothing, block=512, shared=16 * 1024)
     assert any("launch bounds say 256" in line for line in device_kind.complaints())
+
+
+def test_graphs_are_not_destroyed_at_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The context may be detached by then."""
+    made: list[Any] = []
+    finalize = weakref.finalize
+    monkeypatch.setattr(weakref, "finalize", lambda *args: (made.append(finalize(*args)), made[-1])[1])
+    destroyed: list[int] = []
+
+    class Library:
+        def __getattr__(self, name: str) -> Any:
+            return lambda *_: destroyed.append(1) if name == "cuGraphExecDestroy" else 0
+
+    monkeypatch.setattr(cuda_module, "_driver_library", Library)
+    device = SimpleNamespace(stream=1, active=contextlib.nullcontext)
+    replay = cuda_module.Device.capture(device, lambda: None)  # type: ignore[arg-type]
+    assert [one.atexit for one in made] == [False]
+    del replay
+    gc.collect()
+    assert destroyed == [1]
 
 
 def test_captured_work_is_done_again_on_what_lies_there_then(device: Any) -> None:

@@ -17,6 +17,7 @@ from diinn.runtime import DiinnError, InputError, SuperResolver
 from diinn.runtime import bundle as bundles
 from diinn.runtime.backends import cuda, device_backend
 from diinn.runtime.backends.cuda import plan
+from diinn.runtime.engines import verify
 from diinn.runtime.engines.cache import Cache
 from diinn.runtime.strength import Strength
 from diinn.runtime.view import View
@@ -233,6 +234,32 @@ def test_a_bad_encoder_engine_leaves_onnx_runtime(
     if damage in ("engine", "context"):  # it counts as there until it is opened
         (said,) = [r.message for r in caplog.records if "the encoder runs by ONNX Runtime" in r.message]
         assert ("not enough device memory to open" if damage == "context" else engine.name) in said
+
+
+@pytest.mark.parametrize("size", [(20, 30), (20, 490)])
+def test_a_new_encoder_engine_that_is_wrong_leaves_onnx_runtime(
+    trt: Trt, provider: None, bundle_path: Path, caplog: Log, size: tuple[int, int]
+) -> None:
+    """At once, not only when it is opened again; when it is opened, or when another size wants another one."""
+    frame = ramp(size[1], size[0])
+    with SuperResolver.open(bundle_path, backend="onnxruntime", provider="cpu") as cpu:
+        right = cpu.resize(frame, (50, 40), dtype=np.float32)
+    late = size[1] > 480
+    if not late:
+        trt.setitem(verify.TOLERANCES, "fp16", 1e-9)
+        trt.setattr(cuda.CudaBackend, "tolerance", property(lambda self: 0.03, lambda self, value: None), raising=False)
+    with SuperResolver.open(bundle_path, backend="cuda", cuda_graphs=True) as fused:
+        if late:
+            assert "encoder by TensorRT" in fused.backend.describe()
+            trt.setitem(verify.TOLERANCES, "fp16", 1e-9)
+        for _ in range(3):
+            found = fused.resize(frame, (50, 40), dtype=np.float32)
+            np.testing.assert_allclose(found, right, atol=5e-3)
+        assert fused.backend.describe().endswith("encoder by a CUDA provider)")
+        with pytest.raises(AttributeError):
+            _ = fused.backend._encoder.opened  # type: ignore[attr-defined]
+    (said,) = [r.message for r in caplog.records if "the encoder runs by ONNX Runtime" in r.message]
+    assert "differs from the CPU" in said
 
 
 @pytest.mark.parametrize("ending", [".engine", ".json"])

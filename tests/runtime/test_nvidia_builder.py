@@ -259,7 +259,7 @@ def test_too_little_workspace(nvidia: Patch) -> None:
     for workspace, words in ((2**10, "within workspace limit"), (2**24, "OutOfMemory (Requested size was")):
         said = refused(small, "encoder", workspace=workspace)
         assert words in said
-        assert said.endswith(f": {failure.RAISE.format(workspace=workspace // 2**20)}")
+        assert said.endswith(f": {failure.RAISE.format(bundle=small.path, workspace=workspace // 2**20)}")
 
 
 def test_turing_takes_no_fp32_product_in_a_decoder(nvidia: Patch) -> None:

@@ -2,6 +2,7 @@
 gather, verdicts. The kernels are the real sources, compiled for the host."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ import torch
 from conftest import play, ramp
 from diinn.export import writer
 from diinn.runtime import DiinnError, InputError, SuperResolver, backends
+from diinn.runtime import bundle as bundles
 from diinn.runtime.backends import on_device
+from diinn.runtime.engines import build, profiles, verify
 from diinn.runtime.engines import cache as cache_module
-from diinn.runtime.engines import verify
-from diinn.runtime.engines.cache import Cache
+from diinn.runtime.engines.cache import Cache, Key
 from diinn.runtime.strength import Strength
 from diinn.runtime.view import View
 from diinn.train import checkpoint
@@ -120,6 +122,21 @@ def test_maps_larger_than_what_is_kept_idle_are_used_again(trt: Trt, bundle_path
         assert len(blocks) < 2 * len(batches[-1])  # what was used once is not kept for good
 
 
+def test_what_is_in_steady_use_is_kept_up_to_a_bound(monkeypatch: Trt) -> None:
+    monkeypatch.setattr(on_device, "IDLE_BYTES", 1000)
+    monkeypatch.setattr(on_device, "RECENT_BYTES", 5000)
+    freed: list[int] = []
+    addresses = iter(range(1, 100))
+    device = SimpleNamespace(allocate=lambda size: next(addresses), free=freed.append)
+    buffers = on_device.Buffers(device)  # type: ignore[arg-type]
+    for size in (1000, 2100, 4300, 9000):  # none fits another
+        buffers.give([buffers.take(size)])
+        assert sum(block[0] for block in buffers.idle[:-1]) <= 5000
+    assert freed == [1, 2]
+    buffers.take(20000)
+    assert freed == [1, 2, 3, 4]
+
+
 def test_work_that_comes_again_is_replayed(trt: Trt, bundle: Path, caplog: Log) -> None:
     frames = [np.random.default_rng(n).uniform(0, 1, (21, 33, 3)).astype(np.float32) for n in range(6)]
     with SuperResolver.open(bundle, backend="tensorrt", precision="fp32", chunk=1000) as plain:
@@ -199,6 +216,25 @@ def test_an_encoder_that_was_refused_is_not_used_at_the_next_call(trt: Trt, bund
                 gpu.resize(np.zeros((490, 20, 3), np.uint8), (20, 490))
         trt.setenv("DIINN_DOUBLE_FAIL", "")
         gpu.resize(np.zeros((48, 20, 3), np.uint8), (20, 49))
+
+
+def test_another_size_keeps_the_batch(trt: Trt, bundle_path: Path) -> None:
+    bundle = bundles.load(bundle_path)
+    with SuperResolver.open(bundle_path, backend="tensorrt", check=False) as gpu:
+        engines = gpu.backend._engines  # type: ignore[attr-defined]
+        present = profiles.encoder(bundle, ((160, 120),), 4)
+        opened = engines.open("encoder", (20, 490), present)
+        assert opened.profile.most["frame"] == (4, bundle.planes, 490, 160)
+        original = build._workspace
+
+        def workspace(bundle: bundles.Bundle, key: Key, *rest: object) -> int:
+            if key.profile.most["frame"][0] > 1:
+                raise build.TooLarge("4 frames need more")
+            return original(bundle, key, *rest)  # type: ignore[arg-type]
+
+        trt.setattr(build, "_workspace", workspace)
+        opened = engines.open("encoder", (20, 500), present)
+        assert opened.profile.most["frame"] == (1, bundle.planes, 500, 20)
 
 
 def test_larger_frames_do_not_cost_an_engine_each(trt: Trt, bundle_path: Path) -> None:

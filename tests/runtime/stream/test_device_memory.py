@@ -6,7 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from diinn.runtime import DiinnError, Stream, SuperResolver, demo
+from diinn.runtime.cuda import OutOfMemory
 from diinn.runtime.stream.batcher import Batcher, _Job
+from diinn.runtime.stream.deadline import Load
 from diinn.runtime.stream.result import BICUBIC, WHOLE
 from diinn.runtime.stream.stats import Stats
 from diinn.runtime.strength import NONE
@@ -30,8 +32,6 @@ def short_of(gpu: SuperResolver, frames: int) -> None:
     original = device.allocate
 
     def allocate(size: int) -> int:
-        from diinn.runtime.cuda import OutOfMemory
-
         if size >= frames * pixels * 4 * gpu.bundle.planes:  # what holds the planar frames
             raise OutOfMemory(f"{size} bytes wanted, out of device memory (0 of 1 MiB are free): use fewer cameras")
         return int(original(size))
@@ -83,6 +83,92 @@ def test_the_batch_is_halved(
     said = [r.message for r in caplog.records if "at once from here on" in r.message]
     assert len(said) <= 2
     assert len({r.message for r in caplog.records if "bicubic meanwhile" in r.message}) == without
+
+
+def jobs_of(cameras: int) -> tuple[list[SimpleNamespace], list[_Job]]:
+    lanes = [
+        SimpleNamespace(
+            name=f"camera{n}", weight=1, denoise=Auto(), source=SimpleNamespace(live=True, ended=False), say=print
+        )
+        for n in range(cameras)
+    ]
+    return lanes, [
+        _Job(lane, SimpleNamespace(image=demo.frame(n, (160, 120))), WHOLE, VIEWS, VIEWS)  # type: ignore[arg-type]
+        for n, lane in enumerate(lanes)
+    ]
+
+
+def test_the_batch_of_onnx_runtime_on_a_gpu_is_halved(
+    bundle_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Log
+) -> None:
+    """It takes any number of frames at once, until its memory is out."""
+    from diinn.runtime.onnx_runtime import ort
+
+    class Session(ort.InferenceSession):  # type: ignore[misc]
+        def run(self, outputs: list[str], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+            if len(feed.get("frame", ())) > 2:
+                raise RuntimeError("BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer")
+            return super().run(outputs, feed)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(ort, "InferenceSession", Session)
+    lanes, jobs = jobs_of(4)
+    with SuperResolver.open(bundle_path, backend="onnxruntime", provider="cpu", check=False) as resolver:
+        monkeypatch.setattr(resolver.backend, "most_frames", lambda size: None)
+        batcher = Batcher(resolver, lanes, [], Stats())  # type: ignore[arg-type]
+        found, _, _ = batcher._in_parts(jobs)
+    assert len(found) == 4
+    assert not batcher._without
+    assert [r.message for r in caplog.records if "encoding at most 2 at once" in r.message]
+
+
+def test_a_build_without_memory_is_not_tried_at_every_frame(
+    gpu: SuperResolver, trt: pytest.MonkeyPatch, caplog: Log
+) -> None:
+    from diinn.runtime.engines import build, opened
+
+    trt.setenv("DIINN_DOUBLE_FAIL", "build")
+    tried, original = [], build.build
+    trt.setattr(build, "build", lambda *args: (tried.append(args[1].profile.most["frame"]), original(*args))[1])
+    frame = np.zeros((490, 20, 3), np.uint8)
+    planes = gpu.bundle.planes
+    with gpu:
+        for _ in range(3):
+            with pytest.raises(OutOfMemory, match="could not build the engine"):
+                gpu.resize(frame, (20, 490))
+        assert tried == [(1, planes, 490, 640), (1, planes, 490, 20)]  # for all sizes, and for this alone
+        trt.setattr(opened, "RETRY", 0.0)
+        gpu.backend.encoder._short.clear()  # type: ignore[attr-defined]
+        for _ in range(2):
+            with pytest.raises(OutOfMemory):
+                gpu.resize(frame, (20, 490))
+        assert len(tried) == 6
+        assert sum("is not for 20x490 frames" in r.message for r in caplog.records if r.levelname == "WARNING") == 1
+        trt.setenv("DIINN_DOUBLE_FAIL", "")
+        assert gpu.resize(frame, (20, 490)).shape == (490, 20, 3)
+
+
+def test_what_went_without_the_network_is_not_learnt(gpu: SuperResolver) -> None:
+    lanes, jobs = jobs_of(2)
+    with gpu:
+        batcher = Batcher(gpu, lanes, [], Stats(), deadline=10.0)  # type: ignore[arg-type]
+        learnt: list[list[str]] = []
+        assert batcher.deadline is not None
+        batcher.deadline.learn = lambda loads, *_: learnt.append([load.camera for load in loads])  # type: ignore[method-assign]
+        loads = [Load(lane.name, 160 * 120, 30000, 7500) for lane in lanes]
+        batcher._planned = lambda taken: (jobs, loads, dict.fromkeys(["camera0", "camera1"], WHOLE))  # type: ignore[method-assign]
+        computed = batcher._computed
+
+        def short(part: list[_Job]) -> object:
+            if any(job.lane.name == "camera1" for job in part):
+                raise OutOfMemory("out of device memory")
+            return computed(part)
+
+        batcher._computed = short  # type: ignore[method-assign,assignment]
+        batcher._hand_on = lambda *_: None  # type: ignore[method-assign]
+        for lane in lanes:
+            lane.zooms = {}
+        batcher._process([])
+    assert learnt == [["camera0"]]
 
 
 def test_what_does_not_fit_alone_is_bicubic_and_goes_on(gpu: SuperResolver, caplog: Log) -> None:

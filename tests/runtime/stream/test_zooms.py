@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 from diinn.runtime import SuperResolver, demo
+from diinn.runtime.cuda import OutOfMemory
 from diinn.runtime.sources import Frame, open_source
 from diinn.runtime.stream.denoise import CameraDenoise
 from diinn.runtime.stream.lane import Lane
@@ -80,6 +81,32 @@ def test_what_its_viewer_left_is_let_go(nano: SuperResolver, lane: Lane) -> None
         zooms.step()
     assert not given
     assert not zooms._newest  # nor are the maps of a camera that has stalled kept
+
+
+def test_want_of_memory_ends_one_picture(
+    nano: SuperResolver, lane: Lane, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    given: list[Result] = []
+    lane.publish({}, zooms={"~1": FULL})
+    zooms = offered(nano, lane, given)
+    with monkeypatch.context() as short:
+        short.setattr(nano.backend, "run_chunk", raising)
+        zooms.step()
+        assert zooms.rest == np.inf  # not again for the same frame
+        second = frame(1)
+        zooms.offer(lane, second, nano.encode([second.image])[0])
+        zooms.step()
+    assert not given
+    assert len([r for r in caplog.records if "a viewer's picture" in r.message]) == 1
+    third = frame(2)
+    zooms.offer(lane, third, nano.encode([third.image])[0])
+    while not given:
+        zooms.step()
+    assert given[0].frame is third
+
+
+def raising(*_: object) -> None:
+    raise OutOfMemory("out of device memory")
 
 
 def test_what_cannot_be_is_the_viewers_affair(nano: SuperResolver, lane: Lane) -> None:
