@@ -240,7 +240,7 @@ def test_shapes_that_are_not_taken(nvidia: Patch) -> None:
     for role, profile, words in cases:
         said = refused(small, role, profile=profile)
         assert words in said
-        assert said.endswith(f": {failure.SHAPES}")
+        assert said.endswith(f": {failure.SHAPES.format(bundle=small.path)}")
 
 
 def test_shapes_in_the_wrong_order_do_not_get_there(nvidia: Patch) -> None:
