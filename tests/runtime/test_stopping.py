@@ -123,8 +123,7 @@ def test_ctrl_c_right_after_the_start_prints_no_trace(command: str, after: float
     assert process.stdout is not None
     assert process.stdout.readline() == "x\n"
     time.sleep(after)
-    done = process.poll() is not None  # a quick machine's doctor
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=20)
     assert err == ""
-    assert process.returncode in (130, -signal.SIGINT) or (done and process.returncode == 0)
+    assert process.returncode in (130, -signal.SIGINT) or "Verdict" in out  # a quick machine's doctor is done
