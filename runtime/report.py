@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from diinn.runtime.view import View
 log = logging.getLogger(__name__)
 MOST_SAID = 1000
 REFRESH_SECONDS = 0.1
+BAR_SECONDS = 2.0  # for the progress bar to go; its terminal may be held
 LINES_SECONDS, HURRIED_LINES_SECONDS = 10.0, 1.0  # for the last lines of statistics, and after a signal
 
 
@@ -209,9 +211,17 @@ def progress(
             bar.update(task, completed=stats.processed, description=text)
         bar.refresh()
 
+    gone = threading.Event()
+
     def end() -> None:
-        out.above = err.above = None
-        bar.stop()
+        try:
+            bar.stop()
+        finally:
+            out.above = err.above = None
+            gone.set()
+
+    def wait() -> None:
+        gone.wait(BAR_SECONDS)
 
     def tick() -> None:
         nonlocal due, waiting
@@ -224,3 +234,5 @@ def progress(
         yield tick
     finally:
         err.do(end)
+        if out.file is not None and out.file.isatty():  # what it prints next stands below, not behind the bar
+            out.do(wait)

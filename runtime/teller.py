@@ -82,8 +82,9 @@ class Teller:
         if self.file is None:
             return
         line = printable(line)  # names of files and cameras stand in it
-        if self.above is not None and self.file.isatty():
-            self.above.print(line, markup=False, highlight=False, soft_wrap=True)
+        above = self.above  # another thread takes it away
+        if above is not None and self.file.isatty():
+            above.print(line, markup=False, highlight=False, soft_wrap=True)
             return
         encoding = self.file.encoding or "utf-8"  # names of files need not be text
         print(line.encode(encoding, "backslashreplace").decode(encoding), file=self.file, flush=True)

@@ -127,7 +127,7 @@ def test_lines_stand_above_the_progress_bar(bundle_path: Path) -> None:
         while part := os.read(terminal, 65536):
             shown += part
     os.close(terminal)
-    assert process.wait(20) == 0
+    assert process.wait(20) == 0, shown.decode()[-2000:]
     lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode()))
     assert any(re.match(r"demo: 32x24 -> 64x48 .* output none$", line) for line in lines)
     assert any(re.match(r"\d+ frames?, .* output: none$", line) for line in lines)
