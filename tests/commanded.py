@@ -24,7 +24,7 @@ def run(bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capf
             4,
             6,
         ):  # its FFmpeg cannot be kept from printing lines of its own
-            err = re.sub(r"^\[\w+ @ 0x[0-9a-f]+\] .*\n", "", err, flags=re.MULTILINE)
+            err = re.sub(r"^\[[\w,]+ @ 0x[0-9a-f]+\] .*\n", "", err, flags=re.MULTILINE)
         return code, out, err
 
     return call
