@@ -36,7 +36,9 @@ CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 def toolkit() -> Path:
     """The CUDA toolkit, with its headers; skips where it or a C++ compiler is missing."""
     nvcc = compiler.find_nvcc()
-    folder = nvcc.resolve().parent.parent if nvcc else Path("/usr/local/cuda")
+    folders = [nvcc.resolve().parent.parent] if nvcc else []
+    folders += [Path("/usr/local/cuda")]
+    folder = next((path for path in folders if (path / "include" / "cuda.h").is_file()), folders[0])
     missing = [name for name in ("gcc", "g++", "nm") if shutil.which(name) is None]
     missing += [] if nvcc else ["nvcc"]
     headers = (folder / "include" / "cuda.h", Path(sysconfig.get_paths()["include"]) / "Python.h")
