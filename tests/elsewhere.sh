@@ -33,7 +33,7 @@ oldest() {
   sed -nE 's/^ +([A-Za-z-]+)>=([0-9.]+)$/\1==\2.*/p' setup.cfg | sed -E 's/==([0-9]+)\.\*/==\1.0.*/' | sort -u > build/oldest.txt
   "$found" -m venv --clear build/oldest
   install build/oldest -c build/oldest.txt -e '.[cpu,test-runtime]'
-  tests_of build/oldest
+  tests_of build/oldest tests/runtime
 }
 
 # The distribution's own Python, NumPy and OpenCV, which has GStreamer: as README sets up a Jetson.
@@ -44,14 +44,16 @@ system() {
   fi
   /usr/bin/python3 -m venv --clear --system-site-packages build/system
   install build/system 'numpy<2' onnxruntime -e '.[stream,test-runtime]'
-  tests_of build/system
+  tests_of build/system tests/runtime/stream tests/runtime/test_{opencv,images,videos,names,refusals}.py
 }
 
-tests_of() { # ENVIRONMENT
-  "$1/bin/python" -c 'import cv2, numpy, onnxruntime, sys; print(
+tests_of() { # ENVIRONMENT TESTS...
+  local environment=$1
+  shift
+  "$environment/bin/python" -c 'import cv2, numpy, onnxruntime, sys; print(
     f"Python {sys.version.split()[0]}, NumPy {numpy.__version__}, OpenCV {cv2.__version__}, ONNX Runtime {onnxruntime.__version__}")'
   "$VENV/bin/python" tests/tiny.py build/tiny
-  "$1/bin/python" -m pytest -m 'not slow' tests/runtime
+  "$environment/bin/python" -m pytest -m 'not slow' "$@"
 }
 
 # README's first command on the other Pythons that are here.
