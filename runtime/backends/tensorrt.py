@@ -112,7 +112,7 @@ class TensorRtBackend(DeviceBackend):
         return self.encoder.most_frames
 
     def holds(self, size: Size) -> bool:
-        return self.encoder.takes(size)
+        return self.takes(size)
 
     def takes(self, size: Size) -> bool:
         return self.encoder.takes(size)

@@ -253,7 +253,7 @@ def _in_process(bundle: Bundle, key: Key, options: BuildOptions, workspace: int,
         ours = said_by_tensorrt.startswith("timing cache")
         log.log(logging.WARNING if ours else logging.DEBUG, "TensorRT: %s", said_by_tensorrt)
     if code or not out.exists():
-        text, short = failure.told(code, report, said, workspace, str(bundle.path))
+        text, short = failure.explained(code, report, said, workspace, str(bundle.path))
         raise BuildError(f"{role}: {text}", memory=short)
     kept = out.with_suffix(".timing")
     if kept.exists():

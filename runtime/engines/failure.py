@@ -34,7 +34,7 @@ ELSE = "run it with --log-level debug"
 NOISE = re.compile(r"--- (Begin|End) node ---|While parsing node number|catchCudaError|ScopedCudaStream")
 
 
-def told(code: int, report: dict[str, Any], said: str, workspace: int, bundle: str = "BUNDLE") -> tuple[str, bool]:
+def explained(code: int, report: dict[str, Any], said: str, workspace: int, bundle: str = "BUNDLE") -> tuple[str, bool]:
     """What failed, TensorRT's word that tells why, what to do; and whether memory was short.
 
     code: of the process, minus a signal's number; report: ``failed``, ``errors`` and ``warnings`` of the worker

@@ -18,7 +18,7 @@ from diinn.runtime.grid import Size
 from diinn.runtime.images import UInt8
 from diinn.runtime.opencv import cv2
 from diinn.runtime.sources import gstreamer
-from diinn.runtime.sources.base import stated_rate
+from diinn.runtime.sources.base import Source, stated_rate
 from diinn.runtime.sources.misses import Misses
 from diinn.runtime.sources.pixels import BAYER, CODECS, FLIPS, folded, to_bgr
 
@@ -67,7 +67,7 @@ class Device:
         """What is to be checked where it does not open or goes on no longer."""
         if self.api == cv2.CAP_GSTREAMER:
             return "the pipeline, as gst-launch-1.0 runs it alone"
-        return "the address and that it is on" if self.network else "that it is connected and not in use"
+        return "the address and that it is on" if self.network else Source.remedy
 
 
 class Opened(ABC):

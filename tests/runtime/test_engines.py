@@ -207,7 +207,7 @@ def test_only_what_cannot_fit_is_refused(trt: Trt, small: bundles.Bundle, caplog
 
 
 def test_signals_without_a_name(trt: Trt) -> None:
-    text, short = failure.told(-40, {"failed": "", "errors": [], "warnings": []}, "", 2**20)
+    text, short = failure.explained(-40, {"failed": "", "errors": [], "warnings": []}, "", 2**20)
     assert text.startswith("the build crashed (signal 40): ")
     assert not short
     trt.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], -40, "", ""))
@@ -292,7 +292,7 @@ SAID = "Error Code 2: OutOfMemory (Requested size was 67819976 bytes.)"
 )
 def test_what_to_do_of_memory(errors: list[str], warnings: list[str], workspace: int, advice: str) -> None:
     report = {"failed": "TensorRT could not build the engine", "errors": errors, "warnings": warnings}
-    text, short = failure.told(1, report, "", workspace * 2**20)
+    text, short = failure.explained(1, report, "", workspace * 2**20)
     assert advice in text
     assert short is (", above " in text or "close other" in text)
     assert text.startswith("TensorRT could not build the engine: ")
