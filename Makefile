@@ -20,7 +20,7 @@ run: $(VENV)/.run
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest --device standin tests/runtime/test_cuda.py
+	$(BIN)/python -m pytest --device standin tests/runtime/gpu/test_device.py
 
 # All that stands on a device, on real pycuda over a driver of our own, which is built with the CUDA toolkit's headers.
 test-device: $(VENV)/.dev
@@ -51,9 +51,9 @@ DURATION ?= 10m
 soak: $(VENV)/.dev
 	$(BIN)/python -m diinn.benchmarks.soak --duration $(DURATION)
 
-# Fat binaries of the CUDA kernels, for machines without nvcc: copy runtime/kernels/prebuilt/ there.
+# Fat binaries of the CUDA kernels, for machines without nvcc: copy runtime/gpu/kernels/prebuilt/ there.
 kernels: $(VENV)/.run
-	$(BIN)/python -m diinn.runtime.kernels.compiler
+	$(BIN)/python -m diinn.runtime.gpu.compiler
 
 clean:
 	rm -rf $(VENV) build out *.egg-info

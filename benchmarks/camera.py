@@ -16,10 +16,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-from diinn.runtime import demo
-from diinn.runtime.command import Parser, guarded
-from diinn.runtime.images import UInt8
-from diinn.runtime.options import rate, size
+from diinn.runtime.cli.run_options import rate, size
+from diinn.runtime.images.files import UInt8
+from diinn.runtime.sources import demo
+from diinn.runtime.util.command_line import Parser, guarded
 
 BITS = 16
 

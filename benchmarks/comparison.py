@@ -21,10 +21,10 @@ from diinn.benchmarks import scores, speed
 from diinn.benchmarks.tables import VARIANTS
 from diinn.export import writer
 from diinn.runtime.backends.base import BackendOptions
-from diinn.runtime.command import Parser, guarded
 from diinn.runtime.errors import DiinnError, InputError
-from diinn.runtime.grid import Size
-from diinn.runtime.resolver import SuperResolver
+from diinn.runtime.geometry.grid import Size
+from diinn.runtime.super_resolver import SuperResolver
+from diinn.runtime.util.command_line import Parser, guarded
 from diinn.train import checkpoint, config, curve, protocol
 from diinn.train.photographs import find_images
 from rich import box

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from diinn.runtime import bundle as bundles
-from diinn.runtime import demo
-from diinn.runtime.command import Parser, guarded
-from diinn.runtime.grid import Size
-from diinn.runtime.resolver import SuperResolver
-from diinn.runtime.strength import Strength
+from diinn.runtime.bundles import bundle as bundles
+from diinn.runtime.geometry.grid import Size
+from diinn.runtime.noise.strength import Strength
+from diinn.runtime.sources import demo
+from diinn.runtime.super_resolver import SuperResolver
+from diinn.runtime.util.command_line import Parser, guarded
 from diinn.train import degradation
 from diinn.train.photographs import find_images, read_rgb
 from rich import box

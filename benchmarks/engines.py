@@ -15,14 +15,14 @@ from pathlib import Path
 
 from diinn.benchmarks import networks, speed
 from diinn.export import to_trt
-from diinn.runtime import bundle as bundles
 from diinn.runtime.backends.tensorrt import TensorRtBackend
-from diinn.runtime.command import Parser, check_output, guarded
+from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.engines import build, profiles
 from diinn.runtime.engines.cache import SideCar
 from diinn.runtime.errors import DiinnError
-from diinn.runtime.grid import Size
-from diinn.runtime.resolver import SuperResolver
+from diinn.runtime.geometry.grid import Size
+from diinn.runtime.super_resolver import SuperResolver
+from diinn.runtime.util.command_line import Parser, check_output, guarded
 from rich import box
 from rich.console import Console
 from rich.table import Table

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from diinn.benchmarks import scores
 from diinn.benchmarks.scores import BICUBIC, Row
-from diinn.runtime.command import Parser, check_output, guarded
 from diinn.runtime.errors import InputError
-from diinn.runtime.strength import AUTO
+from diinn.runtime.noise.strength import AUTO
+from diinn.runtime.util.command_line import Parser, check_output, guarded
 from diinn.train import degradation, protocol
 from rich import box
 from rich.console import Console

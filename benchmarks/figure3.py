@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from diinn.runtime import grid
-from diinn.runtime.command import Parser, check_output, guarded
 from diinn.runtime.errors import DiinnError
+from diinn.runtime.geometry import grid
+from diinn.runtime.util.command_line import Parser, check_output, guarded
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle

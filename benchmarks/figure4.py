@@ -11,8 +11,8 @@ import torch
 from diinn.benchmarks import scores
 from diinn.benchmarks.evaluate import label
 from diinn.benchmarks.tables import method
-from diinn.runtime.command import Parser, check_output, guarded
 from diinn.runtime.errors import InputError
+from diinn.runtime.util.command_line import Parser, check_output, guarded
 from diinn.train import degradation, protocol
 from diinn.train.photographs import read_rgb
 from matplotlib.backends.backend_agg import FigureCanvasAgg

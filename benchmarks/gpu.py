@@ -21,13 +21,13 @@ from diinn.benchmarks.gpu_parity import Parity, check, decoder_model, parity_tab
 from diinn.benchmarks.roofline import HALF, Card, Work
 from diinn.benchmarks.speed import CASES
 from diinn.export import graphs
-from diinn.runtime import cuda as devices
-from diinn.runtime import grid
-from diinn.runtime.backends.cuda import WIDTHS, FusedDecoder
-from diinn.runtime.backends.on_device import SEGMENT, Buffers, DeviceMaps, ViewTables
-from diinn.runtime.command import Parser, check_output, guarded
+from diinn.runtime.backends.fused import WIDTHS, FusedDecoder
 from diinn.runtime.errors import DiinnError
-from diinn.runtime.grid import Size
+from diinn.runtime.geometry import grid
+from diinn.runtime.geometry.grid import Size
+from diinn.runtime.gpu import device as devices
+from diinn.runtime.gpu.resources import SEGMENT, Buffers, DeviceMaps, ViewTables
+from diinn.runtime.util.command_line import Parser, check_output, guarded
 from diinn.train.decoders import Decoder
 from diinn.train.model import SuperResolutionModel
 from diinn.train.published import PublishedModel

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from diinn.export import writer
-from diinn.runtime.kernels import compiler
-from diinn.runtime.resolver import SuperResolver
-from diinn.runtime.strength import Strength
-from diinn.runtime.view import View
+from diinn.runtime.geometry.view import View
+from diinn.runtime.gpu import compiler
+from diinn.runtime.noise.strength import Strength
+from diinn.runtime.super_resolver import SuperResolver
 from diinn.train import checkpoint
 from diinn.train.config import parse
 from diinn.train.model import ModelConfig, SuperResolutionModel

@@ -21,19 +21,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from diinn.benchmarks import memory, roofline
 from diinn.benchmarks.board import Board, Watched, soak
-from diinn.runtime import bundle as bundles
-from diinn.runtime import demo, doctor
-from diinn.runtime.command import Parser, check_output, guarded
+from diinn.runtime.bundles import bundle as bundles
+from diinn.runtime.cli import doctor
 from diinn.runtime.errors import DiinnError, InputError
-from diinn.runtime.grid import Size
-from diinn.runtime.resolver import SuperResolver
-from diinn.runtime.view import View
+from diinn.runtime.geometry.grid import Size
+from diinn.runtime.geometry.view import View
+from diinn.runtime.sources import demo
+from diinn.runtime.super_resolver import SuperResolver
+from diinn.runtime.util.command_line import Parser, check_output, guarded
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from diinn.runtime.bundle import Bundle
+    from diinn.runtime.bundles.bundle import Bundle
 
 MIB = 2**20
 COMPARISON = Path(__file__).parent / "results" / "comparison"

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diinn.runtime.backends import cuda
-from diinn.runtime.command import Parser, check_output, guarded
+from diinn.runtime.backends import fused as fused_backend
 from diinn.runtime.errors import InputError
-from diinn.runtime.kernels import compiler
+from diinn.runtime.gpu import compiler
+from diinn.runtime.util.command_line import Parser, check_output, guarded
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -60,7 +60,7 @@ def rows(source: Path, capability: str, nvcc: Path) -> Iterator[Row]:
         fused = re.fullmatch(r"fused_(\d+)_(\w+)", kernel)
         if fused:
             try:
-                plan = cuda.plan(int(fused[1]), DEPTH, per_block * 1024)
+                plan = fused_backend.plan(int(fused[1]), DEPTH, per_block * 1024)
             except InputError:
                 continue
             if plan.kernel != kernel:

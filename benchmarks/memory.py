@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from diinn.runtime.command import Parser, guarded
-from diinn.runtime.grid import Size
-from diinn.runtime.resolver import SuperResolver
+from diinn.runtime.geometry.grid import Size
+from diinn.runtime.super_resolver import SuperResolver
+from diinn.runtime.util.command_line import Parser, guarded
 from rich import box
 from rich.console import Console
 from rich.table import Table

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from diinn.export import writer
-from diinn.runtime import bundle as bundles
+from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.errors import InputError
 from diinn.train import checkpoint
 from diinn.train.config import parse

@@ -8,9 +8,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
-from diinn.runtime import demo, images
-from diinn.runtime.command import Parser, guarded
-from diinn.runtime.resolver import SuperResolver
+from diinn.runtime.images import files as image_files
+from diinn.runtime.sources import demo
+from diinn.runtime.super_resolver import SuperResolver
+from diinn.runtime.util.command_line import Parser, guarded
 
 RESULTS = Path(__file__).parent / "results"
 SCALE = 4
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Do it and print."""
-    images.write(args.out, render(args.model, args.time))
+    image_files.write(args.out, render(args.model, args.time))
     print(args.out)
     return 0
 

@@ -19,15 +19,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from diinn.runtime import demo, images
-from diinn.runtime import folders as searching
-from diinn.runtime.calibration import Calibration, pinhole, scaling
-from diinn.runtime.command import Parser, guarded
+from diinn.runtime.cli.run_options import count
 from diinn.runtime.errors import InputError
-from diinn.runtime.images import UInt8
-from diinn.runtime.options import count
-from diinn.runtime.resolver import SuperResolver
-from diinn.runtime.view_spec import RECTIFY, ViewSpec
+from diinn.runtime.geometry.calibration import Calibration, pinhole, scaling
+from diinn.runtime.geometry.view_spec import RECTIFY, ViewSpec
+from diinn.runtime.images import files as image_files
+from diinn.runtime.images import folders as searching
+from diinn.runtime.images.files import UInt8
+from diinn.runtime.sources import demo
+from diinn.runtime.super_resolver import SuperResolver
+from diinn.runtime.util.command_line import Parser, guarded
 from diinn.train import degradation
 from rich import box
 from rich.console import Console
@@ -136,7 +137,7 @@ def scenes(folders: Sequence[Path], most: int) -> Iterator[UInt8]:
     if not files:
         raise InputError(f"no image in {', '.join(map(str, folders))}: give a folder of photographs")
     for path in files[:most]:
-        yield images.read_bgr(path)
+        yield image_files.read_bgr(path)
 
 
 def parser() -> argparse.ArgumentParser:

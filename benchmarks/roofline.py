@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diinn.runtime.bundle import Bundle
-from diinn.runtime.grid import Size
+from diinn.runtime.bundles.bundle import Bundle
+from diinn.runtime.geometry.grid import Size
 
 # A multiprocessor's results a cycle (CUDA programming guide, arithmetic instructions): special functions; fp32, of
 # which one unit of one layer takes about ten (sum, comparison, range reduction, product, conversion).

@@ -20,10 +20,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from diinn.runtime import bundle as bundles
+from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.errors import InputError
-from diinn.runtime.resolver import SuperResolver
-from diinn.runtime.strength import AUTO, Dial, Strength, parse_denoise
+from diinn.runtime.noise.strength import AUTO, Dial, Strength, parse_denoise
+from diinn.runtime.super_resolver import SuperResolver
 from diinn.train import checkpoint, degradation, protocol
 from diinn.train.config import plain
 from diinn.train.photographs import find_images, read_rgb

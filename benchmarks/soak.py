@@ -27,9 +27,9 @@ import aiohttp
 import numpy as np
 import psutil
 from diinn.benchmarks.streams import Running, cameras
-from diinn.runtime.command import Parser, guarded
+from diinn.runtime.cli.run_options import seconds
 from diinn.runtime.errors import DiinnError
-from diinn.runtime.options import seconds
+from diinn.runtime.util.command_line import Parser, guarded
 
 NUMBER, FLAPPING = 4, 3  # cameras, and which of them falls out
 SIZE, RATE = (160, 120), 10.0

@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from diinn.benchmarks.networks import NAMES, Network, network
-from diinn.runtime import demo, grid
 from diinn.runtime.backends.base import BackendOptions
-from diinn.runtime.command import Parser, guarded
-from diinn.runtime.grid import Size
-from diinn.runtime.resolver import SuperResolver
-from diinn.runtime.view import View
+from diinn.runtime.geometry import grid
+from diinn.runtime.geometry.grid import Size
+from diinn.runtime.geometry.view import View
+from diinn.runtime.sources import demo
+from diinn.runtime.super_resolver import SuperResolver
+from diinn.runtime.util.command_line import Parser, guarded
 from diinn.train.published import PublishedModel
 from rich import box
 from rich.console import Console

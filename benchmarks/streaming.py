@@ -17,9 +17,9 @@ from typing import Any
 
 from diinn.benchmarks.streams import Running, cameras
 from diinn.runtime.backends.base import BackendOptions
-from diinn.runtime.command import Parser, check_output, guarded
+from diinn.runtime.cli.run_options import count, seconds
 from diinn.runtime.errors import DiinnError
-from diinn.runtime.options import count, seconds
+from diinn.runtime.util.command_line import Parser, check_output, guarded
 from rich import box
 from rich.console import Console
 from rich.table import Table

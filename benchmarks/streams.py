@@ -55,7 +55,7 @@ class Running:
 
     def __init__(self, words: Sequence[str], stats: Path, environment: Mapping[str, str] | None = None) -> None:
         self.stats, self.out, self.said = stats, stats.with_suffix(".out"), stats.with_suffix(".err")
-        command = [sys.executable, "-m", "diinn.runtime.main", *words, "--stats", str(stats), "--no-progress"]
+        command = [sys.executable, "-m", "diinn.runtime.cli.run", *words, "--stats", str(stats), "--no-progress"]
         with self.out.open("wb") as out, self.said.open("wb") as said:
             self.process = subprocess.Popen(command, stdout=out, stderr=said, env=os.environ | dict(environment or {}))
         self.watched = psutil.Process(self.process.pid)

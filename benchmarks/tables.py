@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from diinn.benchmarks import scores
-from diinn.runtime.command import Parser, guarded
 from diinn.runtime.errors import InputError
+from diinn.runtime.util.command_line import Parser, guarded
 from diinn.train import protocol
 from rich import box
 from rich.console import Console

@@ -12,9 +12,9 @@ from typing import Any
 
 import onnx
 import torch
-from diinn.runtime.bundle import MapSpec
+from diinn.runtime.bundles.bundle import MapSpec
 from diinn.runtime.errors import DiinnError
-from diinn.runtime.strength import PATCH
+from diinn.runtime.noise.strength import PATCH
 from diinn.train.decoders import DiinnDecoder
 from diinn.train.estimator import Estimator
 from diinn.train.model import SuperResolutionModel

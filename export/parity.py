@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diinn.runtime import grid
 from diinn.runtime.errors import DiinnError
-from diinn.runtime.onnx_runtime import ort
-from diinn.runtime.resolver import Encoded, SuperResolver
-from diinn.runtime.strength import NONE, PATCH, Strength
-from diinn.runtime.view import View
+from diinn.runtime.geometry import grid
+from diinn.runtime.geometry.view import View
+from diinn.runtime.noise.strength import NONE, PATCH, Strength
+from diinn.runtime.super_resolver import Encoded, SuperResolver
+from diinn.runtime.util.onnx_runtime import ort
 from diinn.train import protocol
 from diinn.train.estimator import Estimator
 from diinn.train.model import SuperResolutionModel

@@ -19,12 +19,12 @@ import torch
 from diinn.export import half
 from diinn.export.reference import Reference, fast
 from diinn.export.typed import with_strengths
-from diinn.runtime import grid
 from diinn.runtime.errors import DiinnError
-from diinn.runtime.frames import planar_rgb
-from diinn.runtime.images import read_bgr
-from diinn.runtime.onnx_runtime import ort  # noqa: F401  before its submodule
-from diinn.runtime.strength import Dial
+from diinn.runtime.geometry import grid
+from diinn.runtime.images.arrays import planar_rgb
+from diinn.runtime.images.files import read_bgr
+from diinn.runtime.noise.strength import Dial
+from diinn.runtime.util.onnx_runtime import ort  # noqa: F401  before its submodule
 from diinn.train import protocol
 from diinn.train.photographs import find_images
 from onnx import ModelProto

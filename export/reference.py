@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from diinn.runtime import grid
-from diinn.runtime.onnx_runtime import ort
+from diinn.runtime.geometry import grid
+from diinn.runtime.util.onnx_runtime import ort
 from onnx import ModelProto
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.ops import op_conv, op_gemm

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diinn.runtime.command import Parser, guarded
 from diinn.runtime.errors import InputError
+from diinn.runtime.util.command_line import Parser, guarded
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Export and print the parity table."""
     from diinn.export import writer
-    from diinn.runtime import bundle as bundles
+    from diinn.runtime.bundles import bundle as bundles
     from rich.console import Console
     from rich.table import Table
 

@@ -13,18 +13,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diinn.runtime import bundle as bundles
-from diinn.runtime import golden
-from diinn.runtime.command import Parser, guarded
+from diinn.runtime.bundles import bundle as bundles
+from diinn.runtime.bundles import golden
+from diinn.runtime.cli.signals import ended_by_signals
 from diinn.runtime.engines import build, profiles, verify, versions
 from diinn.runtime.engines.cache import Cache, Key
 from diinn.runtime.errors import DiinnError, InputError
-from diinn.runtime.stopping import ended_by_signals
+from diinn.runtime.util.command_line import Parser, guarded
 
 if TYPE_CHECKING:
-    from diinn.runtime.bundle import Bundle
+    from diinn.runtime.bundles.bundle import Bundle
     from diinn.runtime.engines.profiles import Profile
-    from diinn.runtime.grid import Size
+    from diinn.runtime.geometry.grid import Size
 
 MIB = 2**20
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -167,8 +167,8 @@ def _calibrated(bundle: Bundle, args: argparse.Namespace) -> Bundle:
 
 def _missing() -> str:
     """What keeps this machine from building engines; empty if nothing does."""
-    from diinn.runtime.cuda import Device
-    from diinn.runtime.kernels import compiler
+    from diinn.runtime.gpu import compiler
+    from diinn.runtime.gpu.device import Device
 
     try:
         build.tensorrt()
@@ -233,8 +233,8 @@ def tactics(names: str | None) -> tuple[str, ...] | None:
 
 def trust(bundle: Bundle, precision: str, files: Sequence[Path]) -> set[str]:
     """Engines that the user vouches for into the cache, where they are compared like any other; their roles."""
-    from diinn.runtime.cuda import Device
     from diinn.runtime.engines.engine import Opener
+    from diinn.runtime.gpu.device import Device
 
     cache, roles = Cache(), set()
     if files:
@@ -257,7 +257,7 @@ def trust(bundle: Bundle, precision: str, files: Sequence[Path]) -> set[str]:
 
 def build_engines(bundle: Bundle, precision: str, jobs: dict[str, Profile], options: build.BuildOptions) -> None:
     """Both engines into the user's cache; prints where, how large, how long."""
-    from diinn.runtime.cuda import Device
+    from diinn.runtime.gpu.device import Device
 
     cache, device = Cache(), Device()
     try:
@@ -272,7 +272,7 @@ def build_engines(bundle: Bundle, precision: str, jobs: dict[str, Profile], opti
 def _verify(bundle: Bundle, precision: str, *, again: bool) -> int:
     """Open the engines as the robot will; prints the table."""
     from diinn.runtime.backends.tensorrt import TensorRtBackend
-    from diinn.runtime.resolver import SuperResolver
+    from diinn.runtime.super_resolver import SuperResolver
     from rich.console import Console
 
     with SuperResolver.open(bundle.path, backend="tensorrt", precision=precision) as resolver:

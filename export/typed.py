@@ -11,10 +11,12 @@ import numpy as np
 import onnx
 from diinn.export import half
 from diinn.export.reference import Reference, fast
-from diinn.runtime import demo, golden, grid
+from diinn.runtime.bundles import golden
 from diinn.runtime.errors import DiinnError
-from diinn.runtime.frames import planar_rgb
-from diinn.runtime.strength import Dial
+from diinn.runtime.geometry import grid
+from diinn.runtime.images.arrays import planar_rgb
+from diinn.runtime.noise.strength import Dial
+from diinn.runtime.sources import demo
 from onnx import ModelProto, TensorProto, helper
 
 Pair = tuple[ModelProto, ModelProto]  # encoder and decoder

@@ -13,10 +13,11 @@ import numpy as np
 import onnx
 import torch
 from diinn.export import graphs, parity, quantize, typed
-from diinn.runtime import bundle as bundles
-from diinn.runtime import golden, grid
+from diinn.runtime.bundles import bundle as bundles
+from diinn.runtime.bundles import golden
 from diinn.runtime.errors import DiinnError, InputError
-from diinn.runtime.strength import Dial
+from diinn.runtime.geometry import grid
+from diinn.runtime.noise.strength import Dial
 from diinn.train import checkpoint, protocol
 from diinn.train import estimator as estimators
 from diinn.train.config import plain

@@ -1,24 +1,24 @@
 """Arbitrary-scale super-resolution without torch: NumPy, OpenCV and one inference backend.
 
-Nothing is imported until it is asked for: ``diinn.runtime.grid`` alone loads NumPy and nothing else.
+Nothing is imported until it is asked for: ``diinn.runtime.geometry.grid`` alone loads NumPy and nothing else.
 """
 
 from importlib import import_module
 from typing import Any
 
 _HOME = {
-    "SuperResolver": "diinn.runtime.resolver",
-    "Encoded": "diinn.runtime.resolver",
-    "Strength": "diinn.runtime.strength",
-    "View": "diinn.runtime.view",
-    "ViewSpec": "diinn.runtime.view_spec",
+    "SuperResolver": "diinn.runtime.super_resolver",
+    "Encoded": "diinn.runtime.super_resolver",
+    "Strength": "diinn.runtime.noise.strength",
+    "View": "diinn.runtime.geometry.view",
+    "ViewSpec": "diinn.runtime.geometry.view_spec",
     "Asked": "diinn.runtime.sources.uri",
-    "Calibration": "diinn.runtime.calibration",
+    "Calibration": "diinn.runtime.geometry.calibration",
     "Stream": "diinn.runtime.stream.stream",
     "CameraSettings": "diinn.runtime.stream.settings",
     "Result": "diinn.runtime.stream.result",
-    "SharedReader": "diinn.runtime.shared_frames",
-    "Bundle": "diinn.runtime.bundle",
+    "SharedReader": "diinn.runtime.sinks.shared_memory",
+    "Bundle": "diinn.runtime.bundles.bundle",
     "DiinnError": "diinn.runtime.errors",
     "InputError": "diinn.runtime.errors",
     "BundleError": "diinn.runtime.errors",

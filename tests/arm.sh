@@ -195,7 +195,7 @@ step "a picture, here and there"
 for model in $MODELS; do
   picture="--input picture.png --scale 4 --model $model --backend onnxruntime --no-progress"
   # shellcheck disable=SC2086
-  (cd "$SHARED/out" && "$PYTHON" -m diinn.runtime.main $picture --output "$model-here.png")
+  (cd "$SHARED/out" && "$PYTHON" -m diinn.runtime.cli.run $picture --output "$model-here.png")
   # shellcheck disable=SC2086
   arm env -C /shared/out diinn-run $picture --output "$model-arm.png"
   step "$model is done"

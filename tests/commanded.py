@@ -5,7 +5,7 @@ from pathlib import Path
 
 import cv2
 import pytest
-from diinn.runtime import main
+from diinn.runtime.cli import run as command
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def run(bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capf
 
     def call(*args: object, model: object = bundle_path) -> tuple[int, str, str]:
         try:
-            code = main.main([*map(str, args), "--model", str(model)])
+            code = command.main([*map(str, args), "--model", str(model)])
         except SystemExit as stop:
             code = int(stop.code or 0)
         out, err = capfd.readouterr()

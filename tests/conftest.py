@@ -32,8 +32,8 @@ from hypothesis import settings
 
 # Files of tests that cannot begin without a library: ``make test-oldest`` has the runtime's alone.
 NEEDS = {
-    "torch": [f"runtime/test_{name}.py" for name in ("fused", "tensorrt", "nvidia_builder")],
-    "selenium": ["runtime/stream/test_page.py"],
+    "torch": [f"runtime/{name}.py" for name in ("backends/test_fused", "backends/test_tensorrt", "engines/test_nvidia_builder")],
+    "selenium": ["runtime/sinks/preview/test_page.py"],
 }
 collect_ignore = [file for library, files in NEEDS.items() if not importlib.util.find_spec(library) for file in files]
 pytest_plugins = ("served", "commanded")
@@ -41,7 +41,7 @@ settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
-DOUBLE = ROOT / "tests" / "double"
+FAKES = ROOT / "tests" / "fakes"
 BUILDER = ROOT / "tests" / "builder"
 PREPARED = ROOT / "build" / "tiny"  # bundles, see tiny.py
 
@@ -49,7 +49,7 @@ PREPARED = ROOT / "build" / "tiny"  # bundles, see tiny.py
 @pytest.fixture(autouse=True, scope="session")
 def fresh_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Nothing that earlier work left on this machine is found: no cache, no kernels of ``make kernels``."""
-    from diinn.runtime.kernels import compiler
+    from diinn.runtime.gpu import compiler
 
     empty = tmp_path_factory.mktemp("machine")
     with pytest.MonkeyPatch.context() as patch:
@@ -99,7 +99,7 @@ def _prepared(name: str, folder: Path) -> Path | None:
 @pytest.fixture(scope="session")
 def photo() -> np.ndarray:
     """A frame with structure, uint8 [60, 80, 3] BGR."""
-    from diinn.runtime import demo
+    from diinn.runtime.sources import demo
 
     return demo.frame(3.0, (80, 60))
 
@@ -114,7 +114,7 @@ def photo_path(tmp_path: Path, photo: np.ndarray) -> Path:
 @pytest.fixture(scope="session")
 def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight pictures to train on."""
-    from diinn.runtime import demo
+    from diinn.runtime.sources import demo
 
     folder = tmp_path_factory.mktemp("photos")
     for i in range(8):
@@ -130,9 +130,9 @@ def ramp(height: int, width: int) -> np.ndarray:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--device",
-        choices=("double", "standin"),
-        default="double",
-        help="what plays a GPU: a double in Python, or real pycuda on a driver of our own (make test-device)",
+        choices=("fake", "standin"),
+        default="fake",
+        help="what plays a GPU: a fake in Python, or real pycuda on a driver of our own (make test-device)",
     )
 
 
@@ -140,7 +140,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """What takes minutes to build is built before any test's time is taken."""
     if config.getoption("device") == "standin" and not hasattr(config, "workerinput"):
         with pytest.MonkeyPatch.context() as patch, contextlib.suppress(pytest.skip.Exception):  # tests skip themselves
-            patch.syspath_prepend(str(DOUBLE))
+            patch.syspath_prepend(str(FAKES))
             import standin
 
             standin.driver()
@@ -156,11 +156,10 @@ def play_device(config: pytest.Config, patch: pytest.MonkeyPatch, folder: Path) 
 
     folder: where kernels for the host and an engine cache are made
     """
-    patch.syspath_prepend(str(DOUBLE))
+    patch.syspath_prepend(str(FAKES))
     patch.setenv("DIINN_CACHE", str(folder / "cache"))
-    from diinn.runtime import cuda
-    from diinn.runtime.backends import cuda as fused
-    from diinn.runtime.backends import device_backend, tensorrt
+    from diinn.runtime.backends import fused, gpu_base, tensorrt
+    from diinn.runtime.gpu import device
     from host_device import HostDevice
 
     kind: type = HostDevice
@@ -171,7 +170,7 @@ def play_device(config: pytest.Config, patch: pytest.MonkeyPatch, folder: Path) 
         standin.keep_cubins(patch)
         kind = standin.StandinDevice
     patch.setattr(kind, "folder", folder, raising=False)
-    for module in (cuda, device_backend, tensorrt, fused):
+    for module in (device, gpu_base, tensorrt, fused):
         patch.setattr(module, "Device", kind)
     return kind
 
@@ -190,7 +189,7 @@ def device_kind(
 @pytest.fixture
 def trt(monkeypatch: pytest.MonkeyPatch, device_kind: type) -> Iterator[pytest.MonkeyPatch]:
     """A machine with (the double of) TensorRT and a device, and an engine cache of its own."""
-    monkeypatch.setenv("PYTHONPATH", str(DOUBLE), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", str(FAKES), prepend=os.pathsep)
     play("10.13.0.35", monkeypatch)
     yield monkeypatch
     sys.modules.pop("tensorrt", None)

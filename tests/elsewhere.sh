@@ -44,7 +44,8 @@ system() {
   fi
   /usr/bin/python3 -m venv --clear --system-site-packages build/system
   install build/system 'numpy<2' onnxruntime -e '.[stream,test-runtime]'
-  tests_of build/system tests/runtime/stream tests/runtime/test_{opencv,images,videos,names,refusals}.py
+  tests_of build/system tests/runtime/{stream,sources,sinks,images} tests/runtime/util/test_{opencv,file_names}.py \
+    tests/runtime/cli/test_refusals.py
 }
 
 tests_of() { # ENVIRONMENT TESTS...

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from diinn.runtime import SuperResolver, demo
+from diinn.runtime import SuperResolver
+from diinn.runtime.sources import demo
 
 HERE = Path(__file__).parent
 SYSTEM_PYTHON = "/usr/bin/python3"

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import cv2
 from diinn.benchmarks.camera import burn
-from diinn.runtime import CameraSettings, Stream, demo
-from diinn.runtime.sinks.base import Sink
+from diinn.runtime import CameraSettings, Stream
+from diinn.runtime.geometry.view_spec import ViewSpec
+from diinn.runtime.sources import demo
 from diinn.runtime.stream.result import Result
-from diinn.runtime.view_spec import ViewSpec
+from diinn.runtime.stream.sink import Sink
 
 FULL = {"full": ViewSpec(dsize=(320, 240))}
 

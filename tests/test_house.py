@@ -19,15 +19,15 @@ ARROWS = {
     "runtime": set(),
     # The geometry, and leaves that import nothing but NumPy and OpenCV.
     "train": {
-        "diinn.runtime.grid",
+        "diinn.runtime.geometry.grid",
         "diinn.runtime.errors",
-        "diinn.runtime.images",
-        "diinn.runtime.folders",
-        "diinn.runtime.memory",
-        "diinn.runtime.command",
-        "diinn.runtime.start",
-        "diinn.runtime.sensor_noise",
-        "diinn.runtime.strength",
+        "diinn.runtime.images.files",
+        "diinn.runtime.images.folders",
+        "diinn.runtime.util.memory",
+        "diinn.runtime.util.command_line",
+        "diinn.runtime.cli.start",
+        "diinn.runtime.noise.sensor_noise",
+        "diinn.runtime.noise.strength",
     },
     "export": {"diinn.train", "diinn.runtime"},
     "benchmarks": {"diinn.train", "diinn.runtime", "diinn.export"},
@@ -66,7 +66,7 @@ def test_the_runtime_reads_yaml_and_graphs_in_one_place_each() -> None:
                 first = ast.unparse(node.args[0])
                 assert first == "content" or ".graph_content(" in first, f"{path}: {first}"
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("np.load", "numpy.load"):
-                assert path.name == "bundle_files.py", path
+                assert path == ROOT / "runtime" / "bundles" / "files.py", path
 
 
 BY_NAME = {"VideoCapture", "VideoWriter", "FileStorage", "imread", "imreadmulti", "imwrite", "imwritemulti", "imcount"}
@@ -89,7 +89,7 @@ def test_what_is_compared_with_the_cpu_asks_for_it() -> None:
 def test_opencv_gets_names_of_files_from_one_place() -> None:
     """It ends the process for one that is no UTF-8, and takes what stands before a colon for a protocol."""
     for path in (path for room in ROOMS for path in (ROOT / room).rglob("*.py")):
-        if path == ROOT / "runtime" / "opencv.py":
+        if path == ROOT / "runtime" / "util" / "opencv.py":
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call):
@@ -118,7 +118,7 @@ def python(code: str, *args: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_grid_loads_numpy_alone() -> None:
-    code = "import sys; import diinn.runtime.grid; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    code = "import sys; import diinn.runtime.geometry.grid; print(*sorted({m.split('.')[0] for m in sys.modules}))"
     loaded = set(python(code).stdout.split())
     assert "numpy" in loaded
     assert not loaded & (HEAVY | {"cv2", "onnxruntime", "rich"})
@@ -180,7 +180,7 @@ def test_the_wheel_holds_every_file(wheel: Path) -> None:
         for path in (ROOT / room).rglob("*"):
             data = (
                 path.suffix in (".yaml", ".cu", ".h", ".c", ".html", ".css", ".js")
-                or path.parent.parent.name == "models"
+                or path.parent.parent.name == "shipped"
                 or path.name == "paper.csv"
             )
             if path.is_file() and (path.suffix == ".py" or data):

@@ -13,8 +13,8 @@ import pytest
 from conftest import ROOT
 from diinn.benchmarks import comparison, evaluate, figure3, figure4, jetson, rectify, soak, streaming, tables
 from diinn.export import to_onnx, to_trt
-from diinn.runtime import demo, doctor
-from diinn.runtime import main as run
+from diinn.runtime.cli import doctor, run
+from diinn.runtime.sources import demo
 from diinn.train import main as train
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

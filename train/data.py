@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from diinn.runtime import grid
+from diinn.runtime.geometry import grid
 from diinn.train import degradation
 from diinn.train.config import DataConfig
 from diinn.train.photographs import UInt8

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diinn.runtime import grid
+from diinn.runtime.geometry import grid
 from diinn.train.encoders import STRICT
 from pydantic import Field
 from pydantic.dataclasses import dataclass

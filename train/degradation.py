@@ -1,6 +1,7 @@
 """How an LR frame is made from an HR one: the protocol every score of this project is measured under, and what sensors
-(``runtime/sensor_noise.py``), lenses and codecs do to it. Levels of noise are root mean squares over a frame, in grey
-levels of 255.
+(``runtime/noise/sensor_noise.py``), lenses and codecs do to it.
+
+Levels of noise are root mean squares over a frame, in grey levels of 255.
 """
 
 import re
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from diinn.runtime.errors import InputError
-from diinn.runtime.sensor_noise import LUMA, Float32, blurred, sensor_noise
+from diinn.runtime.noise.sensor_noise import LUMA, Float32, blurred, sensor_noise
 from diinn.train.config import DegradeConfig
 from torch import Tensor
 

@@ -12,8 +12,8 @@ import cv2
 import lightning as L
 import numpy as np
 import torch
-from diinn.runtime import strength
 from diinn.runtime.errors import InputError
+from diinn.runtime.noise import strength
 from diinn.train import config, degradation, estimator
 from diinn.train.config import DegradeConfig
 from diinn.train.encoders import STRICT

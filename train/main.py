@@ -6,8 +6,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from diinn.runtime.command import Parser, guarded
 from diinn.runtime.errors import InputError
+from diinn.runtime.util.command_line import Parser, guarded
 
 
 def parser() -> argparse.ArgumentParser:

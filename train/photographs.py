@@ -11,9 +11,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
-from diinn.runtime import folders as searching
-from diinn.runtime import images, memory
 from diinn.runtime.errors import InputError
+from diinn.runtime.images import files as image_files
+from diinn.runtime.images import folders as searching
+from diinn.runtime.util import memory
 from rich.progress import track
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ def find_images(*folders: Path) -> list[Path]:
             raise InputError(f"no folder {str(folder)!r}: give a folder of images")
         found = searching.find(folder)
         if not found:
-            raise InputError(f"no image in {str(folder)!r}: looked for {', '.join(sorted(images.SUFFIXES))}")
+            raise InputError(f"no image in {str(folder)!r}: looked for {', '.join(sorted(image_files.SUFFIXES))}")
         for path in found:
             files.setdefault(path.resolve(), path)
     return list(files.values())
@@ -37,7 +38,7 @@ def find_images(*folders: Path) -> list[Path]:
 
 def read_rgb(path: Path) -> UInt8:
     """One image as uint8 RGB [H, W, 3]; grey, palette and CMYK become RGB, alpha is dropped, 16 bits become 8."""
-    return np.ascontiguousarray(images.read_bgr(path)[..., ::-1])
+    return np.ascontiguousarray(image_files.read_bgr(path)[..., ::-1])
 
 
 def split_holdout(files: Sequence[Path], count: int) -> tuple[list[Path], list[Path]]:

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from diinn.runtime import grid
+from diinn.runtime.geometry import grid
 from diinn.train import degradation
 from diinn.train.model import SuperResolutionModel
 from torch import Tensor

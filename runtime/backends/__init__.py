@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 # name: (module, class, what to install when the module's library is missing); best first for "auto"
 BACKENDS = {
-    "cuda": ("diinn.runtime.backends.cuda", "CudaBackend", "pip install 'diinn[cuda]'"),
+    "cuda": ("diinn.runtime.backends.fused", "CudaBackend", "pip install 'diinn[cuda]'"),
     "tensorrt": ("diinn.runtime.backends.tensorrt", "TensorRtBackend", "pip install 'diinn[cuda]'"),
     "onnxruntime": ("diinn.runtime.backends.onnxruntime", "OnnxRuntimeBackend", "pip install 'diinn[cpu]'"),
 }

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from diinn.runtime.bundle import Bundle, Levels
-from diinn.runtime.frames import Image
-from diinn.runtime.grid import Float32, Ids, Int32, Queries
+from diinn.runtime.bundles.bundle import Bundle, Levels
+from diinn.runtime.geometry.grid import Float32, Ids, Int32, Queries
+from diinn.runtime.images.arrays import Image
 
 
 @dataclass(frozen=True)

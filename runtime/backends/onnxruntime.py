@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from diinn.runtime import driver, golden
 from diinn.runtime.backends.base import Backend, Chunk, Segment, pack, write
-from diinn.runtime.bundle import Levels
+from diinn.runtime.bundles import golden
+from diinn.runtime.bundles.bundle import Levels
 from diinn.runtime.errors import BundleError, DiinnError, InputError, unknown
-from diinn.runtime.frames import Image, planar_rgb
-from diinn.runtime.grid import Float32
-from diinn.runtime.onnx_runtime import SUFFIX, failed, open_session, ort
-from diinn.runtime.strength import NONE
-from diinn.runtime.view import View
+from diinn.runtime.geometry.grid import Float32
+from diinn.runtime.geometry.view import View
+from diinn.runtime.gpu import driver
+from diinn.runtime.images.arrays import Image, planar_rgb
+from diinn.runtime.noise.strength import NONE
+from diinn.runtime.util.onnx_runtime import SUFFIX, failed, open_session, ort
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int32)": np.int32}
 log = logging.getLogger(__name__)

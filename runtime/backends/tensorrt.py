@@ -8,18 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from diinn.runtime import golden
 from diinn.runtime.backends.base import BackendOptions
-from diinn.runtime.backends.device_backend import KERNELS, DeviceBackend
-from diinn.runtime.backends.on_device import FLOAT, INT, DeviceMaps
-from diinn.runtime.bundle import Bundle
-from diinn.runtime.cuda import Device
+from diinn.runtime.backends.gpu_base import KERNELS, DeviceBackend
+from diinn.runtime.bundles import golden
+from diinn.runtime.bundles.bundle import Bundle
 from diinn.runtime.engines import build, verify
 from diinn.runtime.engines.cache import Cache, SideCar
-from diinn.runtime.engines.opened import EngineEncoder, Engines, Opened
+from diinn.runtime.engines.loader import EngineEncoder, Engines, Opened
 from diinn.runtime.engines.profiles import Shape
 from diinn.runtime.errors import DiinnError, InputError
-from diinn.runtime.grid import Size
+from diinn.runtime.geometry.grid import Size
+from diinn.runtime.gpu.device import Device
+from diinn.runtime.gpu.resources import FLOAT, INT, DeviceMaps
 
 
 class TensorRtBackend(DeviceBackend):

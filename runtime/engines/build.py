@@ -17,15 +17,16 @@ from dataclasses import replace as replaced
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diinn.runtime import driver, memory
-from diinn.runtime.bundle import Bundle
+from diinn.runtime.bundles.bundle import Bundle
 from diinn.runtime.engines import failure, profiles, versions
 from diinn.runtime.engines.cache import Cache, Identity, Key, Rejected, SideCar, replace, writing
 from diinn.runtime.engines.profiles import Profile
 from diinn.runtime.errors import DiinnError, InputError
+from diinn.runtime.gpu import driver
+from diinn.runtime.util import memory
 
 if TYPE_CHECKING:
-    from diinn.runtime.cuda import Device
+    from diinn.runtime.gpu.device import Device
 
 log = logging.getLogger(__name__)
 MIB = 2**20
@@ -102,7 +103,7 @@ def tensorrt() -> Any:
 def no_builder() -> str:
     """Why TensorRT builds nothing here, in words; empty where it makes a builder. Tried in a process of its own: some
     versions crash where there is no driver."""
-    command = [sys.executable, "-m", "diinn.runtime.engines.worker", "--try", str(os.getpid())]
+    command = [sys.executable, "-m", "diinn.runtime.engines.build_worker", "--try", str(os.getpid())]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=False)
     except subprocess.TimeoutExpired:
@@ -185,7 +186,7 @@ def _kept(cache: Cache, keys: Sequence[Key], level: int) -> tuple[bytes, SideCar
 
 def least_workspace(bundle: Bundle, role: str, precision: str, profile: Profile) -> int:
     """Bytes below which a build may find no kernels: a little above what NVIDIA's builders want for the models that
-    ship (``tests/runtime/test_nvidia_builder.py``)."""
+    ship (``tests/runtime/engines/test_nvidia_builder.py``)."""
     if role == "encoder":
         batch, _, height, width = profile.most["frame"]
         alive = batch * height * width * bundle.workspace // (2 if precision == "fp16" else 1)
@@ -246,7 +247,7 @@ def _in_process(bundle: Bundle, key: Key, options: BuildOptions, workspace: int,
         graph.write_bytes(content)  # what was checked is what is built
         (folder / "job.json").write_text(job.text(), encoding="utf-8")
     log.info("%s: building in %s with a workspace of %d MiB; this takes minutes", role, precision, workspace // MIB)
-    command = [sys.executable, "-m", "diinn.runtime.engines.worker", str(folder / "job.json"), str(os.getpid())]
+    command = [sys.executable, "-m", "diinn.runtime.engines.build_worker", str(folder / "job.json"), str(os.getpid())]
     code, said = _wait(command, role, options.interval)
     report = _report(out)
     for said_by_tensorrt in [*report["errors"], *report["warnings"]]:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from diinn.runtime.bundle import Bundle
-from diinn.runtime.cuda import Device, OutOfMemory
+from diinn.runtime.bundles.bundle import Bundle
 from diinn.runtime.engines import failure, profiles
 from diinn.runtime.engines.cache import Identity, Key
 from diinn.runtime.engines.profiles import Profile, Shape
 from diinn.runtime.errors import DiinnError, InputError
+from diinn.runtime.gpu.device import Device, OutOfMemory
 
 if TYPE_CHECKING:
     import tensorrt as trt

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from diinn.runtime.bundle import Bundle
+from diinn.runtime.bundles.bundle import Bundle
 from diinn.runtime.errors import InputError
-from diinn.runtime.grid import Size
+from diinn.runtime.geometry.grid import Size
 
 Shape = tuple[int, ...]
 SMALLEST = (16, 16)  # (width, height): small frames cost an engine nothing, and the golden sample is one

@@ -8,16 +8,16 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from diinn.runtime.bundle import Bundle
+from diinn.runtime.bundles.bundle import Bundle
 from diinn.runtime.engines.cache import SideCar
 from diinn.runtime.engines.profiles import Profile, Shape
 from diinn.runtime.errors import DiinnError, InputError
-from diinn.runtime.strength import NONE, Strength
+from diinn.runtime.noise.strength import NONE, Strength
 
 if TYPE_CHECKING:
-    from diinn.runtime.backends.device_backend import DeviceBackend
-    from diinn.runtime.grid import Size
-    from diinn.runtime.view import Rect
+    from diinn.runtime.backends.gpu_base import DeviceBackend
+    from diinn.runtime.geometry.grid import Size
+    from diinn.runtime.geometry.view import Rect
     from rich.table import Table
 
 # Largest difference to fp32 on the CPU by precision, units of [0, 1]; of int8 to int8 on the CPU.
@@ -65,7 +65,7 @@ def compare(backend: DeviceBackend, precision: str, profile: Profile) -> Verdict
     """An open backend, whose encoder takes ``profile``, at the size that is tuned to and at random ones, batches too,
     part of each frame by part; no rows where ONNX Runtime is not installed."""
     from diinn.runtime import backends
-    from diinn.runtime.resolver import SuperResolver
+    from diinn.runtime.super_resolver import SuperResolver
 
     bundle = backend.bundle
     tolerance = TOLERANCES[precision]
@@ -112,7 +112,7 @@ def _parts(rng: np.random.Generator, size: Size) -> Iterator[Rect]:
 def _gap(ours: Any, mine: Any, theirs: Any, image: Any, strength: Strength, part: Rect, scale: float) -> Any:
     """Difference in one part of a frame, ``mine`` as ``ours`` encoded it. The CPU sees no more of the frame than what
     the part depends on: the encoder's receptive field, and the neighbours that a query asks."""
-    from diinn.runtime.view import View
+    from diinn.runtime.geometry.view import View
 
     x, y, width, height = map(int, part)
     halo = ours.bundle.radius + 2
@@ -136,16 +136,16 @@ def _noise(rng: np.random.Generator, size: Size) -> Any:
 
 def _photograph(rng: np.random.Generator, size: Size) -> Any:
     """What int8 has ranges for."""
-    from diinn.runtime import demo
+    from diinn.runtime.sources import demo
 
     return demo.frame(float(rng.uniform(0, 60)), size)
 
 
 def on_golden(bundle: Bundle, precision: str) -> float:
     """Largest difference of a precision's graphs on the CPU to the golden sample, in [0, 1]; inf if not finite."""
-    from diinn.runtime import golden
-    from diinn.runtime.frames import planar_rgb
-    from diinn.runtime.onnx_runtime import ort
+    from diinn.runtime.bundles import golden
+    from diinn.runtime.images.arrays import planar_rgb
+    from diinn.runtime.util.onnx_runtime import ort
 
     sample, gaps = bundle.golden(), []
     encoder, decoder = (

@@ -14,7 +14,7 @@ import sys
 from array import array
 
 from diinn.runtime.errors import DiinnError
-from diinn.runtime.shared_frames import SharedReader
+from diinn.runtime.sinks.shared_memory import SharedReader
 
 try:
     import rclpy

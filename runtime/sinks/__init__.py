@@ -10,14 +10,14 @@ from functools import cache, cached_property
 from itertools import chain
 from pathlib import Path
 
-from diinn.runtime import images
 from diinn.runtime.errors import InputError, unknown
-from diinn.runtime.names import as_file, fitting
-from diinn.runtime.sinks.base import Nowhere, Sink
+from diinn.runtime.images import files as image_files
 from diinn.runtime.sinks.files import VIDEO_SUFFIXES, ImageFile, ImageFolder, VideoFile, check_folder, still_name
 from diinn.runtime.sinks.raw import Pipe, SharedMemory
 from diinn.runtime.sinks.window import Window, has_display
 from diinn.runtime.sources import Source
+from diinn.runtime.stream.sink import Nowhere, Sink
+from diinn.runtime.util.file_names import as_file, fitting
 
 __all__ = ["VIDEO_SUFFIXES", "Nowhere", "Sink", "Streams", "open_sinks", "result_paths"]
 log = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def _open(output: str, streams: Streams, headless: bool, stopped: Callable[[], b
             raise InputError(f"--output {output}: there is no display here; give a file, a folder or none")
         yield from _windows(streams, stopped)
     elif separator and scheme == "http":
-        from diinn.runtime.preview import Preview
+        from diinn.runtime.sinks.preview import Preview
 
         yield Preview.at(rest, viewers), None
     elif separator and scheme == "shm":
@@ -150,7 +150,7 @@ def _file(path: Path, streams: Streams, source: Source, view: str, *, folder: bo
     check_folder(path if folder else path.parent)
     several = len(streams.each) > 1
     label = streams.labels[source.name, view]
-    if path.name == f"*{suffix}" and images.can_write(suffix) and not folder:
+    if path.name == f"*{suffix}" and image_files.can_write(suffix) and not folder:
         into = path.parent / fitting(label) if several else path.parent
         _keep_apart(source, lambda relative: into / still_name(relative, suffix))
         return ImageFolder(into, suffix, live=source.live)
@@ -172,7 +172,7 @@ def _file(path: Path, streams: Streams, source: Source, view: str, *, folder: bo
         if still:
             raise InputError(f"images do not go into a video {str(path)!r}: give a folder or an image file")
         return VideoFile(path, lambda: source.rate or 30.0, source.live)
-    if not images.can_write(suffix):
+    if not image_files.can_write(suffix):
         raise InputError(
             f"--output {str(path)!r}: {_other_ending(suffix, still)}; for a folder write {str(path) + '/'!r}"
         )
@@ -189,7 +189,7 @@ def _other_ending(suffix: str, still: bool) -> str:
     """What is wrong with the ending of an output, and which others there are."""
     if suffix in OTHER_VIDEOS and not still:
         return f"videos are not written as {suffix!r}: choose one of {', '.join(VIDEO_SUFFIXES)}"
-    return unknown("ending", suffix, images.SUFFIXES if still else [*VIDEO_SUFFIXES, *images.SUFFIXES])
+    return unknown("ending", suffix, image_files.SUFFIXES if still else [*VIDEO_SUFFIXES, *image_files.SUFFIXES])
 
 
 def _keep_apart(source: Source, target: Callable[[Path], Path]) -> None:

@@ -9,15 +9,16 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from diinn.runtime import images, opencv
-from diinn.runtime.containers import extent
 from diinn.runtime.errors import DiinnError, InputError
-from diinn.runtime.grid import Size
-from diinn.runtime.images import UInt8
-from diinn.runtime.names import fitting
-from diinn.runtime.opencv import cv2
-from diinn.runtime.sinks.base import Sink
+from diinn.runtime.geometry.grid import Size
+from diinn.runtime.images import files as image_files
+from diinn.runtime.images.files import UInt8
 from diinn.runtime.stream.result import Result
+from diinn.runtime.stream.sink import Sink
+from diinn.runtime.util import opencv
+from diinn.runtime.util.containers import extent
+from diinn.runtime.util.file_names import fitting
+from diinn.runtime.util.opencv import cv2
 
 log = logging.getLogger(__name__)
 VIDEO_SUFFIXES = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "mp4v", ".mov": "mp4v"}
@@ -34,7 +35,7 @@ class ImageFile(Sink):
 
     def write(self, result: Result) -> None:
         make_folder(self._path.parent)
-        images.write(self._path, result.image)
+        image_files.write(self._path, result.image)
 
 
 class ImageFolder(Sink):
@@ -58,7 +59,7 @@ class ImageFolder(Sink):
         make_folder(path.parent)
         check_disk(path.parent, f"the images in {self.where!r}", self._count)
         try:
-            images.write(path, result.image)
+            image_files.write(path, result.image)
         except DiinnError as error:
             if frame.path is None:
                 raise
@@ -85,7 +86,7 @@ class VideoFile(Sink):
 
     def __init__(self, path: Path, rate: Callable[[], float], live: bool) -> None:
         self.where, self._path, self._stated, self._live = str(path), path, rate, live
-        self._partial = images.beside(path, path.suffix.lower())
+        self._partial = image_files.beside(path, path.suffix.lower())
         self._writer: cv2.VideoWriter | None = None
         self._size = (0, 0)
         self._last: UInt8 | None = None
@@ -177,7 +178,7 @@ def still_name(path: Path, suffix: str) -> Path:
     """What an image is called as another kind of image, or as its own where that can be written."""
     if suffix:
         return path.with_name(fitting(path.with_suffix(suffix).name))
-    return path if images.can_write(path.suffix) else path.with_name(fitting(path.name + ".png"))
+    return path if image_files.can_write(path.suffix) else path.with_name(fitting(path.name + ".png"))
 
 
 @cache

@@ -9,11 +9,11 @@ import sys
 import cv2
 import numpy as np
 from diinn.runtime.errors import DiinnError, InputError
-from diinn.runtime.grid import Size
-from diinn.runtime.shared_frames import SharedWriter
-from diinn.runtime.sinks.base import Sink
+from diinn.runtime.geometry.grid import Size
 from diinn.runtime.sinks.files import fitted_is_said
+from diinn.runtime.sinks.shared_memory import SharedWriter
 from diinn.runtime.stream.result import QUALITIES, Result
+from diinn.runtime.stream.sink import Sink
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import cv2
 from diinn.runtime.errors import InputError
-from diinn.runtime.sinks.base import Sink
 from diinn.runtime.stream.result import Result
+from diinn.runtime.stream.sink import Sink
 
 
 class Window(Sink):

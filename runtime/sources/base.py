@@ -10,10 +10,10 @@ from pathlib import Path
 
 import cv2
 from diinn.runtime.errors import DiinnError
-from diinn.runtime.grid import Size
-from diinn.runtime.images import UInt8
-from diinn.runtime.names import readable
-from diinn.runtime.slot import Slot
+from diinn.runtime.geometry.grid import Size
+from diinn.runtime.images.files import UInt8
+from diinn.runtime.sources.slot import Slot
+from diinn.runtime.util.file_names import readable
 
 # What a source is doing. A live one that fails is "retrying" until it comes back, or "failed" when it gave up.
 STATES = OPENING, LIVE, RETRYING, ENDED, FAILED = "opening", "live", "retrying", "ended", "failed"

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from diinn.runtime.errors import DiinnError, SourceError
-from diinn.runtime.images import UInt8
+from diinn.runtime.images.files import UInt8
 from diinn.runtime.sources.base import FAILED, LIVE, OPENING, RETRYING, Frame, Source
-from diinn.runtime.sources.devices import Device
+from diinn.runtime.sources.capture import Device
 
 if TYPE_CHECKING:
     from typing_extensions import Self

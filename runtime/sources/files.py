@@ -14,14 +14,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from diinn.runtime import demo, images, opencv
-from diinn.runtime.containers import extent
 from diinn.runtime.errors import DiinnError, SourceError
-from diinn.runtime.grid import Size
-from diinn.runtime.opencv import cv2
+from diinn.runtime.geometry.grid import Size
+from diinn.runtime.images import files as image_files
+from diinn.runtime.sources import demo
 from diinn.runtime.sources.base import ENDED, FAILED, LIVE, Frame, Source, stated_rate
 from diinn.runtime.sources.misses import Misses
-from diinn.runtime.sources.pixels import FLIPS
+from diinn.runtime.sources.pixel_formats import FLIPS
+from diinn.runtime.util import opencv
+from diinn.runtime.util.containers import extent
+from diinn.runtime.util.opencv import cv2
 
 log = logging.getLogger(__name__)
 CLOSING_SECONDS = 1.0  # a file on a disk that hangs is left to itself
@@ -88,7 +90,7 @@ class ImageFiles(BlockingSource):
     def frames(self) -> Iterator[Frame]:
         for path, relative in self.files:
             try:
-                yield self._frame(images.read_bgr(path), relative)
+                yield self._frame(image_files.read_bgr(path), relative)
             except SourceError as error:
                 if len(self.files) == 1:
                     raise

@@ -13,15 +13,17 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import cv2
-from diinn.runtime import demo, folders, images
 from diinn.runtime.errors import InputError, SourceError, unknown
-from diinn.runtime.grid import Size
+from diinn.runtime.geometry.grid import Size
+from diinn.runtime.geometry.view import check_size
+from diinn.runtime.images import files as image_files
+from diinn.runtime.images import folders
+from diinn.runtime.sources import demo
 from diinn.runtime.sources.base import Source
 from diinn.runtime.sources.camera import Camera, Patience
-from diinn.runtime.sources.devices import DEMO, DEMO_RATE, Device
+from diinn.runtime.sources.capture import DEMO, DEMO_RATE, Device
 from diinn.runtime.sources.files import DemoFile, ImageFiles, VideoFile
-from diinn.runtime.sources.pixels import CODECS, FLIPS
-from diinn.runtime.view import check_size
+from diinn.runtime.sources.pixel_formats import CODECS, FLIPS
 
 log = logging.getLogger(__name__)
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+(%[\w.-]+)?\]|[\w.-]+)(:\d{1,5})?")  # a name or an address, and a port
@@ -189,7 +191,7 @@ def open_input(pattern: str, asked: Asked | None = None) -> Source:
 
 
 def _still(path: Path) -> bool:
-    return path.suffix.lower() in images.SUFFIXES or images.is_image(path)
+    return path.suffix.lower() in image_files.SUFFIXES or image_files.is_image(path)
 
 
 def _film(path: Path, asked: Asked) -> Source:
@@ -203,7 +205,7 @@ def _folder(path: Path, asked: Asked) -> Source:
     found = folders.search(path, asked.results)
     said = found.said()
     if not found.files:
-        looked = f"looked for {', '.join(sorted(images.SUFFIXES))} and what else OpenCV can read"
+        looked = f"looked for {', '.join(sorted(image_files.SUFFIXES))} and what else OpenCV can read"
         raise SourceError(f"no image in folder {str(path)!r}: {looked}{'; ' if said else ''}{said}")
     if said:
         log.warning("%s: %s", path, said)

@@ -22,9 +22,9 @@ from typing import Any
 import cv2
 import numpy as np
 from diinn.runtime.errors import SourceError
-from diinn.runtime.images import UInt8
-from diinn.runtime.processes import die_with
-from diinn.runtime.sources.devices import FFMPEG_OPTIONS, Device, open_device
+from diinn.runtime.images.files import UInt8
+from diinn.runtime.sources.capture import FFMPEG_OPTIONS, Device, open_device
+from diinn.runtime.util.processes import die_with
 
 PLACES = 3  # frames in the memory: one being written, two the parent may not have copied yet
 

@@ -14,21 +14,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from diinn.runtime.bicubic import bicubic
-from diinn.runtime.cuda import OutOfMemory
 from diinn.runtime.errors import DiinnError, InputError
-from diinn.runtime.grid import Size
-from diinn.runtime.images import UInt8
-from diinn.runtime.resolver import Encoded, SuperResolver
+from diinn.runtime.geometry.bicubic import bicubic
+from diinn.runtime.geometry.grid import Size
+from diinn.runtime.geometry.view import View
+from diinn.runtime.gpu.device import OutOfMemory
+from diinn.runtime.images.files import UInt8
+from diinn.runtime.noise.strength import NONE, Strength
 from diinn.runtime.sources import Frame
+from diinn.runtime.stream.camera_lane import Lane
 from diinn.runtime.stream.deadline import Deadline, Load
-from diinn.runtime.stream.lane import Lane
-from diinn.runtime.stream.outlet import Mailbox
 from diinn.runtime.stream.result import BICUBIC, REDUCED, WHOLE, Result
-from diinn.runtime.stream.stats import Stats
+from diinn.runtime.stream.sink_thread import Mailbox
+from diinn.runtime.stream.statistics import Stats
 from diinn.runtime.stream.zooms import Zooms
-from diinn.runtime.strength import NONE, Strength
-from diinn.runtime.view import View
+from diinn.runtime.super_resolver import Encoded, SuperResolver
 
 log = logging.getLogger(__name__)
 FADING = 0.98  # of the slowest batch, with each that is faster

@@ -6,10 +6,10 @@ import math
 import time
 from dataclasses import dataclass
 
-from diinn.runtime.images import UInt8
+from diinn.runtime.geometry.view import View
+from diinn.runtime.images.files import UInt8
+from diinn.runtime.noise.strength import NONE, Strength
 from diinn.runtime.sources.base import Frame
-from diinn.runtime.strength import NONE, Strength
-from diinn.runtime.view import View
 
 # What was done to a view: all it asked for, half its size enlarged again, or no network at all.
 WHOLE, REDUCED, BICUBIC = "full", "reduced", "bicubic"

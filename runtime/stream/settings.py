@@ -10,14 +10,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from diinn.runtime.calibration import Calibration
 from diinn.runtime.errors import InputError, unknown
-from diinn.runtime.names import as_file, readable
+from diinn.runtime.geometry.calibration import Calibration
+from diinn.runtime.geometry.view_spec import ViewSpec, parse_size
+from diinn.runtime.noise.strength import Denoise, parse_denoise
 from diinn.runtime.sources import Asked, Source, open_source, public, same_device, scheme_of
 from diinn.runtime.stream.result import ZOOM
-from diinn.runtime.strength import Denoise, parse_denoise
-from diinn.runtime.text import redacted
-from diinn.runtime.view_spec import ViewSpec, parse_size
+from diinn.runtime.util.file_names import as_file, readable
+from diinn.runtime.util.text import redacted
 
 DEFAULT_SCALE = 2.0
 KEYS = (
@@ -96,7 +96,7 @@ def load(path: str | Path, base: CameraSettings) -> list[CameraSettings]:
     """The cameras of a YAML file, a list under ``cameras``; what a block leaves out is as in ``base``.
 
     Paths in it are relative to it. InputError names the block and the nearest valid key."""
-    from diinn.runtime import yaml_file
+    from diinn.runtime.util import yaml_file
 
     path = Path(path)
     document = yaml_file.read(path, "cameras")

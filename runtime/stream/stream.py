@@ -13,21 +13,21 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from diinn.runtime.errors import DiinnError, InputError, SourceError, unknown
-from diinn.runtime.resolver import SuperResolver
-from diinn.runtime.sinks.base import Sink
+from diinn.runtime.geometry.view import View
+from diinn.runtime.geometry.view_spec import ViewSpec
+from diinn.runtime.noise.strength import Denoise
 from diinn.runtime.sources import Frame, Source
 from diinn.runtime.sources.base import FAILED, RETRYING
 from diinn.runtime.stream.batcher import Batcher
-from diinn.runtime.stream.denoise import CameraDenoise
-from diinn.runtime.stream.ending import Limit, join
-from diinn.runtime.stream.lane import Lane, Made
-from diinn.runtime.stream.outlet import Key, Mailbox, Outlet
+from diinn.runtime.stream.camera_denoise import CameraDenoise
+from diinn.runtime.stream.camera_lane import Lane, Made
 from diinn.runtime.stream.result import ZOOM, Result
 from diinn.runtime.stream.settings import CameraSettings, check_apart, open_sources
-from diinn.runtime.stream.stats import Stats
-from diinn.runtime.strength import Denoise
-from diinn.runtime.view import View
-from diinn.runtime.view_spec import ViewSpec
+from diinn.runtime.stream.shutdown import Limit, join
+from diinn.runtime.stream.sink import Sink
+from diinn.runtime.stream.sink_thread import Key, Mailbox, Outlet
+from diinn.runtime.stream.statistics import Stats
+from diinn.runtime.super_resolver import SuperResolver
 
 if TYPE_CHECKING:
     from typing_extensions import Self

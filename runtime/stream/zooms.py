@@ -8,17 +8,17 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from diinn.runtime.bicubic import bicubic
-from diinn.runtime.cuda import OutOfMemory
 from diinn.runtime.errors import InputError
-from diinn.runtime.images import UInt8
-from diinn.runtime.resolver import Encoded, SuperResolver
+from diinn.runtime.geometry.bicubic import bicubic
+from diinn.runtime.geometry.view import View
+from diinn.runtime.geometry.view_spec import ViewSpec
+from diinn.runtime.gpu.device import OutOfMemory
+from diinn.runtime.images.files import UInt8
+from diinn.runtime.noise.strength import NONE, Strength
 from diinn.runtime.sources import Frame
-from diinn.runtime.stream.lane import Lane
+from diinn.runtime.stream.camera_lane import Lane
 from diinn.runtime.stream.result import BICUBIC, WHOLE, Result
-from diinn.runtime.strength import NONE, Strength
-from diinn.runtime.view import View
-from diinn.runtime.view_spec import ViewSpec
+from diinn.runtime.super_resolver import Encoded, SuperResolver
 
 log = logging.getLogger(__name__)
 LEAST_SHARE = 0.1  # of the batches' time, where cameras leave none

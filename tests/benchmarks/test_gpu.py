@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from diinn.benchmarks import gpu, gpu_parity
-from diinn.runtime.backends.cuda import FusedDecoder
+from diinn.runtime.backends.fused import FusedDecoder
 
 Patch, Output = pytest.MonkeyPatch, pytest.CaptureFixture[str]
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 from diinn.benchmarks import jetson, roofline
 from diinn.benchmarks.board import Board, Watched
-from diinn.runtime import bundle as bundles
+from diinn.runtime.bundles import bundle as bundles
 
 Patch, Output = pytest.MonkeyPatch, pytest.CaptureFixture[str]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from diinn.benchmarks import kernels
-from diinn.runtime.kernels import compiler
+from diinn.runtime.gpu import compiler
 
 
 def test_the_table_is_made_and_kept(

@@ -9,8 +9,9 @@ import pytest
 import torch
 from conftest import ramp
 from diinn.export import graphs, writer
-from diinn.runtime import InputError, SuperResolver, grid
-from diinn.runtime.view import View
+from diinn.runtime import InputError, SuperResolver
+from diinn.runtime.geometry import grid
+from diinn.runtime.geometry.view import View
 from diinn.train import checkpoint, protocol
 from diinn.train.config import parse
 from diinn.train.model import ModelConfig, SuperResolutionModel

@@ -10,9 +10,10 @@ from conftest import ramp
 from diinn.benchmarks import scores
 from diinn.export import graphs, half, typed, writer
 from diinn.export.reference import Reference
-from diinn.runtime import DiinnError, InputError, grid
-from diinn.runtime import bundle as bundles
-from diinn.runtime.onnx_runtime import ort
+from diinn.runtime import DiinnError, InputError
+from diinn.runtime.bundles import bundle as bundles
+from diinn.runtime.geometry import grid
+from diinn.runtime.util.onnx_runtime import ort
 from diinn.train import checkpoint, degradation, protocol
 from diinn.train.config import parse
 from diinn.train.model import ModelConfig, SuperResolutionModel

@@ -13,10 +13,11 @@ from conftest import play
 from diinn.export import half, quantize, to_trt, writer
 from diinn.export.reference import Reference, fast
 from diinn.export.typed import with_strengths
-from diinn.runtime import DiinnError, InputError, SuperResolver, demo
-from diinn.runtime import bundle as bundles
+from diinn.runtime import DiinnError, InputError, SuperResolver
+from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.engines.cache import Cache
-from diinn.runtime.frames import planar_rgb
+from diinn.runtime.images.arrays import planar_rgb
+from diinn.runtime.sources import demo
 from onnx import numpy_helper
 
 Pair = tuple[onnx.ModelProto, onnx.ModelProto]

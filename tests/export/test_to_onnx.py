@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT
 from diinn.export import graphs, parity, to_onnx, writer
 from diinn.runtime import DiinnError, SuperResolver
-from diinn.runtime import bundle as bundles
+from diinn.runtime.bundles import bundle as bundles
 from diinn.train import checkpoint
 
 

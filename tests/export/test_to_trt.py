@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, play
 from diinn.export import to_trt
 from diinn.runtime import InputError
-from diinn.runtime import bundle as bundles
+from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.engines.cache import Cache
 
 Patch, Output = pytest.MonkeyPatch, pytest.CaptureFixture[str]

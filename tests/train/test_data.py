@@ -7,8 +7,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from diinn.runtime import InputError, grid
-from diinn.runtime.sensor_noise import sensor_noise
+from diinn.runtime import InputError
+from diinn.runtime.geometry import grid
+from diinn.runtime.noise.sensor_noise import sensor_noise
 from diinn.train import config, data, degradation
 from diinn.train.photographs import Photographs, find_images, read_rgb, split_holdout
 from PIL import Image

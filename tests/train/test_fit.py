@@ -16,8 +16,8 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
-from diinn.runtime import memory
 from diinn.runtime.errors import CheckpointError
+from diinn.runtime.util import memory
 from diinn.train import checkpoint, config, curve, main, task
 from diinn.train import fit as fitting
 from diinn.train.photographs import Photographs

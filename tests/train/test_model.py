@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from diinn.runtime import grid
+from diinn.runtime.geometry import grid
 from diinn.train import protocol
 from diinn.train.config import parse
 from diinn.train.encoders import ResidualEncoder

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from diinn.runtime import grid
+from diinn.runtime.geometry import grid
 from diinn.train import config, data, task
 
 

@@ -5,14 +5,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from diinn.runtime import DiinnError, Stream, SuperResolver, demo
-from diinn.runtime.cuda import OutOfMemory
+from diinn.runtime import DiinnError, Stream, SuperResolver
+from diinn.runtime.geometry.view import View
+from diinn.runtime.gpu.device import OutOfMemory
+from diinn.runtime.noise.strength import NONE
+from diinn.runtime.sources import demo
 from diinn.runtime.stream.batcher import Batcher, _Job
 from diinn.runtime.stream.deadline import Load
 from diinn.runtime.stream.result import BICUBIC, WHOLE
-from diinn.runtime.stream.stats import Stats
-from diinn.runtime.strength import NONE
-from diinn.runtime.view import View
+from diinn.runtime.stream.statistics import Stats
 from streamed import Kept, camera, clip
 
 Log = pytest.LogCaptureFixture
@@ -102,7 +103,7 @@ def test_the_batch_of_onnx_runtime_on_a_gpu_is_halved(
     bundle_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Log
 ) -> None:
     """It takes any number of frames at once, until its memory is out."""
-    from diinn.runtime.onnx_runtime import ort
+    from diinn.runtime.util.onnx_runtime import ort
 
     class Session(ort.InferenceSession):  # type: ignore[misc]
         def run(self, outputs: list[str], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -124,7 +125,7 @@ def test_the_batch_of_onnx_runtime_on_a_gpu_is_halved(
 def test_a_build_without_memory_is_not_tried_at_every_frame(
     gpu: SuperResolver, trt: pytest.MonkeyPatch, caplog: Log
 ) -> None:
-    from diinn.runtime.engines import build, opened
+    from diinn.runtime.engines import build, loader
 
     trt.setenv("DIINN_DOUBLE_FAIL", "build")
     tried, original = [], build.build
@@ -136,7 +137,7 @@ def test_a_build_without_memory_is_not_tried_at_every_frame(
             with pytest.raises(OutOfMemory, match="could not build the engine"):
                 gpu.resize(frame, (20, 490))
         assert tried == [(1, planes, 490, 640), (1, planes, 490, 20)]  # for all sizes, and for this alone
-        trt.setattr(opened, "RETRY", 0.0)
+        trt.setattr(loader, "RETRY", 0.0)
         gpu.backend.encoder._short.clear()  # type: ignore[attr-defined]
         for _ in range(2):
             with pytest.raises(OutOfMemory):

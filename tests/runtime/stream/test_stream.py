@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from diinn.benchmarks.camera import burnt
 from diinn.runtime import InputError, Stream, SuperResolver
+from diinn.runtime.geometry.view_spec import ViewSpec
 from diinn.runtime.sinks import Nowhere
-from diinn.runtime.sinks.base import Sink
 from diinn.runtime.stream.result import BICUBIC, QUALITIES, WHOLE, Result
-from diinn.runtime.view_spec import ViewSpec
+from diinn.runtime.stream.sink import Sink
 from served import Served, until
 from streamed import Kept, camera, processed, run_for
 

@@ -9,11 +9,11 @@ import pytest
 from diinn.benchmarks.camera import burnt
 from diinn.runtime import DiinnError, InputError, Stream, SuperResolver
 from diinn.runtime.errors import SourceError
+from diinn.runtime.geometry.view_spec import ViewSpec
 from diinn.runtime.sinks import Nowhere
-from diinn.runtime.sinks.base import Sink
 from diinn.runtime.sources import Asked, Patience
 from diinn.runtime.stream.result import Result
-from diinn.runtime.view_spec import ViewSpec
+from diinn.runtime.stream.sink import Sink
 from served import Served, until
 from streamed import Kept, camera, clip, run_for
 

@@ -4,14 +4,14 @@ import time
 
 import numpy as np
 import pytest
-from diinn.runtime import SuperResolver, demo
-from diinn.runtime.cuda import OutOfMemory
-from diinn.runtime.sources import Frame, open_source
-from diinn.runtime.stream.denoise import CameraDenoise
-from diinn.runtime.stream.lane import Lane
+from diinn.runtime import SuperResolver
+from diinn.runtime.geometry.view_spec import ViewSpec
+from diinn.runtime.gpu.device import OutOfMemory
+from diinn.runtime.sources import Frame, demo, open_source
+from diinn.runtime.stream.camera_denoise import CameraDenoise
+from diinn.runtime.stream.camera_lane import Lane
 from diinn.runtime.stream.result import BICUBIC, WHOLE, Result
 from diinn.runtime.stream.zooms import Zooms
-from diinn.runtime.view_spec import ViewSpec
 
 FULL = ViewSpec(dsize=(320, 240))
 LARGE = ViewSpec(dsize=(2400, 1800))

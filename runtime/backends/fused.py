@@ -1,0 +1,309 @@
+"""CUDA: the whole DIINN decoder in one kernel; the encoder by a TensorRT engine or by ONNX Runtime's CUDA provider."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from diinn.runtime.backends.base import BackendOptions
+from diinn.runtime.backends.gpu_base import KERNELS, DeviceBackend
+from diinn.runtime.bundles.bundle import Bundle
+from diinn.runtime.engines import build, verify
+from diinn.runtime.engines.cache import Cache
+from diinn.runtime.engines.loader import EngineEncoder, Engines
+from diinn.runtime.errors import DiinnError, InputError
+from diinn.runtime.geometry.grid import Size
+from diinn.runtime.gpu.device import Device, OutOfMemory
+from diinn.runtime.gpu.resources import DeviceMaps
+
+log = logging.getLogger(__name__)
+WIDTHS = (16, 32, 64, 128, 256)  # K of the kernels
+WARPS = (8, 4, 2, 1)  # of a block
+ROWS = 32  # queries a warp decodes at once
+LAUNCH = 2**20  # queries of one launch: 3 or 12 MiB of pixels
+HALF = 2  # bytes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How ``fused_decoder.cu`` runs on a device.
+
+    kernel: its name; warps: of a block; shared: bytes of shared memory a block takes
+    blocks: of each multiprocessor at the same time
+    """
+
+    kernel: str
+    warps: int
+    shared: int
+    blocks: int
+
+
+def plan(width: int, depth: int, shared_bytes: int) -> Plan:
+    """For K = ``width`` and N = ``depth`` where a block may have so much shared memory. Raises InputError for a decoder
+    that has no kernel."""
+    if width not in WIDTHS:
+        raise InputError(f"no fused kernel for a decoder {width} wide, only for {', '.join(map(str, WIDTHS))}")
+    piece = width * 64  # bytes of one group's weights, and of a warp's activations
+    pieces = (depth - 1) * width // 16
+    at_once = 3 if width == 16 else 2 if width <= 64 else 1  # as its launch bounds say
+    for warps in WARPS:
+        for name, kept in (("resident", pieces), ("streamed", 2)):
+            shared = (kept + warps) * piece
+            if shared <= shared_bytes and not (name == "resident" and width == 256):
+                return Plan(f"fused_{width}_{name}", warps, shared, at_once)
+    raise InputError(f"a decoder {width} wide needs {3 * piece} bytes of shared memory, the device has {shared_bytes}")
+
+
+class FusedDecoder:
+    """A decoder's weights on the device, and the kernel that takes them.
+
+    layers: as ``Bundle.layers`` gives them. Raises InputError for a decoder that has no kernel.
+    """
+
+    def __init__(self, device: Device, layers: Mapping[str, Any]) -> None:
+        if tuple(map(int, device.capability.split("."))) < (7, 5):
+            raise InputError(f"no fused kernel for compute capability {device.capability}, only for 7.5 and later")
+        self._device, self.width, self.depth = device, layers["first"].shape[0], len(layers["bias"]) + 1
+        self.plan = plan(self.width, self.depth, device.shared_bytes)
+        names = (self.plan.kernel, "pack_hidden", "pack_last")
+        self._kernels = device.kernels(KERNELS / "fused_decoder.cu", names)
+        self._weights = self._upload(layers)
+
+    def _upload(self, layers: Mapping[str, Any]) -> list[np.uint64]:
+        """hidden, first, bias, last, last_bias in device memory, as the kernel takes them."""
+        device, width = self._device, self.width
+        words, last_words = layers["hidden"].size // 2, width // 16 * 64
+        packed = device.allocate(max(words, 1) * 4), device.allocate(last_words * 4)
+        given = []
+        for name in ("hidden", "first", "bias", "last", "last_bias"):
+            values = np.ascontiguousarray(layers[name], np.float32)
+            given.append(device.allocate(values.nbytes))
+            device.upload(given[-1], values)
+        hidden, first, bias, last, last_bias = map(np.uint64, given)
+        kinds = (("pack_hidden", words, hidden, packed[0]), ("pack_last", last_words, last, packed[1]))
+        for name, count, source, target in kinds:
+            if count:
+                self._kernels[name](count, np.int64(count), np.int32(width), source, np.uint64(target))
+        device.wait()
+        for address in (hidden, last):
+            device.free(int(address))
+        return [np.uint64(packed[0]), first, bias, np.uint64(packed[1]), last_bias]
+
+    def decode(self, maps: int, count: int, segments: int, at: int) -> None:
+        """Put on the stream: ``count`` queries of so many ``SEGMENT``s at an address; maps: of the maps' addresses."""
+        rows = self.plan.warps * ROWS
+        grid = min(-(-count // rows), self._device.multiprocessors * self.plan.blocks)
+        block = self.plan.warps * 32
+        facts = (np.int64(count), np.int32(segments), np.uint64(at), np.int32(self.depth))
+        self._kernels[self.plan.kernel](
+            grid * block, *facts, *self._weights, np.uint64(maps), block=block, shared=self.plan.shared
+        )
+
+
+class OrtEncoder:
+    """The encoder graph on ONNX Runtime's CUDA provider, bound to our memory; or on the CPU, with a copy each way."""
+
+    map_bytes = HALF
+
+    def __init__(self, bundle: Bundle, device: Device, provider: str) -> None:
+        """provider: "CUDA" or "CPU"; raises InputError where it is missing."""
+        from diinn.runtime.util.onnx_runtime import open_session, ort
+
+        self._bundle, self._device, self._provider = bundle, device, provider
+        why = _no_provider(provider)
+        if why:
+            raise InputError(why)
+        path, content = bundle.graph("encoder", "fp16"), bundle.graph_content("encoder", "fp16")
+        remedy = "give --backend onnxruntime --provider cpu"
+        self._session: Any = open_session(content, path, provider, remedy=remedy)
+        self.says = f"onnxruntime {ort.__version__} {provider}"
+
+    def encode(self, frames: int, batch: int, size: Size, maps: Sequence[int]) -> bool:
+        """float32 [batch, planes, H, W] to the maps; done when this returns."""
+        shape = (batch, self._bundle.planes, size[1], size[0])
+        try:
+            if self._provider == "CPU":
+                self._on_cpu(frames, shape, maps)
+            else:
+                self._on_device(frames, shape, maps)
+        except DiinnError:
+            raise
+        except Exception as error:
+            from diinn.runtime.util.onnx_runtime import failed
+
+            raise failed(error) from error
+        return False
+
+    def _on_device(self, frames: int, shape: tuple[int, ...], maps: Sequence[int]) -> None:
+        binding = self._session.io_binding()
+        binding.bind_input("frame", "cuda", 0, np.float32, shape, frames)
+        for spec, address in zip(self._bundle.maps, maps, strict=True):
+            out = (shape[0], *shape[2:], spec.channels)
+            binding.bind_output(spec.name, "cuda", 0, np.float16, out, address)
+        self._device.wait()  # ONNX Runtime has a stream of its own
+        self._session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+
+    def _on_cpu(self, frames: int, shape: tuple[int, ...], maps: Sequence[int]) -> None:
+        host = np.empty(shape, np.float32)
+        self._device.download(host, frames)
+        self._device.wait()
+        made = self._session.run([spec.name for spec in self._bundle.maps], {"frame": host})
+        for values, address in zip(made, maps, strict=True):
+            self._device.upload(address, np.ascontiguousarray(values))
+        self._device.wait()  # what was made is gone when this returns
+
+
+class CudaBackend(DeviceBackend):
+    """Maps in fp16, decoded by one kernel."""
+
+    name = "cuda"
+
+    @classmethod
+    def not_ready(cls, bundle: Bundle, options: BackendOptions) -> str:
+        if options.provider is not None:
+            return f"--provider {options.provider} is of ONNX Runtime"
+        try:
+            device = Device()
+        except InputError as error:
+            return str(error)
+        try:
+            layers = _layers(bundle, options)
+            plan(layers["first"].shape[0], len(layers["bias"]) + 1, device.shared_bytes)
+        except InputError as error:
+            log.warning("not the fused decoder: %s", error)
+            return str(error)
+        else:
+            why = "" if _engine_there(bundle, options, device) else _no_provider("CUDA")
+            return f"{why}; and no encoder engine: python export/to_trt.py {bundle.path}" if why else ""
+        finally:
+            device.close()
+
+    def load(self) -> None:
+        layers = _layers(self.bundle, self.options)
+        self.tolerance = verify.TOLERANCES["fp16"]
+        self.chunk = min(self.options.chunk or LAUNCH, LAUNCH)
+        self._decoder = FusedDecoder(self.device, layers)
+        self._open_encoder()
+
+    def _open_encoder(self) -> None:
+        """A TensorRT engine where a good one is or may be built, else ONNX Runtime on the GPU, else on the CPU, which
+        nobody gets who did not ask for this backend."""
+        self._engines: Engines | None = None
+        why = []
+        if self.options.may_build or _engine_there(self.bundle, self.options, self.device):
+            try:
+                self._engines = Engines(self.bundle, self.device, self.options)
+                encoder = EngineEncoder(self._engines)
+                if encoder.opened.car.verify:
+                    verify.require_passed(encoder.opened.car)
+                self._encoder: EngineEncoder | OrtEncoder = encoder
+                return
+            except DiinnError as error:  # none, a damaged one, one that was found wrong
+                self._engines = None
+                why.append(str(error))
+        self._encode_by_onnx_runtime(why)
+
+    def _encode_by_onnx_runtime(self, why: list[str]) -> None:
+        """In place of an engine; why: what is wrong with that."""
+        self._encoding.refuse()  # what ONNX Runtime launches is not on our stream
+        # One that may build nothing is one of several: others are faster than an encoder on the CPU.
+        for provider in ("CUDA", "CPU") if self.options.may_build else ("CUDA",):
+            try:
+                self._encoder = OrtEncoder(self.bundle, self.device, provider)
+                break
+            except (DiinnError, ImportError) as error:
+                why.append(str(error))
+        else:
+            raise InputError(f"no encoder: {'; '.join(why)}")
+        if provider == "CPU":
+            log.warning("the encoder runs on the CPU, slowly: %s", "; ".join(why))
+        elif why:
+            log.warning("the encoder runs by ONNX Runtime: %s", "; ".join(why))
+
+    def describe(self) -> str:
+        encoder = f"TensorRT {self._engines.version}" if self._engines else getattr(self._encoder, "says", "")
+        return f"cuda ({self.device.name}, {self._decoder.plan.kernel}, encoder by {encoder})"
+
+    def map_bytes(self) -> int:
+        if self._encoder.map_bytes != HALF:
+            raise DiinnError("the encoder engine's maps are not fp16: build it again, export/to_trt.py --force")
+        return HALF
+
+    def fit(self, size: Size) -> None:
+        if isinstance(self._encoder, EngineEncoder) and not self._encoder.takes(size):
+            self._encoding.forget()
+            try:
+                self._encoder.fit(size, self.verify)
+            finally:
+                self._encoding.forget()  # graphs hold for one engine; a refused one leaves none
+
+    def encode_planar(self, frames: int, batch: int, size: Size, maps: Sequence[int]) -> None:
+        if self._encoder.encode(frames, batch, size, maps):
+            self._encoding.forget()
+
+    def most_frames(self, size: Size) -> int | None:
+        self.fit(size)
+        return self._encoder.most_frames if isinstance(self._encoder, EngineEncoder) else None
+
+    def holds(self, size: Size) -> bool:
+        return isinstance(self._encoder, EngineEncoder) and self._encoder.takes(size)
+
+    def takes(self, size: Size) -> bool:
+        return not isinstance(self._encoder, EngineEncoder) or self._encoder.takes(size)
+
+    def decode_segments(self, maps: DeviceMaps, count: int, segments: int, at: int) -> None:
+        self._decoder.decode(maps.table, count, segments, at)
+
+    def verify(self, *, again: bool = False) -> None:
+        if self._engines is not None and isinstance(self._encoder, EngineEncoder):
+            try:
+                self._engines.verify(self, [self._encoder.opened], self._encoding.forget, again=again)
+            except OutOfMemory:
+                raise
+            except DiinnError as error:  # found wrong: as if it had been known when it was opened
+                if again:
+                    raise
+                self._encoding.forget()
+                self._encode_by_onnx_runtime([str(error)])
+                self._engines = None
+
+    def close(self) -> None:
+        if not self.closed:
+            del self._encoder, self._engines, self._decoder
+        super().close()
+
+
+def _no_provider(name: str) -> str:
+    """Why ONNX Runtime has no provider, "CUDA" or "CPU"; empty where it has. Whether its libraries are there shows when
+    a session is opened, which takes seconds and is done once."""
+    try:
+        from diinn.runtime.util.onnx_runtime import SUFFIX, ort
+    except ImportError as error:
+        return str(error)
+    if f"{name}{SUFFIX}" in ort.get_available_providers():
+        return ""
+    return f"onnxruntime {ort.__version__} has no {name} provider: pip install onnxruntime-gpu"
+
+
+def _layers(bundle: Bundle, options: BackendOptions) -> dict[str, Any]:
+    """The decoder's weights (``Bundle.layers``). Raises InputError for a bundle or options that have no kernel."""
+    if options.provider is not None:
+        raise InputError(f"--provider {options.provider} is of ONNX Runtime: leave it out with CUDA")
+    if options.precision not in (None, "fp16"):
+        raise InputError(f"the cuda backend decodes in fp16, not {options.precision}: use --backend tensorrt")
+    if "fp16" not in bundle.graphs:
+        bundle.graph("decoder", "fp16")  # raises, saying why not
+    return bundle.layers()
+
+
+def _engine_there(bundle: Bundle, options: BackendOptions, device: Device) -> bool:
+    """Whether the cache has an encoder engine that was not found wrong."""
+    try:
+        ways = build.identities(bundle, "encoder", bundle.engine_precision(options.precision), device)
+        return any(car.verify.get("passed", True) for way in ways for car in Cache().find(way))
+    except DiinnError:  # no TensorRT
+        return False

@@ -1,0 +1,156 @@
+"""What the backends on a GPU have in common: frames go up and pixels come down as they are, all else stays there."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from diinn.runtime.backends.base import Backend, BackendOptions, Chunk, Segment
+from diinn.runtime.bundles.bundle import Bundle, Levels
+from diinn.runtime.geometry.grid import Size
+from diinn.runtime.gpu.device import Device, OutOfMemory
+from diinn.runtime.gpu.resources import FLOAT, INT, SEGMENT, Buffers, DeviceMaps, Pinned, Replays, Tables
+from diinn.runtime.images.arrays import Image, as_dtype
+
+log = logging.getLogger(__name__)
+KERNELS = Path(__file__).parent.parent / "gpu" / "kernels"
+
+
+class DeviceBackend(Backend):
+    """Owns the device, the memory between frames, and the way of frames and pixels.
+
+    Subclasses encode what lies on the device (``encode_planar``) and decode the segments that do (``decode_segments``).
+    """
+
+    def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
+        self.device = Device()
+        try:
+            self._buffers = Buffers(self.device)
+            self._tables = Tables(self.device, self._buffers)
+            self._encoding = Replays(self.device, wanted=options.cuda_graphs)
+            self._decoding = Replays(self.device, wanted=options.cuda_graphs)
+            self._frames, self._levels, self._pixels = (Pinned(self.device) for _ in range(3))
+            self._segments, self._ids, self._addresses = (Pinned(self.device) for _ in range(3))
+            self._convert = self.device.kernels(KERNELS / "frames.cu", ("planar_rgb",))
+            super().__init__(bundle, options)
+        except BaseException:
+            self.device.close()
+            raise
+
+    @abstractmethod
+    def map_bytes(self) -> int:
+        """Bytes a value of the maps that ``encode_planar`` makes."""
+
+    @abstractmethod
+    def fit(self, size: Size) -> None:
+        """Be ready for frames of ``size`` (width, height); DiinnError where that cannot be."""
+
+    @abstractmethod
+    def encode_planar(self, frames: int, batch: int, size: Size, maps: Sequence[int]) -> None:
+        """Put on the stream: float32 [batch, planes, H, W] (``frames.planar_rgb``) at an address to the maps, an
+        address each."""
+
+    @abstractmethod
+    def decode_segments(self, maps: DeviceMaps, count: int, segments: int, at: int) -> None:
+        """Put on the stream: ``count`` queries of so many segments (``SEGMENT``) at an address, decoded and stored."""
+
+    def encode(self, frames: Sequence[Image], levels: Sequence[Levels]) -> DeviceMaps:
+        height, width = frames[0].shape[:2]
+        batch, pixels, planes = len(frames), len(frames) * height * width, self.bundle.planes
+        self.fit((width, height))
+        maps = DeviceMaps(self._buffers, [pixels * spec.channels * self.map_bytes() for spec in self.bundle.maps])
+        addresses = self._addresses.array((len(maps.addresses),), np.uint64)
+        addresses[:] = maps.addresses
+        self.device.upload(maps.table, addresses)
+        kind = np.dtype(np.uint8 if all(frame.dtype == np.uint8 for frame in frames) else np.float32)
+        staged = self._frames.array((batch, height, width, 3), kind)
+        for place, frame in zip(staged, frames, strict=True):
+            np.copyto(place, as_dtype(frame, kind))
+        told = self._levels.array((batch, planes - 3), np.float32)
+        told[...] = levels
+        with self._buffers.borrowed(staged.nbytes, max(told.nbytes, 1), pixels * planes * FLOAT) as (bgr, at, planar):
+
+            def work() -> None:
+                self.device.upload(bgr, staged)
+                if told.size:
+                    self.device.upload(at, told)
+                sizes = (np.int64(pixels), np.int32(height * width), np.int32(kind == np.uint8), np.int32(planes - 3))
+                self._convert["planar_rgb"](pixels, *sizes, np.uint64(bgr), np.uint64(at), np.uint64(planar))
+                self.encode_planar(planar, batch, (width, height), maps.addresses)
+
+            staging = (staged.shape, kind, staged.ctypes.data, told.ctypes.data, bgr, at, planar)
+            self._encoding.run((*staging, *maps.addresses), work)
+            self.device.wait()  # the staged frames and their memory are free again
+        return maps
+
+    def decode(self, maps: DeviceMaps, segments: Sequence[Segment]) -> None:
+        try:
+            super().decode(maps, segments)
+        except OutOfMemory as error:
+            self.chunk = max(min(self.chunk, sum(segment.count for segment in segments)) // 8, 1)
+            log.warning("%s; decoding in smaller pieces, %d queries each", error, self.chunk)
+            super().decode(maps, segments)
+
+    def run_chunk(self, maps: DeviceMaps, chunk: Chunk) -> None:
+        count = sum(segment.count for _, segment in chunk)
+        sizes = [segment.count * 3 * segment.out.itemsize for _, segment in chunk]
+        starts = np.concatenate([[0], np.cumsum([-(-size // 16) * 16 for size in sizes])])
+        pixels = self._pixels.array((int(starts[-1]),), np.uint8)
+        listed = sum(0 if isinstance(segment.ids, slice) else segment.count for _, segment in chunk)
+        with self._buffers.borrowed(pixels.nbytes, len(chunk) * SEGMENT.itemsize, listed * INT) as (out, at, ids):
+            table, numbers = self._table(chunk, out + starts[:-1].astype(np.uint64), ids, listed)
+
+            def work() -> None:
+                self.device.upload(at, table)
+                if numbers.size:
+                    self.device.upload(ids, numbers)
+                self.decode_segments(maps, count, len(chunk), at)
+                self.device.download(pixels, out)
+
+            staged = (pixels.ctypes.data, pixels.size, table.ctypes.data, table.size, numbers.ctypes.data, numbers.size)
+            self._decoding.run((count, *staged, out, at, ids, maps.table, *maps.addresses), work)
+            self.device.wait()
+        for (_, segment), start, size in zip(chunk, starts, sizes, strict=False):
+            segment.out[segment.ids] = pixels[start : start + size].view(segment.out.dtype).reshape(-1, 3)
+
+    def _table(self, chunk: Chunk, out: Any, ids: int, listed: int) -> tuple[Any, Any]:
+        """``SEGMENT``s of a chunk, and the ``listed`` ids that some of them name one by one."""
+        table = self._segments.array((len(chunk),), SEGMENT)
+        table[...] = np.zeros((), SEGMENT)
+        numbers = self._ids.array((listed,), np.int32)
+        used = 0
+        for row, address, (start, segment) in zip(table, out, chunk, strict=True):
+            for name, value in self._tables[segment.queries].fields.items():
+                row[name] = value
+            row["start"], row["offset"], row["border"] = start, segment.offset, segment.border
+            row["out"], row["bytes"] = address, segment.out.dtype == np.uint8
+            if isinstance(segment.ids, slice):
+                row["first"] = segment.ids.start
+            else:
+                row["ids"] = ids + used * INT
+                numbers[used : used + len(segment.ids)] = segment.ids
+                used += len(segment.ids)
+        return table, numbers
+
+    @property
+    def replays(self) -> int:
+        """How often work was replayed as a CUDA graph."""
+        return self._encoding.count + self._decoding.count
+
+    def poison(self) -> None:
+        """Fill idle memory with NaN: what is read before it was written will be seen. For checks."""
+        for size, address in self._buffers.idle:
+            self.device.fill(address, size, 0xFF)
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        super().close()
+        self._encoding.forget()
+        self._decoding.forget()
+        self._buffers.close()
+        self.device.close()

@@ -1,0 +1,1 @@
+"""What the exporter writes and the runtime reads."""

@@ -1,0 +1,195 @@
+"""``diinn-doctor``: what this machine has, which engines are in its cache, and which backend gives right pictures."""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    from diinn.runtime.cli.start import quietly
+
+    quietly()
+
+import argparse
+import contextlib
+import io
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from diinn.runtime import backends
+from diinn.runtime.bundles import bundle as bundles
+from diinn.runtime.cli.signals import ended_by_signals
+from diinn.runtime.engines.cache import Cache
+from diinn.runtime.errors import DiinnError, InputError
+from diinn.runtime.util.command_line import Parser, guarded, shown
+
+MIB = 2**20
+TEGRA = Path("/etc/nv_tegra_release")
+Fact = tuple[str, str]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = Parser(prog="diinn-doctor", description=__doc__)
+    top.add_argument("model", nargs="?", default="small", metavar="MODEL", help="a bundle or a shipped model (small)")
+    top.add_argument("--clean", nargs="?", const="", metavar="ENGINE", help="remove all engines, or one, and end")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; exit code 0 if a backend gives right pictures, 1 if none does, 2 for bad input."""
+    args = parser().parse_args(argv)
+    with ended_by_signals():
+        return guarded("diinn-doctor", "pip install 'diinn[cpu]'", lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Clean, or look at everything and judge."""
+    cache = Cache()
+    if args.clean is not None:
+        return _clean(cache, args.clean)
+    _say("This machine")
+    for name, value in machine():
+        _say(f"  {name:<13} {value}")
+    _say(f"Engines in {cache.path}")
+    for line in engines(cache) or ["none"]:
+        _say(f"  {line}")
+    tables(cache)
+    bundle = bundles.load(args.model)
+    low, high = bundle.scales
+    _say(f"{bundle.name}: {', '.join(bundle.graphs)} graphs; trained for scales {low:g} to {high:g}")
+    verdicts = list(judge(bundle))
+    for name, (good, why) in verdicts:
+        _say(f"  {name:<13} {'works' if good else 'no'}: {why}")
+    works = [name for name, (good, _) in verdicts if good]
+    _say(f"Verdict: {works[0]} will be used" if works else "Verdict: no backend works here, for the reasons above")
+    return 0 if works else 1
+
+
+def _say(line: str) -> None:
+    print(shown(line))
+
+
+def _clean(cache: Cache, which: str) -> int:
+    chosen = cache.path / Path(which).name if which else None
+    if chosen is not None and not chosen.exists():
+        raise InputError(f"no engine {which!r} in {cache.path}: diinn-doctor lists them")
+    _say(f"{cache.remove(chosen) / MIB:.1f} MiB removed from {cache.path}")
+    return 0
+
+
+def machine() -> Iterator[Fact]:
+    """Versions and devices, each found or said to be missing."""
+    yield "diinn", _or_missing(lambda: version("diinn"))
+    yield "Python", f"{platform.python_version()} on {platform.machine()} {platform.system()} {platform.release()}"
+    if TEGRA.exists():
+        yield "JetPack", TEGRA.read_text(encoding="utf-8", errors="replace").splitlines()[0].lstrip("# ")
+    yield "numpy", _or_missing(lambda: import_module("numpy").__version__)
+    yield "OpenCV", _or_missing(_opencv)
+    yield "ONNX Runtime", _or_missing(_onnxruntime)
+    yield "TensorRT", _or_missing(_tensorrt)
+    yield "nvcc", _or_missing(_nvcc)
+    yield "CUDA device", _or_missing(_device)
+
+
+def _or_missing(fact: Callable[[], str]) -> str:
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # what a library says of itself, a page of NumPy's for one
+            return fact()
+    except PackageNotFoundError:
+        return "not installed, run from its folder"
+    except DiinnError as error:
+        return str(error)
+    except Exception as error:  # a library that is there and broken is what a doctor is for
+        return f"not usable: {' '.join(str(error).split())}"
+
+
+def _opencv() -> str:
+    cv2: Any = import_module("diinn.runtime.util.opencv").cv2
+    found = re.search(r"GStreamer:\s*(\S+)", cv2.getBuildInformation())
+    gstreamer = found is not None and found[1].upper().startswith("YES")
+    return f"{cv2.__version__}, {'with' if gstreamer else 'without'} GStreamer (csi:// cameras want it)"
+
+
+def _onnxruntime() -> str:
+    ort: Any = import_module("diinn.runtime.util.onnx_runtime").ort
+    return f"{ort.__version__}: {', '.join(p.removesuffix('ExecutionProvider') for p in ort.get_available_providers())}"
+
+
+def _tensorrt() -> str:
+    from diinn.runtime.engines import build
+
+    found = import_module("tensorrt").__version__
+    why = build.no_builder()
+    return f"{found}, {f'builds nothing here: {why}' if why else 'makes a builder'}"
+
+
+def _nvcc() -> str:
+    from diinn.runtime.gpu import compiler
+
+    nvcc = compiler.find_nvcc()
+    return f"{nvcc}, CUDA {compiler.version(nvcc)}" if nvcc else "none: kernels want it at first use, or prebuilt ones"
+
+
+def _device() -> str:
+    from diinn.runtime.gpu.device import Device
+
+    device = Device()
+    try:
+        free, total = device.memory()
+        return f"{device.name}, compute capability {device.capability}, {free // MIB} of {total // MIB} MiB free"
+    finally:
+        device.close()
+
+
+def engines(cache: Cache) -> list[str]:
+    """A line for each engine in the cache."""
+    lines = []
+    for path, car in cache.entries():
+        if isinstance(car, str):
+            lines.append(f"{path.name}: not used, {car}")
+            continue
+        made_for, when = car.key.identity, time.strftime("%Y-%m-%d %H:%M", time.localtime(car.built))
+        facts = (f"TensorRT {made_for.tensorrt}", made_for.device, f"{car.size / MIB:.1f} MiB", when)
+        lines.append(f"{path.name}: {', '.join(facts)}, {car.verify.get('summary', 'not compared yet')}")
+    return lines
+
+
+def tables(cache: Cache) -> None:
+    """How the engines compared with the CPU; engines that were compared together share a table."""
+    verdicts = {car.verify["at"]: car.verify for _, car in cache.entries() if not isinstance(car, str) and car.verify}
+    if verdicts:
+        from diinn.runtime.engines import verify
+        from rich.console import Console
+
+        for verdict in verdicts.values():
+            Console().print(verify.table(verdict))
+
+
+def judge(bundle: bundles.Bundle) -> Iterator[tuple[str, tuple[bool, str]]]:
+    """Every backend's verdict on ``bundle``: whether it gives right pictures, and the figures or the reason."""
+    from diinn.runtime.backends.base import BackendOptions
+    from diinn.runtime.super_resolver import SuperResolver
+
+    for name in backends.candidates("auto"):
+        try:
+            why_not = backends.load(name).not_ready(bundle, BackendOptions())  # builds nothing
+            if why_not:
+                yield name, (False, why_not)
+                continue
+            with SuperResolver.open(bundle.path, backend=name) as resolver:
+                found = resolver.check()
+                said = f"{max(found.values()):.1e} from the golden sample" if found else "golden sample not replayed"
+                yield name, (True, f"{resolver.backend.describe()}, {said}")  # opening it checked it, as "auto" does
+        except DiinnError as error:
+            yield name, (False, str(error))
+        except Exception as error:  # a broken installation is what a doctor is for
+            yield name, (False, f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""The engines of one bundle in use: from the cache or built, opened, compared with the CPU; and one as encoder."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from diinn.runtime.bundles.bundle import Bundle
+from diinn.runtime.engines import build, profiles, verify
+from diinn.runtime.engines.cache import Cache, Key, Rejected, SideCar
+from diinn.runtime.engines.engine import Engine, NotRunnable, Opener
+from diinn.runtime.engines.profiles import Profile
+from diinn.runtime.errors import InputError
+from diinn.runtime.geometry.grid import Size
+from diinn.runtime.gpu.device import Device, OutOfMemory
+
+if TYPE_CHECKING:
+    from diinn.runtime.backends.base import BackendOptions
+    from diinn.runtime.backends.gpu_base import DeviceBackend
+
+log = logging.getLogger(__name__)
+RETRY = 30.0  # seconds until a size for which memory was short is tried again
+
+
+@dataclass
+class Opened:
+    """An engine of the cache, open, and its side-car."""
+
+    engine: Engine
+    car: SideCar
+
+    @property
+    def profile(self) -> Profile:
+        return self.car.key.profile
+
+
+class Engines:
+    """Opens engines of one bundle in one precision on one device."""
+
+    def __init__(self, bundle: Bundle, device: Device, options: BackendOptions) -> None:
+        """Raises InputError where TensorRT is missing."""
+        self.bundle, self.device, self._options = bundle, device, options
+        self.precision = bundle.engine_precision(options.precision)
+        self._cache, self._opener = Cache(), Opener(build.tensorrt(), device, bundle)
+        self.version = self._opener.version
+
+    def open(self, role: str, size: Size | None = None, present: Profile | None = None) -> Opened:
+        """The newest engine in the cache that holds here and was not found wrong, for frames of ``size`` if given; or a
+        new one, for what ``present`` takes too, where building is allowed. Raises Rejected where it is not."""
+        ways = build.identities(self.bundle, role, self.precision, self.device)
+        cars = [car for way in ways for car in self._cache.find(way)]
+        right = [car.key for car in cars if car.verify.get("passed", True)]
+        known = [key for key in right if size is None or holds(key.profile, size)]
+        sizes = profiles.DEFAULT_SIZES if size is None else (size,)
+        cameras = 1
+        if size is not None and present is not None:  # not an engine for each size that comes
+            cameras, _, height, width = present.most["frame"]
+            sizes = (size, (width, height))
+        new = profiles.encoder(self.bundle, sizes, cameras) if role == "encoder" else profiles.decoder(self.bundle)
+        key = known[0] if known else Key(ways[0], new)
+        if not self._options.may_build:
+            return self._deserialise(*self._cache.read(key))
+        try:
+            return self._built(key)
+        except (build.TooLarge, build.BuildError, OutOfMemory) as error:
+            if size is None or present is None or (isinstance(error, build.BuildError) and not error.memory):
+                raise
+            alone = Key(ways[0], profiles.encoder(self.bundle, (size,)))
+            if alone.profile == key.profile:
+                raise
+            log.warning("%s; trying an encoder engine for frames of %dx%d alone", error, *size)
+        return self._built(alone)
+
+    def _built(self, key: Key) -> Opened:
+        """From the cache or built into it, and open; built again where TensorRT does not take it."""
+        found = build.build(self.bundle, key, self.device, build.BuildOptions(), self._cache)
+        try:
+            return self._deserialise(*found)
+        except NotRunnable as error:
+            log.warning("%s: building it again", error)
+        found = build.build(self.bundle, found[1].key, self.device, build.BuildOptions(force=True), self._cache)
+        return self._deserialise(*found)
+
+    def _deserialise(self, data: bytes, car: SideCar) -> Opened:
+        return Opened(self._opener.open(data, car.key.identity.role), car)
+
+    def verify(
+        self, backend: DeviceBackend, opened: Sequence[Opened], changed: Callable[[], None], *, again: bool
+    ) -> None:
+        """Compare ``backend``, which uses ``opened``, with the CPU where one of them has no verdict yet, or ``again``.
+
+        Where they differ and this TensorRT has another way to build them, they are built that way and compared once
+        more; ``changed`` is called when others stand in ``opened``. DiinnError where one of them stays bad.
+        """
+        if not self._compare(backend, opened, again):
+            return
+        bad = [one for one in opened if not one.car.verify["passed"]]
+        others = [one for one in bad if self._options.may_build and self._another_way(one)]
+        if others:
+            changed()
+            self._compare(backend, opened, again)
+        for one in opened:
+            verify.require_passed(one.car)
+
+    def _compare(self, backend: DeviceBackend, opened: Sequence[Opened], again: bool) -> bool:
+        """Whether all of ``opened`` have a verdict now."""
+        fresh = [one for one in opened if again or not one.car.verify]
+        verdict = verify.compare(backend, self.precision, opened[0].profile) if fresh else None
+        if verdict is not None and not verdict.rows:
+            log.warning("the engines were not compared with the CPU: %s", verdict.compared)
+            return False
+        if verdict is not None:
+            for one in fresh:
+                one.car = self._cache.write_verdict(one.car, verdict.plain())
+            log.info("engines compared with the CPU: %s", verdict.summary)
+        return True
+
+    def _another_way(self, one: Opened) -> bool:
+        """Put in an engine's place the same, built in the next way; False where there is none."""
+        later = build.other_ways(one.car.key)[1:]
+        if not later:
+            return False
+        summary, role = one.car.verify["summary"], later[0].identity.role
+        log.warning("%s engine: %s: building it with precision flags, as TensorRT 8 takes them", role, summary)
+        other = self._deserialise(*build.build(self.bundle, later[0], self.device, build.BuildOptions(), self._cache))
+        if one.engine.addresses:
+            other.engine.bind(one.engine.shapes, one.engine.addresses)
+        one.engine, one.car = other.engine, other.car
+        return True
+
+
+class EngineEncoder:
+    """An encoder engine for frames of any size: another is opened where one is not for them."""
+
+    def __init__(self, engines: Engines) -> None:
+        self._engines = engines
+        self.opened = engines.open("encoder")
+        self._short: dict[Size, tuple[float, str]] = {}  # until when a size is not tried again for want of memory, why
+        self._said: set[Size] = set()
+
+    @property
+    def map_bytes(self) -> int:
+        """A value of the maps."""
+        return max(self.opened.engine.dtypes[spec.name].itemsize for spec in self._engines.bundle.maps)
+
+    @property
+    def most_frames(self) -> int:
+        return self.opened.profile.most["frame"][0]
+
+    def takes(self, size: Size) -> bool:
+        return holds(self.opened.profile, size)
+
+    def fit(self, size: Size, check: Callable[[], None]) -> None:
+        """Have an engine for frames of ``size``: another one of the cache's, or a new one, if it passes ``check``.
+
+        Raises OutOfMemory where memory is short, for ``RETRY`` seconds without another look: cameras ask at each frame.
+        """
+        if self.takes(size):
+            return
+        until, why = self._short.get(size, (0.0, ""))
+        if time.monotonic() < until:
+            raise OutOfMemory(why)
+        wanted, bundle = f"{size[0]}x{size[1]}", self._engines.bundle
+        level = logging.DEBUG if size in self._said else logging.WARNING
+        log.log(level, "the encoder engine is not for %s frames: opening one that is", wanted)
+        self._said.add(size)
+        before = self.opened
+        try:
+            self.opened = self._engines.open("encoder", size, before.profile)
+        except Rejected:
+            raise InputError(
+                f"no encoder engine for {wanted} frames: python export/to_trt.py {bundle.path} "
+                f"--frame-sizes {wanted}, or --backend onnxruntime"
+            ) from None
+        except (build.TooLarge, build.BuildError, OutOfMemory) as error:
+            if isinstance(error, build.BuildError) and not error.memory:
+                raise
+            raise self._remembered(size, error) from None
+        try:
+            check()
+        except OutOfMemory as error:
+            self.opened = before
+            raise self._remembered(size, error) from None
+        except BaseException:
+            self.opened = before
+            raise
+        self._short.pop(size, None)
+        self._said.discard(size)
+
+    def _remembered(self, size: Size, error: Exception) -> OutOfMemory:
+        self._short[size] = time.monotonic() + RETRY, str(error)
+        return OutOfMemory(str(error))
+
+    def encode(self, frames: int, batch: int, size: Size, maps: Sequence[int]) -> bool:
+        """Put float32 [batch, planes, H, W] to the maps on the stream; whether the shape is another than before."""
+        bundle = self._engines.bundle
+        names = [spec.name for spec in bundle.maps]
+        addresses = {"frame": frames, **dict(zip(names, maps, strict=True))}
+        changed = self.opened.engine.bind({"frame": (batch, bundle.planes, size[1], size[0])}, addresses)
+        self.opened.engine.enqueue()
+        return changed
+
+
+def holds(profile: Profile, size: Size) -> bool:
+    """Whether an encoder's profile takes frames of ``size`` (width, height)."""
+    return profile.holds("frame", (1, profile.most["frame"][1], size[1], size[0]))

@@ -1,0 +1,1 @@
+"""Sizes, coordinates, views and cameras: NumPy, and OpenCV where maps are made."""

@@ -1,0 +1,161 @@
+"""Calibrated cameras: where a pixel of an undistorted or a virtual view lies in the camera's own frame.
+
+Read by ``calibration_file``; the pinhole model with OpenCV's distortion (``plumb_bob``,
+``rational_polynomial``) and the fisheye model (``equidistant``).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from diinn.runtime.errors import InputError
+from diinn.runtime.geometry.grid import Size
+
+log = logging.getLogger(__name__)
+Float64 = npt.NDArray[np.float64]
+ASSUMED_FOV = 60.0  # degrees, across: of a camera nobody calibrated
+OUTSIDE = np.float32(-1e6)  # a position in no frame
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A camera's geometry.
+
+    name: where it is from, for messages; size: (width, height) of the frames it holds for
+    k: camera matrix [3, 3]; distortion: OpenCV's coefficients; fisheye: whose model they are
+    rotation, projection: [3, 3] each, of the rectified camera (ROS: R and the left of P); unit and k without one
+    """
+
+    name: str
+    size: Size
+    k: Float64
+    distortion: Float64
+    fisheye: bool
+    rotation: Float64
+    projection: Float64
+
+    @staticmethod
+    def load(path: str | Path) -> Calibration:
+        """A camera_info of ROS (a file or a message), or an OpenCV calibration file. InputError says what is wrong with
+        it."""
+        from diinn.runtime.geometry import calibration_file
+
+        return calibration_file.load(Path(path))
+
+    @staticmethod
+    def assumed(size: Size) -> Calibration:
+        """A camera without distortion that sees ``ASSUMED_FOV`` degrees across."""
+        k = pinhole(ASSUMED_FOV, size)
+        return Calibration("assumed", size, k, np.zeros(5), False, np.eye(3), k)
+
+    def fitted(self, size: Size) -> Calibration:
+        """For frames of ``size`` (width, height): scaled where the aspect ratio is the same, InputError where not."""
+        if size == self.size:
+            return self
+        across, down = size[0] / self.size[0], size[1] / self.size[1]
+        if not math.isclose(across, down, rel_tol=2e-3):
+            raise InputError(
+                f"calibration {self.name!r} is for {self.size[0]}x{self.size[1]} frames, the camera's are "
+                f"{size[0]}x{size[1]}: ask for --input-size {self.size[0]}x{self.size[1]} (in a file 'size:') or "
+                "calibrate at this size"
+            )
+        _say_scaled(self.name, self.size, size)
+        scale = scaling(across, down)
+        return replace(self, size=size, k=scale @ self.k, projection=scale @ self.projection)
+
+    def rectified(self, size: tuple[float, float]) -> tuple[Float64, Float64]:
+        """(rotation, projection) of the undistorted camera whose whole picture has ``size`` (width, height)."""
+        return self.rotation, scaling(size[0] / self.size[0], size[1] / self.size[1]) @ self.projection
+
+    def maps(
+        self, rotation: Float64, projection: Float64, dsize: Size
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Where each pixel of another camera at the same place lies in this one's frame: (map_x, map_y) [h, w], as
+        ``cv2.remap`` takes them.
+
+        rotation: from this camera's axes to the other's; projection: the other's camera matrix. What this camera cannot
+        see lies far outside.
+        """
+        if self.fisheye:
+            coefficients = np.asarray(self.distortion[:4], np.float64).reshape(4, 1)
+            map_x, map_y = cv2.fisheye.initUndistortRectifyMap(
+                self.k, coefficients, rotation, projection, dsize, cv2.CV_32FC1
+            )
+        else:
+            map_x, map_y = cv2.initUndistortRectifyMap(
+                self.k, self.distortion, rotation, projection, dsize, cv2.CV_32FC1
+            )
+        hidden = self._hidden(rotation, projection, dsize)
+        map_x, map_y = np.where(hidden, OUTSIDE, map_x), np.where(hidden, OUTSIDE, map_y)
+        return map_x.astype(np.float32), map_y.astype(np.float32)
+
+    def _hidden(self, rotation: Float64, projection: Float64, dsize: Size) -> npt.NDArray[np.bool_]:
+        """Pixels [h, w] whose rays come from behind, or from beyond where the distortion's polynomial turns back."""
+        back = np.linalg.inv(projection @ rotation).astype(np.float32)
+        u, v = np.arange(dsize[0], dtype=np.float32)[None], np.arange(dsize[1], dtype=np.float32)[:, None]
+        x, y, z = (row[0] * u + row[1] * v + row[2] for row in back)
+        behind: npt.NDArray[np.bool_] = z <= 1e-6
+        farthest = np.float32(self._last_radius()) * np.where(behind, np.float32(1), z)
+        hidden: npt.NDArray[np.bool_] = behind | (np.hypot(x, y) > farthest)
+        return hidden
+
+    def _last_radius(self) -> float:
+        """The largest radius (tangent of the angle to the axis) up to which the distorted one grows with it."""
+        if self.fisheye:
+            angle = np.linspace(0.0, math.pi / 2, 9001)
+            a2, k = angle * angle, self.distortion
+            bent = angle * (1 + a2 * (k[0] + a2 * (k[1] + a2 * (k[2] + a2 * k[3]))))
+            turns = np.flatnonzero(np.diff(bent) <= 0)
+            return math.tan(angle[turns[0]]) if len(turns) else 1e9
+        k = np.zeros(8)
+        k[: min(8, len(self.distortion))] = self.distortion[:8]
+        r = np.linspace(0.0, 20.0, 20001)
+        r2 = r * r
+        bent = r * (1 + r2 * (k[0] + r2 * (k[1] + r2 * k[4]))) / (1 + r2 * (k[5] + r2 * (k[6] + r2 * k[7])))
+        turns = np.flatnonzero(np.diff(bent) <= 0)
+        return float(r[turns[0]]) if len(turns) else 1e9
+
+
+@cache
+def _say_scaled(name: str, size: Size, frame_size: Size) -> None:
+    """Once, however many views are made."""
+    log.warning(
+        "calibration %r is for %dx%d frames and was scaled to %dx%d: right where the camera reduces its picture, wrong "
+        "where it cuts it",
+        *(name, *size, *frame_size),
+    )
+
+
+def pinhole(fov: float, size: Size) -> Float64:
+    """The camera matrix of a camera that sees ``fov`` degrees across ``size`` (width, height)."""
+    focal = size[0] / 2 / math.tan(math.radians(fov) / 2)
+    return np.array([[focal, 0, (size[0] - 1) / 2], [0, focal, (size[1] - 1) / 2], [0, 0, 1.0]])
+
+
+def turned(pan: float, tilt: float) -> Float64:
+    """The rotation [3, 3] from a camera's axes (x right, y down, z ahead) to those of one turned right by ``pan`` and
+    then up by ``tilt``, degrees."""
+    p, t = math.radians(pan), math.radians(tilt)
+    about_y = np.array([[math.cos(p), 0, -math.sin(p)], [0, 1, 0], [math.sin(p), 0, math.cos(p)]])
+    about_x = np.array([[1, 0, 0], [0, math.cos(t), math.sin(t)], [0, -math.sin(t), math.cos(t)]])
+    turn: Float64 = about_x @ about_y
+    return turn
+
+
+def scaling(across: float, down: float, left: float = 0.0, top: float = 0.0) -> Float64:
+    """What takes pixel positions to those of a picture that starts at (left, top) and is so many times larger; the
+    centre of the first pixel is 0 in both."""
+    return np.array(
+        [
+            [across, 0, (0.5 - left) * across - 0.5],
+            [0, down, (0.5 - top) * down - 0.5],
+            [0, 0, 1.0],
+        ]
+    )

@@ -1,0 +1,1 @@
+"""CUDA: the device, its memory, kernels and their compiler."""

@@ -1,0 +1,197 @@
+"""Kernels to machine code: compiled once on this machine and kept, or taken from a binary made beforehand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from diinn.runtime.engines import cache
+from diinn.runtime.engines.cache import Rejected
+from diinn.runtime.errors import DiinnError, InputError
+
+log = logging.getLogger(__name__)
+FOLDER = Path(__file__).parent / "kernels"
+PREBUILT = FOLDER / "prebuilt"  # filled by ``make kernels``
+NVCC = Path("/usr/local/cuda/bin/nvcc")
+FLAGS = ("-std=c++17", "-O3")
+# What kernels are compiled for where a toolkit knows it: 11.0 came with CUDA 13, 12.6 of JetPack 6 ends at 9.0.
+CAPABILITIES = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1")
+
+
+def machine_code(source: Path, capability: str, driver: int) -> bytes:
+    """A cubin or fat binary of a .cu file for a device of compute ``capability`` ("8.7").
+
+    driver: the newest CUDA version the driver runs, as cuDriverGetVersion says it (12060 for 12.6)
+    Raises InputError where there is neither a compiler nor a binary that fits, DiinnError where compiling fails.
+    """
+    found = _prebuilt(source, capability, driver)
+    if found is not None:
+        return found
+    nvcc = find_nvcc()
+    if nvcc is None:
+        raise InputError(
+            f"cannot compile {source.name} for compute capability {capability}: no nvcc on PATH, in CUDA_HOME or in "
+            f"{NVCC.parent}; install the CUDA toolkit, or copy {PREBUILT.name}/ from where 'make kernels' ran"
+        )
+    toolkit = version(nvcc)
+    if toolkit and int(toolkit.split(".")[0]) * 1000 > driver:
+        raise InputError(
+            f"{nvcc} is of CUDA {toolkit}, the driver runs up to {driver // 1000}.{driver % 1000 // 10}: "
+            "set CUDA_HOME to an older toolkit, or update the driver"
+        )
+    known = _codes(nvcc)
+    if known and capability.replace(".", "") not in known:
+        raise InputError(
+            f"{nvcc} is of CUDA {toolkit}, which does not compile for compute capability {capability}: "
+            "set CUDA_HOME to a toolkit that does"
+        )
+    kept = _kept(source, capability, toolkit)
+    try:
+        return cache.read_own(kept)
+    except Rejected:
+        log.info("compiling %s for compute capability %s", source.name, capability)
+    data = compiled(nvcc, source, ["-cubin", f"-arch=sm_{capability.replace('.', '')}"])[0]
+    try:
+        kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        cache.replace(kept, data)
+    except OSError as error:
+        log.warning("cannot keep the compiled %s: %s", source.name, error.strerror or error)
+    return data
+
+
+def find_nvcc() -> Path | None:
+    """The compiler: in ``$CUDA_HOME``, on PATH, or where the toolkit puts it."""
+    home = os.environ.get("CUDA_HOME")
+    for path in (Path(home) / "bin" / "nvcc" if home else None, shutil.which("nvcc"), NVCC):
+        if path is not None and Path(path).is_file():
+            return Path(path)
+    return None
+
+
+def compiled(nvcc: Path, source: Path, arguments: Sequence[str]) -> tuple[bytes, str]:
+    """What nvcc makes of a source, and what it says. Raises DiinnError with its first error."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out"
+        command = [str(nvcc), *FLAGS, *arguments, "-o", str(out), str(source)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        except OSError as error:
+            raise DiinnError(f"{nvcc} does not run: {error.strerror}") from None
+        said = done.stdout + done.stderr
+        if done.returncode or not out.exists():
+            wrong = next((line for line in said.splitlines() if "error" in line.lower()), said.strip()[:300])
+            raise DiinnError(f"{nvcc} cannot compile {source.name}: {wrong.strip() or f'exit code {done.returncode}'}")
+        return out.read_bytes(), said
+
+
+def digest(source: Path) -> str:
+    """sha256 of a source and of every header beside it."""
+    text = b"".join(path.read_bytes() for path in [source, *sorted(source.parent.glob("*.h"))])
+    return hashlib.sha256(text + " ".join(FLAGS).encode()).hexdigest()
+
+
+def version(nvcc: Path) -> str:
+    """Of the toolkit, like "13.0"; empty if it does not say."""
+    try:
+        done = subprocess.run([str(nvcc), "--version"], capture_output=True, text=True, errors="replace", check=False)
+    except OSError:
+        return ""
+    found = re.search(r"release (\d+\.\d+)", done.stdout)
+    return found[1] if found else ""
+
+
+def capabilities(nvcc: Path) -> list[str]:
+    """Those of ``CAPABILITIES`` that a toolkit compiles for; DiinnError where there is none."""
+    known = _codes(nvcc)
+    found = [capability for capability in CAPABILITIES if capability.replace(".", "") in known]
+    if not found:
+        raise DiinnError(
+            f"{nvcc} --list-gpu-code names none of {', '.join(CAPABILITIES)}: set CUDA_HOME to CUDA 11.4 or later"
+        )
+    return found
+
+
+def _codes(nvcc: Path) -> set[str]:
+    """The architectures that nvcc says it compiles for, like "87"."""
+    try:
+        done = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, errors="replace", check=False)
+    except OSError as error:
+        raise DiinnError(f"{nvcc} does not run: {error.strerror}") from None
+    return set(re.findall(r"\bsm_(\d+)\b", done.stdout))
+
+
+def _kept(source: Path, capability: str, toolkit: str) -> Path:
+    said = f"{digest(source)} {capability} {toolkit}"
+    return cache.folder().parent / "kernels" / f"{source.stem}-{hashlib.sha256(said.encode()).hexdigest()[:32]}.cubin"
+
+
+def _prebuilt(source: Path, capability: str, driver: int) -> bytes | None:
+    """The fat binary of this very source, if the driver is new enough and the architecture is in it."""
+    path = PREBUILT / f"{source.stem}.fatbin"
+    try:
+        card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        fits = (
+            card["source"] == digest(source)
+            and capability in card["capabilities"]
+            and _number(card["toolkit"]) <= driver
+            and card["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        )
+        return path.read_bytes() if fits else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _number(toolkit: str) -> int:
+    major, minor = toolkit.split(".")
+    return int(major) * 1000 + int(minor) * 10
+
+
+def prebuild(nvcc: Path, capabilities: Sequence[str]) -> list[Path]:
+    """Fat binaries of all kernels into ``PREBUILT``, each with what it was made of."""
+    PREBUILT.mkdir(exist_ok=True)
+    made = []
+    for source in sorted(FOLDER.glob("*.cu")):
+        codes = [f"-gencode=arch=compute_{c},code=sm_{c}" for c in (c.replace(".", "") for c in capabilities)]
+        data, _ = compiled(nvcc, source, ["-fatbin", *codes])
+        path = PREBUILT / f"{source.stem}.fatbin"
+        card = {
+            "source": digest(source),
+            "capabilities": [*capabilities],
+            "toolkit": version(nvcc),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+        path.write_bytes(data)
+        path.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+        made.append(path)
+    return made
+
+
+def main() -> int:
+    """``make kernels``; exit code 2 where there is no compiler, 1 where it fails."""
+    nvcc = find_nvcc()
+    if nvcc is None:
+        print("no nvcc on PATH or in CUDA_HOME: install the CUDA toolkit", file=sys.stderr)
+        return 2
+    try:
+        chosen = capabilities(nvcc)
+        made = prebuild(nvcc, chosen)
+    except DiinnError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print(f"compute capabilities {', '.join(chosen)}, for drivers of CUDA {version(nvcc)} and later")
+    for path in made:
+        print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""The one door to CUDA: device memory, pinned host memory, a stream, kernels, graphs. On pycuda.
+
+Another binding would replace this file alone. Everything runs in the device's primary context, which TensorRT and ONNX
+Runtime share, on one stream of its own. Errors of the driver become DiinnError.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import logging
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from diinn.runtime.errors import DiinnError, InputError
+from diinn.runtime.gpu import compiler
+from diinn.runtime.gpu.driver import why_no_pycuda
+
+log = logging.getLogger(__name__)
+Array = npt.NDArray[Any]
+NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: the stream does not wait for the default one
+THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may go on meanwhile
+_lost: list[Any] = []  # what devices that were lost had
+_contexts: dict[int, Any] = {}  # primary contexts, retained until the process ends
+
+
+class OutOfMemory(DiinnError):
+    """The device has not so much memory left."""
+
+
+class Device:
+    """One CUDA device: its primary context, one non-default stream, and what was allocated on it.
+
+    name; capability: compute capability, like "8.7"; multiprocessors: how many; shared_bytes: of shared memory that a
+    block may have; stream: its handle
+    """
+
+    def __init__(self, ordinal: int = 0) -> None:
+        """Raises InputError where pycuda, the driver or the device is missing."""
+        try:
+            import pycuda.driver as driver
+
+            driver.init()
+            device = driver.Device(ordinal)
+            if ordinal not in _contexts:
+                _contexts[ordinal] = device.retain_primary_context()
+                atexit.register(_contexts[ordinal].detach)  # pycuda's destructor takes it for one that it created
+        except ImportError as error:
+            raise InputError(why_no_pycuda(error)) from None
+        except Exception as error:  # pycuda.driver.Error cannot be named before the import
+            raise InputError(f"no CUDA device {ordinal}: {error}") from None
+        self._cuda, self._context = driver, _contexts[ordinal]
+        self.name: str = device.name()
+        self.capability: str = "{}.{}".format(*device.compute_capability())
+        kinds = driver.device_attribute
+        self.multiprocessors: int = device.get_attribute(kinds.MULTIPROCESSOR_COUNT)
+        self.shared_bytes: int = device.get_attribute(kinds.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
+        self._blocks: dict[int, Any] = {}  # device memory by address
+        self._kept: list[Any] = []  # pinned memory and modules
+        self._closed = False
+        with self.active():
+            self._stream = driver.Stream(NON_BLOCKING)
+        self.stream: int = self._stream.handle
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """The device's context is this thread's within; errors of the driver leave as DiinnError."""
+        if self._closed:
+            raise DiinnError(f"the device {self.name} is closed: open another")
+        try:
+            self._context.push()
+            try:
+                yield
+            except self._cuda.MemoryError as error:
+                free, total = self._cuda.mem_get_info()
+                raise OutOfMemory(
+                    f"out of device memory ({free / 2**20:.0f} of {total / 2**20:.0f} MiB are free): "
+                    "use fewer cameras or smaller frames"
+                ) from error
+            finally:
+                self._context.pop()
+        except self._cuda.Error as error:
+            raise DiinnError(f"CUDA failed: {' '.join(str(error).split())[:300]}") from error
+
+    def memory(self) -> tuple[int, int]:
+        """(free, total) bytes."""
+        with self.active():
+            return self._cuda.mem_get_info()  # type: ignore[no-any-return]
+
+    def allocate(self, size: int) -> int:
+        """Address of ``size`` bytes of device memory, freed by ``free`` or ``close``. Raises OutOfMemory."""
+        try:
+            with self.active():
+                block = self._cuda.mem_alloc(max(size, 1))
+        except OutOfMemory as error:
+            raise OutOfMemory(f"{size / 2**20:.1f} MiB wanted, {error}") from None
+        self._blocks[int(block)] = block
+        return int(block)
+
+    def free(self, address: int) -> None:
+        """Free what ``allocate`` gave; DiinnError for any other address."""
+        if address not in self._blocks:
+            raise DiinnError(f"{address:#x} is no memory of {self.name}: it was freed before, or never allocated")
+        with self.active():
+            self._blocks[address].free()
+            del self._blocks[address]
+
+    def pinned(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Array:
+        """A host array that copies reach without a detour; it is gone when the device is closed."""
+        kind = np.dtype(dtype)
+        try:
+            with self.active():
+                values: Array = self._cuda.pagelocked_empty(tuple(shape), kind)
+        except OutOfMemory as error:
+            size = int(np.prod(shape)) * kind.itemsize
+            raise OutOfMemory(f"{size / 2**20:.1f} MiB of pinned memory wanted, {error}") from None
+        self._kept.append(values.base)
+        return values
+
+    def unpin(self, values: Array) -> None:
+        """Free what ``pinned`` gave."""
+        with self.active():
+            memory: Any = values.base
+            self._kept.remove(memory)
+            memory.free()
+
+    def upload(self, address: int, values: Array) -> None:
+        """Copy a contiguous host array to ``address``, in the stream's order."""
+        with self.active():
+            self._cuda.memcpy_htod_async(address, values, self._stream)
+
+    def download(self, values: Array, address: int) -> None:
+        """Copy to a contiguous host array, in the stream's order: wait before reading it."""
+        with self.active():
+            self._cuda.memcpy_dtoh_async(values, address, self._stream)
+
+    def fill(self, address: int, size: int, byte: int) -> None:
+        """Set every byte of so many at ``address``, in the stream's order."""
+        with self.active():
+            self._cuda.memset_d8_async(address, byte, size, self._stream)
+
+    def milliseconds(self, works: Sequence[Callable[[], None]], repeats: int) -> list[float]:
+        """How long the device takes for each of ``repeats`` runs, in which ``works`` take turns."""
+        events = []
+        for i in range(repeats):
+            with self.active():
+                pair = self._cuda.Event(), self._cuda.Event()
+                pair[0].record(self._stream)
+            works[i % len(works)]()
+            with self.active():
+                pair[1].record(self._stream)
+            events.append(pair)
+        with self.active():
+            self._stream.synchronize()
+            return [float(begin.time_till(end)) for begin, end in events]
+
+    def wait(self) -> None:
+        """Until everything on the stream is done."""
+        with self.active():
+            self._stream.synchronize()
+
+    def kernels(self, source: Path, names: Sequence[str]) -> dict[str, Callable[..., None]]:
+        """Kernels of a .cu file, compiled for this device (``compiler.machine_code``).
+
+        Each is called as ``kernel(threads, *arguments, block=256, shared=0)``: arguments are NumPy scalars, addresses
+        uint64; ``threads`` is rounded up to whole blocks; shared: bytes of dynamic shared memory.
+        """
+        code = compiler.machine_code(source, self.capability, self._cuda.get_driver_version())
+        with self.active():
+            module = self._cuda.module_from_buffer(code)
+            self._kept.append(module)
+            return {name: self._launcher(module.get_function(name)) for name in names}
+
+    def _launcher(self, function: Any) -> Callable[..., None]:
+        most = 48 * 1024  # what a kernel may have unasked
+
+        def launch(threads: int, *arguments: Any, block: int = 256, shared: int = 0) -> None:
+            nonlocal most
+            with self.active():
+                if shared > most:
+                    function.set_attribute(self._cuda.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, shared)
+                    most = shared
+                grid = (-(-threads // block), 1)
+                function(*arguments, block=(block, 1, 1), grid=grid, shared=shared, stream=self._stream)
+
+        return launch
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """What ``work`` puts on the stream, as a CUDA graph: call the result to have it done again, as one.
+
+        ``work`` itself does nothing now. Raises DiinnError where the driver or a library refuses.
+        """
+        library = _driver_library()
+        graph, ready = ctypes.c_void_p(), ctypes.c_void_p()
+        stream = ctypes.c_void_p(self.stream)
+        with self.active():
+            _checked(library.cuStreamBeginCapture_v2(stream, THREAD_LOCAL), "cuStreamBeginCapture")
+            try:
+                try:
+                    work()
+                finally:
+                    ended = library.cuStreamEndCapture(stream, ctypes.byref(graph))
+                _checked(ended, "cuStreamEndCapture")
+                flags = ctypes.c_ulonglong(0)
+                _checked(library.cuGraphInstantiateWithFlags(ctypes.byref(ready), graph, flags), "cuGraphInstantiate")
+            finally:
+                if graph:
+                    library.cuGraphDestroy(graph)
+
+        def replay() -> None:
+            with self.active():
+                _checked(library.cuGraphLaunch(ready, stream), "cuGraphLaunch")
+
+        # At exit the context may be detached already, and the graph is gone with it.
+        weakref.finalize(replay, library.cuGraphExecDestroy, ready).atexit = False
+        return replay
+
+    def close(self) -> None:
+        """Wait and free everything; a device that is lost has nothing left to free. Closing twice does nothing more."""
+        if self._closed:
+            return
+        try:
+            with self.active():
+                self._stream.synchronize()
+                for block in [*self._blocks.values(), *self._kept]:
+                    if hasattr(block, "free"):
+                        block.free()
+        except DiinnError as error:
+            log.warning("closing %s: %s", self.name, error)
+            _lost.append((self._blocks, self._kept, self._stream))  # to free them would only fail again
+            self._closed = True
+            return
+        with contextlib.suppress(DiinnError), self.active():  # what pycuda frees itself when it is let go
+            self._blocks.clear()
+            self._kept.clear()
+            del self._stream
+        self._closed = True
+
+
+def _driver_library() -> Any:
+    try:
+        return ctypes.CDLL("libcuda.so.1")  # pycuda has no CUDA graphs
+    except OSError as error:
+        raise DiinnError(f"no CUDA graphs here: {error}") from None
+
+
+def _checked(result: int, what: str) -> None:
+    if result:
+        raise DiinnError(f"{what} failed with CUDA error {result}")

@@ -1,0 +1,22 @@
+// Frames on their way to the encoder.
+//
+// planar_rgb   frames uint8 or float32 [B, H, W, 3] BGR, levels float32 [B, L]
+//              -> float32 [B, 3 + L, H, W]: RGB in [0, 1], then a constant plane for each level
+//
+// Reference: ``diinn.runtime.images.arrays.planar_rgb`` (equal). One thread a pixel; bytes: 3 or 12 read, 12 + 4 L written.
+
+#include "portable.h"
+
+extern "C" __global__ void planar_rgb(long long pixels, int each, int bytes, int levels, const void *bgr,
+                                      const float *told, float *planes) {
+    const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;  // each: pixels of one frame
+    if (i >= pixels) return;
+    const long long frame = i / each, at = i % each;
+    for (int channel = 0; channel < 3; ++channel) {
+        const long long from = 3 * i + 2 - channel;
+        const float value = bytes ? (float)((const uint8_t *)bgr)[from] * (1.0f / 255.0f) : ((const float *)bgr)[from];
+        planes[(frame * (3 + levels) + channel) * each + at] = value;
+    }
+    for (int level = 0; level < levels; ++level)
+        planes[(frame * (3 + levels) + 3 + level) * each + at] = told[frame * levels + level];
+}

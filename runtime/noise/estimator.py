@@ -1,0 +1,77 @@
+"""What tells a frame's noise and compression from the frame, for ``denoise="auto"``."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from diinn.runtime.errors import BundleError, InputError
+from diinn.runtime.images.arrays import Image
+from diinn.runtime.noise.strength import NONE, PATCH, Dial, Strength, patches
+
+SMOOTH_SECONDS = 1.0  # after which an estimate has lost two thirds of its weight
+LOOK_SECONDS = 0.1  # between two looks at a camera's frames
+
+
+class Estimator:
+    """A bundle's estimator graph on one CPU thread: ``patches`` float32 [S, 3, 32, 32] (RGB, 0 to 255) of one frame to
+    ``strength`` [2], noise and compression. Raises BundleError for another graph, InputError without ONNX Runtime."""
+
+    def __init__(self, content: bytes, path: Path, dial: Dial) -> None:
+        """content: the graph; path: where it is from, for messages; dial: what estimates are clamped to"""
+        try:
+            from diinn.runtime.util.onnx_runtime import ort
+        except ImportError:
+            raise InputError(
+                "denoise auto needs ONNX Runtime, on the CPU: pip install onnxruntime, or give a number"
+            ) from None
+        self._dial = dial
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 4  # what goes wrong is said once, by us
+        try:
+            self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+            shape = inputs[0].shape
+        except Exception as error:  # ONNX Runtime raises a dozen unrelated types
+            raise BundleError(f"ONNX Runtime cannot open {path}: {str(error).splitlines()[0]}") from error
+        names = [value.name for value in (*inputs, *outputs)]
+        if names != ["patches", "strength"] or list(shape[1:]) != [3, PATCH, PATCH] or outputs[0].shape != [2]:
+            raise BundleError(f"{path} takes {names}, {shape}: it is no estimator, export the bundle again")
+
+    def __call__(self, frame: Image) -> Strength:
+        """The strength of one frame, uint8 or float32 [H, W, 3] BGR."""
+        found = patches(frame)[..., ::-1].transpose(0, 3, 1, 2)
+        scale = np.float32(1 if frame.dtype == np.uint8 else 255)
+        values = np.ascontiguousarray(np.clip(found * scale, 0, 255), np.float32)
+        noise, compression = self._session.run(["strength"], {"patches": values})[0].tolist()
+        if not (math.isfinite(noise) and math.isfinite(compression)):  # frames of NaN
+            return NONE
+        return self._dial.clamped(Strength(max(0.0, noise), max(0.0, compression)))
+
+
+class Smoothed:
+    """A camera's strength over time, so that a scene that stands still does not flicker: an exponential mean by the
+    frames' own time stamps. A video so gives the same twice."""
+
+    def __init__(self) -> None:
+        self.value: Strength | None = None
+        self._looked = -math.inf
+
+    def due(self, at: float) -> bool:
+        """Whether to look at the frame of time ``at``, seconds; a clock that was set back counts as due."""
+        return self.value is None or not 0 <= at - self._looked < LOOK_SECONDS
+
+    def add(self, found: Strength, at: float) -> None:
+        """What a frame of time ``at`` was found to have."""
+        passed = at - self._looked
+        self._looked = at
+        if self.value is None or passed < 0:
+            self.value = found
+            return
+        share = 1 - math.exp(-passed / SMOOTH_SECONDS)
+        self.value = Strength(
+            self.value.noise + share * (found.noise - self.value.noise),
+            self.value.compression + share * (found.compression - self.value.compression),
+        )

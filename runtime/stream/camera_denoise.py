@@ -1,0 +1,83 @@
+"""What the network is told of one camera's frames: what was set, or what the frames tell."""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+from diinn.runtime.errors import InputError
+from diinn.runtime.noise.estimator import Smoothed
+from diinn.runtime.noise.strength import AUTO, NONE, Denoise, Strength, parse_denoise
+from diinn.runtime.sources import Frame, Source
+from diinn.runtime.super_resolver import SuperResolver
+
+log = logging.getLogger(__name__)
+
+
+class CameraDenoise:
+    """A camera's dial.
+
+    wanted: "auto" or a strength; may be replaced at any time, from any thread
+    latest: what the network was told last
+    """
+
+    def __init__(self, wanted: Denoise | None, source: Source, resolver: SuperResolver) -> None:
+        """wanted: None for "auto" where the source is a camera or video and the model can, else nothing.
+
+        Raises InputError for what the model cannot be told."""
+        self._source, self._resolver = source, resolver
+        self._smoothed = Smoothed()
+        self.latest = NONE
+        self.wanted: Literal["auto"] | Strength = self._default() if wanted is None else self.allowed(wanted)
+
+    def allowed(self, wanted: Denoise) -> Literal["auto"] | Strength:
+        """``wanted`` as the model can be told it; InputError where it cannot."""
+        found = parse_denoise(wanted)
+        if isinstance(found, Strength):
+            return self._resolver.allowed(found)
+        self._resolver.open_estimator()
+        return found
+
+    def _default(self) -> Literal["auto"] | Strength:
+        still = self._source.rate is None and not self._source.live
+        if still or self._resolver.bundle.dial is None:
+            return NONE
+        try:
+            return self.allowed(AUTO)
+        except InputError as error:
+            log.warning("frames are taken as they are: %s", error)
+            return NONE
+
+    def of(self, frame: Frame) -> Strength:
+        """The strength of a frame, which is the camera's next. Of a camera or video it is smoothed by the frames' time
+        stamps; stills speak for themselves."""
+        wanted = self.wanted
+        if isinstance(wanted, Strength):
+            self.latest = wanted
+            return wanted
+        source = self._source
+        if source.live:
+            at = frame.captured
+        elif source.rate is not None:
+            at = frame.sequence / source.rate
+        else:
+            self.latest = self._resolver.estimate(frame.image)
+            return self.latest
+        if self._smoothed.due(at):
+            self._smoothed.add(self._resolver.estimate(frame.image), at)
+        self.latest = self._smoothed.value or NONE
+        return self.latest
+
+    @property
+    def strength(self) -> Strength:
+        """What was set, or of "auto" what was found last."""
+        return self.latest if self.wanted == AUTO else self.wanted
+
+    @property
+    def statistics(self) -> dict[str, bool | float]:
+        """As ``--stats`` tells it."""
+        return {
+            "auto": self.wanted == AUTO,
+            "noise": round(self.strength.noise, 2),
+            "compression": round(self.strength.compression, 1),
+        }

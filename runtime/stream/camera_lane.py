@@ -1,0 +1,126 @@
+"""One camera on its way through the batcher."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+
+from diinn.runtime.errors import DiinnError, InputError
+from diinn.runtime.geometry.calibration import Calibration
+from diinn.runtime.geometry.grid import Size
+from diinn.runtime.geometry.view import View
+from diinn.runtime.geometry.view_spec import ViewSpec
+from diinn.runtime.sources import Frame, Source
+from diinn.runtime.stream.camera_denoise import CameraDenoise
+
+log = logging.getLogger(__name__)
+Made = tuple[ViewSpec, Size, "View | InputError"]  # what was asked for, of frames of a size, and what came of it
+MOST_SAID = 100  # different things that are logged of one camera
+
+
+class Lane:
+    """A camera's views, turns and troubles.
+
+    specs: its views by name; zooms: those that viewers ask for; both are replaced, never changed
+    weight: its share when there is not time for all
+    interval: seconds between two of its frames at least; calibration: the camera's own
+    size: (width, height) of its last frame; dropped: frames of a live source that newer ones have replaced
+    denoise: what the network is told of its frames
+    trouble: what is wrong with its views; zoom_troubles: with a viewer's, by name
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        specs: Mapping[str, ViewSpec],
+        denoise: CameraDenoise,
+        *,
+        weight: float = 1.0,
+        max_fps: float | None = None,
+        calibration: Calibration | None = None,
+    ) -> None:
+        self.source, self.specs, self.weight, self.calibration = source, dict(specs), weight, calibration
+        self.denoise = denoise
+        self.interval = 1 / max_fps if max_fps else 0.0
+        self.zooms: dict[str, ViewSpec] = {}
+        self.zoom_troubles: dict[str, str] = {}
+        self.size: Size | None = None
+        self.trouble = ""
+        self.dropped = 0
+        self._next = 0  # the frame that would be taken if none were dropped
+        self._views: dict[tuple[int, int], Made] = {}  # by the spec's identity and what divides its size
+        self._lock = threading.Lock()
+        self.due, self._credit, self._replaced = 0.0, 0.0, 0  # due: of time.monotonic
+        self._said: set[str] = set()
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def spacing(self) -> float:
+        """Seconds from a frame to the next, as stated or as they came, whichever is more."""
+        return max(1 / self.source.rate if self.source.rate else 0.0, self.source.interval)
+
+    def may_go(self, heaviest: float) -> bool:
+        """Whether its frame is for this batch and not passed over.
+
+        A camera of less weight is passed over now and then, but only while newer frames keep replacing its own: time
+        is short, and what it loses it would have lost anyway."""
+        overrun = self.source.slot.replaced > self._replaced
+        self._replaced = self.source.slot.replaced
+        self._credit = min(1.0, self._credit + self.weight / heaviest)
+        if overrun and self._credit < 1 - 1e-9:
+            return False
+        self._credit = max(0.0, self._credit - 1)
+        return True
+
+    def take(self, now: float) -> Frame | None:
+        frame = self.source.slot.take()
+        if frame is not None:
+            self.dropped += frame.sequence - self._next
+            self._next = frame.sequence + 1
+            self.due = max(self.due + self.interval, now + self.interval / 2)
+        return frame
+
+    def view(self, spec: ViewSpec, size: Size, reduce: int = 1) -> View:
+        """A view of frames of ``size``, made once; InputError, each time, where it does not fit them."""
+        key = id(spec), reduce
+        known = self._views.get(key)
+        if known is None or known[1] != size:
+            try:
+                made: View | InputError = spec.view(size, self.calibration, reduce=reduce)
+            except InputError as error:
+                made = error
+            known = self._views[key] = (spec, size, made)
+        if isinstance(known[2], InputError):
+            raise known[2]
+        return known[2]
+
+    def publish(
+        self,
+        made: Mapping[tuple[int, int], Made],
+        *,
+        specs: Mapping[str, ViewSpec] | None = None,
+        zooms: Mapping[str, ViewSpec] | None = None,
+    ) -> None:
+        """From now on other views, or zooms; with what was made of them elsewhere, by identity and divisor."""
+        with self._lock:
+            self._views.update(made)
+            self.specs = dict(specs) if specs is not None else self.specs
+            self.zooms = dict(zooms) if zooms is not None else self.zooms
+
+    def forget(self) -> None:
+        """Let go of views that nobody wants any more."""
+        with self._lock:
+            wanted = {id(spec) for spec in (*self.specs.values(), *self.zooms.values())}
+            for key in [key for key in self._views if key[0] not in wanted]:
+                del self._views[key]
+
+    def say(self, error: DiinnError) -> None:
+        """Note what is wrong, and log it once."""
+        self.trouble = str(error)
+        if self.trouble not in self._said and len(self._said) < MOST_SAID:
+            self._said.add(self.trouble)
+            log.warning("camera %s: %s", self.name, error)

@@ -1,0 +1,410 @@
+"""``SuperResolver``: frames in, views out. Encode once, decode as many views as wanted."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from diinn.runtime import backends
+from diinn.runtime.backends.base import Backend, BackendOptions, Maps, Segment
+from diinn.runtime.bundles import bundle as bundles
+from diinn.runtime.bundles import golden
+from diinn.runtime.errors import BundleError, DiinnError, InputError
+from diinn.runtime.geometry import grid
+from diinn.runtime.geometry.grid import Size
+from diinn.runtime.geometry.view import Rect, View
+from diinn.runtime.images.arrays import Image, as_bgr, as_dtype
+from diinn.runtime.noise.strength import AUTO, NONE, Denoise, Strength, parse_denoise
+from diinn.runtime.util import memory
+from diinn.runtime.util.opencv import cv2
+
+if TYPE_CHECKING:
+    from diinn.runtime.noise.estimator import Estimator
+    from typing_extensions import Self
+
+log = logging.getLogger(__name__)
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A frame made ready for decoding; valid while its resolver is open.
+
+    frame: the frame, uint8 or float32 [H, W, 3] BGR
+    maps: rows of all frames encoded with it; offset: this frame's first row
+    strength: what the network was told of it
+    A frame whose maps would exceed the memory budget has none: it is encoded band by band, anew at
+    each decode.
+    """
+
+    frame: Image
+    maps: Maps | None
+    offset: int = 0
+    strength: Strength = NONE
+
+    @property
+    def size(self) -> Size:
+        """(width, height) of the frame."""
+        return self.frame.shape[1], self.frame.shape[0]
+
+
+class SuperResolver:
+    """Arbitrary-scale super-resolution of BGR frames; open one with ``SuperResolver.open``."""
+
+    def __init__(self, bundle: bundles.Bundle, backend: Backend, memory_budget: int) -> None:
+        self.bundle, self.backend, self.memory_budget = bundle, backend, memory_budget
+        self._told: set[str] = set()
+        self._estimator: Estimator | None = None
+
+    @classmethod
+    def open(
+        cls,
+        model: str | Path = "small",
+        *,
+        backend: str = "auto",
+        provider: str | None = None,
+        threads: int | None = None,
+        memory_budget: int = 512 * MIB,
+        chunk: int | None = None,
+        precision: str | None = None,
+        cuda_graphs: bool = False,
+        check: bool = True,
+    ) -> SuperResolver:
+        """Load a shipped bundle by name, or any by path.
+
+        backend: "cuda", "tensorrt", "onnxruntime" or "auto"; provider: ONNX Runtime's device ("cpu",
+            "cuda", …), default the CPU, with the encoder on a GPU that works
+        threads: CPU threads, default all this process may use
+        memory_budget: bytes the encoder may need for one frame; larger frames go in bands, but where an engine for them
+            is open
+        chunk: queries decoded at once, default by the model's width
+        precision: "fp32", or with TensorRT "fp16" (its default) or "int8"
+        cuda_graphs: replay the work on a GPU as CUDA graphs, where the backend can
+        check: replay the bundle's golden sample first; engines are compared with the CPU once, too
+
+        Raises BundleError or InputError, or DiinnError for engines that fail or differ; all say what to do.
+        """
+        for what, value in (("threads", threads), ("memory_budget", memory_budget), ("chunk", chunk)):
+            if value is not None and value < 1:
+                raise InputError(f"{what} = {value} is not a whole number from 1 up")
+        found = bundles.load(model)
+        options = BackendOptions(provider, threads, chunk, precision, cuda_graphs=cuda_graphs)
+        *better, last = backends.candidates(backend)
+        for name in better:
+            try:
+                kind = backends.load(name)
+                why_not = kind.not_ready(found, options)
+                if not why_not:
+                    return cls._open(kind(found, replace(options, may_build=False)), memory_budget, check)
+                log.info("not %s: %s", name, why_not)
+            except DiinnError as error:
+                log.warning("not %s: %s", name, error)
+        return cls._open(backends.load(last)(found, options), memory_budget, check)
+
+    @classmethod
+    def _open(cls, backend: Backend, memory_budget: int, check: bool) -> SuperResolver:
+        resolver = cls(backend.bundle, backend, memory_budget)
+        if check:
+            try:
+                backend.verify()
+                resolver.check()
+            except BaseException:
+                resolver.close()
+                raise
+        return resolver
+
+    def check(self) -> dict[str, float]:
+        """Replay the golden sample: largest difference per view; BundleError beyond its tolerance."""
+        sample = self.bundle.golden()
+        try:
+            height, width = sample["frame"].shape[:2]
+            if not self.backend.takes((width, height)):
+                log.warning("the golden sample was not replayed: engines are not for frames of %dx%d", width, height)
+                return {}
+            views = golden.views(sample, self.bundle.layout)
+            outputs: dict[str, Image] = {}
+            for number, strength in enumerate(golden.strengths(sample, dial=self.bundle.dial is not None)):
+                encoded = self.encode([sample["frame"]], strength)[0]
+                images = self.decode(encoded, list(views.values()), dtype=np.float32)
+                outputs |= {golden.output(name, number): image for name, image in zip(views, images, strict=True)}
+            found = golden.differences(sample, outputs)
+            golden.verdict(sample, found, f"{self.bundle.path} on {self.backend.describe()}", self.backend.tolerance)
+        except (KeyError, ValueError, TypeError, IndexError) as error:
+            raise BundleError(f"{self.bundle.path}/golden.npz is damaged ({error}): export it again") from None
+        return found
+
+    def resize(self, frame: Image, dsize: Size, *, denoise: Denoise = 0.0, dtype: npt.DTypeLike = np.uint8) -> Image:
+        """The frame at ``dsize`` (width, height), as ``cv2.resize``.
+
+        frame: uint8 [H, W, 3] BGR, or grey [H, W] (the result is BGR all the same), or float32 in [0, 1]
+        denoise: as ``encode`` takes it
+        dtype: uint8, rounded and clamped, or float32 in units of [0, 1], neither
+        """
+        return self._one(frame, View.resize(dsize), denoise, dtype)
+
+    def roi(
+        self, frame: Image, rect: Rect, dsize: Size, *, denoise: Denoise = 0.0, dtype: npt.DTypeLike = np.uint8
+    ) -> Image:
+        """The rectangle (x, y, width, height) of the frame, real-valued LR pixels, at ``dsize``."""
+        return self._one(frame, View.roi(rect, dsize), denoise, dtype)
+
+    def remap(
+        self,
+        frame: Image,
+        map_x: npt.NDArray[Any],
+        map_y: npt.NDArray[Any] | None = None,
+        *,
+        border: Literal["constant", "replicate"] = "constant",
+        border_value: float = 0.0,
+        denoise: Denoise = 0.0,
+        dtype: npt.DTypeLike = np.uint8,
+    ) -> Image:
+        """The frame at the positions of a map, as ``cv2.remap`` but super-resolved.
+
+        For video make ``View.remap(...)`` once and ``decode`` it: its geometry is then computed once.
+        """
+        return self._one(frame, View.remap(map_x, map_y, border=border, border_value=border_value), denoise, dtype)
+
+    def _one(self, frame: Image, view: View, denoise: Denoise, dtype: npt.DTypeLike) -> Image:
+        return self.decode(self.encode([frame], denoise)[0], [view], dtype=dtype)[0]
+
+    def encode(self, frames: Sequence[Image], denoise: Denoise | Sequence[Denoise] = 0.0) -> list[Encoded]:
+        """Encode frames, those of equal size in one batch as far as the memory budget reaches.
+
+        denoise: how strongly the frames were degraded, so how much is cleaned: 0 (nothing, the default), the root mean
+            square of their noise in grey levels, a ``Strength``, or "auto", which tells it from each frame by itself; a
+            list gives each frame its own. What is beyond the model's range is clamped and said once
+        """
+        self._check_open()
+        ready = [as_bgr(frame) for frame in frames]
+        strengths = self._strengths(ready, denoise)
+        levels = [self.bundle.levels(strength) for strength in strengths]
+        out: list[Encoded | None] = [None] * len(ready)
+        groups: dict[Size, list[int]] = {}
+        for i, frame in enumerate(ready):
+            groups.setdefault(frame.shape[:2], []).append(i)
+        for (height, width), members in groups.items():
+            fit = self.memory_budget // (height * width * self.bundle.workspace)
+            if fit < 1 and not self.backend.holds((width, height)) and self._in_bands((width, height)):
+                for i in members:
+                    out[i] = Encoded(ready[i], None, strength=strengths[i])
+                continue
+            fit = min(max(fit, 1), self.backend.most_frames((width, height)) or len(members))
+            for start in range(0, len(members), fit):
+                batch = members[start : start + fit]
+                maps = self.backend.encode([ready[i] for i in batch], [levels[i] for i in batch])
+                for place, i in enumerate(batch):
+                    out[i] = Encoded(ready[i], maps, place * height * width, strengths[i])
+        return [encoded for encoded in out if encoded is not None]
+
+    def _strengths(self, frames: Sequence[Image], denoise: Denoise | Sequence[Denoise]) -> list[Strength]:
+        """What the network is told of each frame; InputError for what it cannot be told."""
+        if isinstance(denoise, list):
+            if len(denoise) != len(frames):
+                raise InputError(f"denoise has {len(denoise)} values for {len(frames)} frames: give one, or as many")
+            each = denoise
+        else:
+            each = [denoise] * len(frames)
+        return [
+            self.estimate(frame) if wanted == AUTO else self.allowed(wanted)
+            for frame, wanted in zip(frames, map(parse_denoise, each), strict=True)
+        ]
+
+    def allowed(self, wanted: Strength) -> Strength:
+        """``wanted`` within what the model was trained for; InputError where it has no dial and ``wanted`` is not 0."""
+        dial = self.bundle.dial
+        if dial is None:
+            if wanted != NONE:
+                raise InputError(f"{self._dialless}: leave denoise out, or use a model with a dial")
+            return wanted
+        found = dial.clamped(wanted)
+        if found != wanted:
+            self._once(
+                "strength",
+                f"denoise {wanted} is beyond what {self.bundle.name} was trained for (noise {dial.noise:g}, "
+                f"compression {dial.compression:g}): clamped",
+            )
+        return found
+
+    @property
+    def _dialless(self) -> str:
+        shipped = "shipped ones have" if self.bundle.name not in bundles.shipped() else "newer ones have"
+        return f"model {self.bundle.name} has no dial ({shipped}), so that no noise can be taken away"
+
+    def estimate(self, frame: Image) -> Strength:
+        """What "auto" tells of one frame, [H, W, 3] BGR or grey, uint8 or float32. InputError where the bundle cannot
+        tell."""
+        self._check_open()
+        return self.open_estimator()(as_bgr(frame))
+
+    def open_estimator(self) -> Estimator:
+        """What tells a frame's strength. InputError where the bundle cannot, or ONNX Runtime is missing."""
+        if self._estimator is None:
+            if self.bundle.dial is None:
+                raise InputError(f"{self._dialless}: leave denoise out, or use a model with a dial")
+            if self.bundle.estimator is None:
+                raise InputError(
+                    f"model {self.bundle.name} holds no {bundles.ESTIMATOR}, which tells the noise: give a number "
+                    "in place of auto, or export it again with --estimator"
+                )
+            from diinn.runtime.noise.estimator import Estimator
+
+            path = self.bundle.estimator
+            self._estimator = Estimator(self.bundle.content(path.name), path, self.bundle.dial)
+        return self._estimator
+
+    def _in_bands(self, size: Size) -> bool:
+        """Whether a frame over the memory budget gains from bands; says what it needs."""
+        cut = bands(size, self.bundle, self.memory_budget)
+        most = max(high - low for _, _, low, high in cut) * size[0] * self.bundle.workspace
+        self._once(
+            f"bands {size}",
+            f"{size[0]}x{size[1]} frames need {size[0] * size[1] * self.bundle.workspace / MIB:.0f} MiB to encode, the "
+            f"memory budget is {self.memory_budget / MIB:.0f} MiB: {len(cut)} band{'s' * (len(cut) > 1)} of up to "
+            f"{most / MIB:.0f} MiB",
+        )
+        return len(cut) > 1
+
+    def _check_open(self) -> None:
+        if self.backend.closed:
+            raise InputError(f"the resolver of {self.bundle.name} is closed: open another")
+
+    def decode(self, encoded: Encoded, views: Sequence[View], *, dtype: npt.DTypeLike = np.uint8) -> list[Image]:
+        """Decode any number of views of one encoded frame: BGR images [h, w, 3] of ``dtype``."""
+        return self.decode_all([(encoded, views)], dtype=dtype)[0]
+
+    def decode_all(
+        self, asked: Sequence[tuple[Encoded, Sequence[View]]], *, dtype: npt.DTypeLike = np.uint8
+    ) -> list[list[Image]]:
+        """``decode`` of several frames, each with views of its own; frames that were encoded together share chunks, and
+        launches on a GPU."""
+        self._check_open()
+        kind = np.dtype(dtype)
+        if kind not in (np.uint8, np.float32):
+            raise InputError(f"dtype {kind.name} is neither uint8 nor float32")
+        plans = [[self._planned(encoded, view, kind) for view in views] for encoded, views in asked]
+        together: dict[int, tuple[Maps, list[Segment]]] = {}  # by their maps' identity
+        for (encoded, views), row in zip(asked, plans, strict=True):
+            flat = [(v, q, out.reshape(-1, 3)) for v, (q, out) in zip(views, row, strict=True) if q is not None]
+            if flat and encoded.maps is None:
+                self._decode_in_bands(encoded, flat)
+                continue
+            _, segments = together.setdefault(id(encoded.maps), (encoded.maps, []))
+            segments += [Segment(q, slice(0, q.count), encoded.offset, out, v.border_value) for v, q, out in flat]
+        for maps, segments in together.values():
+            if segments:
+                self.backend.decode(maps, segments)
+        return [
+            [self._reduced(view, out) for view, (_, out) in zip(views, row, strict=True)]
+            for (_, views), row in zip(asked, plans, strict=True)
+        ]
+
+    def decode_in_steps(self, encoded: Encoded, view: View) -> Iterator[Image | None]:
+        """One view a little at a time, as much as keeps the device's workers busy once: None after each step, at last
+        the uint8 image. A frame without maps is decoded in one step."""
+        self._check_open()
+        queries, out = self._planned(encoded, view, np.dtype(np.uint8))
+        if queries is None or encoded.maps is None:
+            yield self.decode(encoded, [view])[0]
+            return
+        flat, most = out.reshape(-1, 3), self.backend.chunk * self.backend.workers
+        for start in range(0, queries.count, most):
+            ids = slice(start, min(start + most, queries.count))
+            self.backend.decode(encoded.maps, [Segment(queries, ids, encoded.offset, flat, view.border_value)])
+            if ids.stop < queries.count:
+                yield None
+        yield self._reduced(view, out)
+
+    def _planned(self, encoded: Encoded, view: View, kind: np.dtype[Any]) -> tuple[grid.Queries | None, Image]:
+        """What to ask for a view and where it goes; no queries where it is there already."""
+        size = view.decoded_size(encoded.size)
+        memory.require(size[0] * size[1] * 3 * kind.itemsize, f"a {size[0]}x{size[1]} output")
+        whole = view.rect is None and view.maps is None
+        shrinks = whole and size == encoded.size != view.dsize
+        if shrinks and encoded.strength == NONE:  # nothing to add to the frame, and nothing to take away
+            return None, as_dtype(encoded.frame, kind)
+        queries = view.queries(encoded.size, self.bundle.scales, self.bundle.layout)
+        self._warn_of_scale(queries)
+        return queries, np.empty((size[1], size[0], 3), kind)
+
+    def _decode_in_bands(self, encoded: Encoded, flat: Sequence[tuple[View, grid.Queries, Image]]) -> None:
+        width = encoded.size[0]
+        cut = bands(encoded.size, self.bundle, self.memory_budget)
+        # The highest first: an engine for it takes the others too.
+        for top, bottom, low, high in sorted(cut, key=lambda band: band[2] - band[3]):
+            parts = [
+                Segment(queries, queries.in_rows(top, bottom), -low * width, out, view.border_value)
+                for view, queries, out in flat
+            ]
+            parts = [part for part in parts if part.count]
+            if parts:
+                # Those of one band are gone before the next is encoded.
+                maps = self.backend.encode([encoded.frame[low:high]], [self.bundle.levels(encoded.strength)])
+                self.backend.decode(maps, parts)
+                del maps
+
+    def _reduced(self, view: View, out: Image) -> Image:
+        if view.dsize == out.shape[1::-1]:
+            return out
+        self._once(
+            "area",  # a preview asks for many
+            f"a {view.dsize[0]}x{view.dsize[1]} view is smaller than its source along an axis: "
+            "that is not super-resolution, cv2.INTER_AREA reduces it",
+        )
+        return cv2.resize(out, view.dsize, interpolation=cv2.INTER_AREA)
+
+    def _warn_of_scale(self, queries: grid.Queries) -> None:
+        lowest, highest = self.bundle.scales
+        slack = 1.02  # whole pixels do not hit a scale exactly
+        beyond = [scale for scale in queries.scales if not lowest / slack <= scale <= highest * slack]
+        if beyond:
+            most = max(beyond)
+            where, what = ("beyond", "a softer picture") if most > highest else ("below", "jagged lines")
+            self._once(
+                "scale",  # a preview asks for many
+                f"scale {most:.2f} is {where} what {self.bundle.name} was trained for ({lowest:g} to {highest:g}): "
+                f"expect {what}",
+            )
+
+    def _once(self, about: str, message: str) -> None:
+        if about not in self._told:
+            self._told.add(about)
+            log.warning(message)
+
+    def close(self) -> None:
+        """Let go of threads and device memory."""
+        self._estimator = None
+        self.backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def bands(size: Size, bundle: bundles.Bundle, budget: int) -> list[tuple[int, int, int, int]]:
+    """Bands of rows (top, bottom) of a frame, each with the rows (low, high) to encode for it.
+
+    The halo is the encoder's exact receptive field, so a band's maps equal the whole frame's. A band is
+    at least as high as its two halos: below that, more than half the work would be done twice, and a
+    budget that small is exceeded.
+    """
+    width, height = size
+    rows = budget // (width * bundle.workspace)
+    inner = max(rows - 2 * bundle.radius, 2 * bundle.radius, 1)
+    count = -(-height // inner)
+    edges = [height * i // count for i in range(count + 1)]
+    return [
+        (top, bottom, max(0, top - bundle.radius), min(height, bottom + bundle.radius))
+        for top, bottom in itertools.pairwise(edges)
+    ]

@@ -1,0 +1,87 @@
+"""ONNX Runtime, which does not report to anybody from here.
+
+Its packages from 1.29 on keep a device id and a data base of events in the user's cache and send them to their maker,
+from the moment the module is imported. Whoever wants that sets the variable to 0.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from diinn.runtime.errors import BundleError, DiinnError, InputError
+from diinn.runtime.gpu.device import OutOfMemory
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime as ort
+
+__all__ = ["failed", "open_session", "ort", "providers"]
+log = logging.getLogger(__name__)
+SUFFIX = "ExecutionProvider"
+# EXHAUSTIVE, its default, tries all of cuDNN's algorithms again at every new shape, seconds each; TF32 would make fp32
+# a lesser fp16, and can be told so from 1.18 on: what a version does not know, it refuses.
+OPTIONS = {"CUDA": {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}}
+SINCE = {"use_tf32": (1, 18)}
+NO_MEMORY = re.compile(
+    r"failed to allocate memory|bad_alloc|out of memory|alloc_failed|available memory of .* smaller than requested"
+)
+
+
+def providers(name: str) -> list[tuple[str, dict[str, str]]]:
+    """What ``InferenceSession`` takes for an execution provider, "CUDA" or "CPU", with our options; what that needs is
+    loaded."""
+    preload: Any = getattr(ort, "preload_dlls", None)  # from 1.21 on
+    if name == "CUDA" and preload is not None:
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):  # where frames may go
+            preload()
+        for line in said.getvalue().splitlines():
+            log.debug("ONNX Runtime: %s", line)
+    here = tuple(int(number) for number in re.findall(r"\d+", ort.__version__)[:2])
+    return [(name + SUFFIX, {key: value for key, value in OPTIONS.get(name, {}).items() if here >= SINCE.get(key, ())})]
+
+
+def open_session(
+    content: bytes, path: Path, provider: str, options: Any = None, remedy: str = "give --provider cpu"
+) -> ort.InferenceSession:
+    """A session of a graph on one provider, "CUDA" or "CPU", and on no other.
+
+    path: where the graph is from, for messages; remedy: what to do where the provider does not start, but for a newer
+        driver
+
+    Raises BundleError for a graph that cannot be opened, InputError for a provider, OutOfMemory.
+    """
+    try:
+        # Its own fallback prints to standard output, where frames may go, and hides the reason.
+        session = ort.InferenceSession(content, options, providers=providers(provider), enable_fallback=0)
+    except Exception as error:  # ONNX Runtime raises a dozen unrelated types
+        why = failed(error)
+        if isinstance(why, OutOfMemory):
+            raise why from error
+        if provider != "CPU":
+            raise InputError(
+                f"provider {provider} does not start here ({_first(error)}): {remedy}, or update the driver"
+            ) from error
+        raise BundleError(f"ONNX Runtime cannot open {path}: {_first(error)}; export the bundle again") from error
+    if session.get_providers()[0] != provider + SUFFIX:  # it falls back to the CPU and only logs it
+        raise InputError(
+            f"provider {provider} does not load here, its libraries are missing or do not fit: install them, "
+            f"or {remedy}"
+        )
+    return session
+
+
+def failed(error: Exception) -> DiinnError:
+    """What an exception of ONNX Runtime's means: OutOfMemory where it lacked memory, of the machine or of a GPU."""
+    if isinstance(error, MemoryError) or NO_MEMORY.search(str(error).lower()):
+        return OutOfMemory(f"ONNX Runtime is out of memory ({_first(error)}): use fewer cameras or smaller frames")
+    return DiinnError(f"ONNX Runtime failed while running: {_first(error)}")
+
+
+def _first(error: Exception) -> str:
+    """The first line of what is said."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

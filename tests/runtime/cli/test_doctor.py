@@ -1,0 +1,98 @@
+"""``diinn-doctor``: on a laptop with nothing, and on a machine with (the double of) TensorRT."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import play
+from diinn.runtime import SuperResolver
+from diinn.runtime.cli import doctor
+from diinn.runtime.engines.cache import Cache
+
+Patch, Output = pytest.MonkeyPatch, pytest.CaptureFixture[str]
+
+
+def test_a_laptop_with_nothing(bundle_path: Path, tmp_path: Path, monkeypatch: Patch, capsys: Output) -> None:
+    monkeypatch.setenv("DIINN_CACHE", str(tmp_path / "none"))
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert doctor.main([str(bundle_path)]) == 0
+    said = capsys.readouterr().out
+    assert "TensorRT      not usable: import of tensorrt halted" in said
+    assert "GStreamer" in said
+    assert "CPU" in said
+    assert f"Engines in {tmp_path / 'none'}\n  none" in said
+    assert "tensorrt      no: TensorRT is not installed" in said
+    assert "cuda          no: no NVIDIA driver here" in said
+    assert "onnxruntime   works: onnxruntime" in said
+    assert "Verdict: onnxruntime will be used" in said
+    assert not (tmp_path / "none").exists()
+
+
+def test_engines_are_listed_judged_and_cleaned(
+    trt: pytest.MonkeyPatch, bundle_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    SuperResolver.open(bundle_path, backend="tensorrt").close()
+    assert doctor.main([str(bundle_path)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("TensorRT 10.13.0.35, Test double") == 2
+    assert said.count("passed, largest difference") == 2
+    assert "TensorRT      10.13.0.35, makes a builder" in said
+    assert "CUDA device   Test double, compute capability 8.7, 4096 of 4096 MiB free" in said
+    assert said.count("largest and rms difference to onnxruntime") == 1  # both engines were compared at once
+    assert "Verdict: cuda will be used" in said
+    engine = next(Cache().path.glob("encoder*.engine"))
+    engine.write_bytes(b"foreign")
+    Cache().side_car(next(car.key for _, car in Cache().entries() if not isinstance(car, str))).write_text("{")
+    play("10.3.0", trt)  # another version: nothing there is for it
+    assert doctor.main([str(bundle_path)]) == 0
+    said = capsys.readouterr().out
+    assert "not used" in said
+    assert "damaged" in said
+    assert "Verdict: onnxruntime will be used" in said
+    assert doctor.main(["--clean", "nothing.engine"]) == 2
+    assert "diinn-doctor lists them" in capsys.readouterr().err
+    assert doctor.main(["--clean", engine.name]) == 0
+    assert not engine.exists()
+    assert doctor.main(["--clean"]) == 0
+    assert "MiB removed" in capsys.readouterr().out
+    assert not [p for p in Cache().path.iterdir() if p.suffix != ".lock"]
+
+
+@pytest.mark.parametrize(
+    ("failing", "message"),
+    [
+        ("gpu", "builds nothing here: TensorRT finds no usable GPU: check the driver"),
+        ("no driver", r"builds nothing here: TensorRT crashes \(SIGSEGV\): check the driver"),
+    ],
+)
+def test_a_builder_that_cannot_be_made_is_said(trt: Patch, failing: str, message: str) -> None:
+    trt.setenv("DIINN_DOUBLE_FAIL", failing)
+    (said,) = [value for name, value in doctor.machine() if name == "TensorRT"]
+    assert re.fullmatch(rf"10\.13\.0\.35, {message}.*", said)
+
+
+def test_the_real_builder_is_made(builder: Patch) -> None:
+    (said,) = [value for name, value in doctor.machine() if name == "TensorRT"]
+    assert said == "11.4.0.106, makes a builder"
+
+
+def test_no_backend_is_exit_code_1(bundle_path: Path, monkeypatch: Patch, capsys: Output) -> None:
+    for name in ("tensorrt", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for name in ("backends.onnxruntime", "onnx_runtime"):
+        monkeypatch.delitem(sys.modules, f"diinn.runtime.{name}", raising=False)
+    assert doctor.main([str(bundle_path)]) == 1
+    assert "no backend works here" in capsys.readouterr().out
+
+
+def test_the_doctor_needs_neither_torch_nor_opencv() -> None:
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'cv2', 'onnx'): sys.modules[name] = None\n"
+        "from diinn.runtime import doctor\n"
+        "print([v for n, v in doctor.machine() if n == 'OpenCV'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "not usable" in done.stdout
