@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import logging
 import os
 import shutil
 import signal
@@ -56,6 +57,19 @@ def fresh_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("DIINN_CACHE", str(empty / "engines"))
         patch.setattr(compiler, "PREBUILT", empty / "prebuilt")
         yield
+
+
+@pytest.fixture(autouse=True)
+def fresh_log() -> Iterator[None]:
+    """What a command that ran in this process did to the root logger is undone: its level, and handlers that write to a
+    console which is gone."""
+    root = logging.getLogger()
+    level, handlers = root.level, [*root.handlers]
+    yield
+    root.setLevel(level)
+    for handler in [*root.handlers]:
+        if handler not in handlers:
+            root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")
