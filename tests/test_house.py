@@ -149,7 +149,7 @@ class NoTorch:
         if name.split('.')[0] in {sorted(HEAVY)!r}:
             raise ImportError('forbidden: ' + name)
 sys.meta_path.insert(0, NoTorch())
-from diinn.runtime.main import main
+from diinn.runtime.cli.run import main
 sys.exit(main(sys.argv[1:]))
 """
     out = tmp_path / "out.png"

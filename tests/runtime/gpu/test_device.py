@@ -364,7 +364,7 @@ import standin, atexit
 library = standin.load()
 atexit.register(lambda: print(library.standin_count(b"retained"), library.standin_complaints().decode()))
 import numpy as np
-from diinn.runtime.cuda import Device
+from diinn.runtime.gpu.device import Device
 device = None
 def work():
     global device

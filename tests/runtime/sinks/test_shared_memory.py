@@ -111,7 +111,7 @@ def test_a_reader_never_keeps_a_torn_frame(name: str) -> None:
 def test_a_name_is_one_writers_and_survives_a_kill(name: str) -> None:
     code = f"""
 import sys, time, numpy as np
-from diinn.runtime.shared_frames import SharedWriter
+from diinn.runtime.sinks.shared_memory import SharedWriter
 writer = SharedWriter({name!r}, "a", "b")
 writer.publish(np.zeros((4, 4, 3), np.uint8), 0, 0, 0, 0)
 print("there", flush=True)
