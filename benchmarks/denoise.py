@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.geometry.grid import Size
+from diinn.runtime.images.arrays import UInt8
 from diinn.runtime.noise.strength import Strength
 from diinn.runtime.sources import demo
 from diinn.runtime.super_resolver import SuperResolver
@@ -29,7 +29,6 @@ NOISES = tuple(f"{kind}:{level}" for kind in ("noise", "camera") for level in (2
 CODECS = tuple(f"jpeg:{quality}" for quality in (95, 85, 70, 55))
 SCALE = 2.0
 WORST = 5
-UInt8 = npt.NDArray[np.uint8]
 
 
 def times(resolver: SuperResolver, rounds: int) -> Iterator[tuple[Size, Size, float, float]]:

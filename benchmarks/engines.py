@@ -18,7 +18,7 @@ from diinn.export import to_trt
 from diinn.runtime.backends.tensorrt import TensorRtBackend
 from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.engines import build, profiles
-from diinn.runtime.engines.cache import SideCar
+from diinn.runtime.engines.cache import EngineMetadata
 from diinn.runtime.errors import DiinnError
 from diinn.runtime.geometry.grid import Size
 from diinn.runtime.super_resolver import SuperResolver
@@ -33,12 +33,12 @@ CASES: tuple[tuple[Size, Size], ...] = (*speed.CASES, ((320, 240), (1280, 960)))
 
 @dataclass(frozen=True)
 class Result:
-    """One model in one precision: its side-cars; (encode, decode, total) medians in ms by case, and the total with CUDA
+    """One model in one precision: its engines; (encode, decode, total) medians in ms by case, and the total with CUDA
     graphs; or what failed."""
 
     model: str
     precision: str
-    cars: Sequence[SideCar] = ()
+    engines: Sequence[EngineMetadata] = ()
     times: Sequence[tuple[float, float, float, float]] = ()
     failed: str = ""
 
@@ -53,14 +53,14 @@ def measure(model: str, bundle: bundles.Bundle, precision: str, options: build.B
             SuperResolver.open(bundle.path, backend="tensorrt", precision=precision, cuda_graphs=True) as replayed,
         ):
             assert isinstance(plain.backend, TensorRtBackend)
-            cars, times = plain.backend.side_cars, []
+            engines, times = plain.backend.metadata, []
             for case in CASES:
                 both = {"plain": plain, "replayed": replayed}
                 found = speed.alternate({n: speed.in_runtime(r, *case) for n, r in both.items()}, 10, seconds)
                 times.append((*found["plain"], found["replayed"][2]))
     except DiinnError as error:
         return Result(model, precision, failed=str(error))
-    return Result(model, precision, cars, times)
+    return Result(model, precision, engines, times)
 
 
 @contextmanager
@@ -81,8 +81,8 @@ def table(results: Sequence[Result]) -> Table:
         if result.failed:
             out.add_row(result.model, result.precision, *[""] * 8, result.failed)
             continue
-        seconds, size = sum(car.seconds for car in result.cars), sum(car.size for car in result.cars)
-        facts = (f"{seconds:.0f}", f"{size / 1e6:.1f}", str(result.cars[0].verify["summary"]))
+        seconds, size = sum(e.seconds for e in result.engines), sum(e.size for e in result.engines)
+        facts = (f"{seconds:.0f}", f"{size / 1e6:.1f}", str(result.engines[0].verify["summary"]))
         for (lr, dsize), (encode, decode, total, replayed) in zip(CASES, result.times, strict=True):
             case = f"{lr[0]}x{lr[1]} → {dsize[0]}x{dsize[1]}"
             figures = (f"{encode:.2f}", f"{decode:.2f}", f"{total:.2f}", f"{replayed:.2f}", f"{1e3 / total:.1f}")
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
                 for precision in args.precision:
                     results.append(measure(name, bundle, precision, options, args.seconds))
         finally:
-            device = next((car.key.identity.device for r in results for car in r.cars), "no device")
+            device = next((e.key.identity.device for r in results for e in r.engines), "no device")
             head = f"TensorRT {library.__version__}, {device}, {time.strftime('%Y-%m-%d', time.gmtime(began))}.\n"
             print(head)
             Console(width=300).print(table(results))

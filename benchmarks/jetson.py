@@ -29,6 +29,7 @@ from diinn.runtime.geometry.view import View
 from diinn.runtime.sources import demo
 from diinn.runtime.super_resolver import SuperResolver
 from diinn.runtime.util.command_line import Parser, check_output, guarded
+from diinn.runtime.util.memory import MIB
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -36,7 +37,6 @@ from rich.table import Table
 if TYPE_CHECKING:
     from diinn.runtime.bundles.bundle import Bundle
 
-MIB = 2**20
 COMPARISON = Path(__file__).parent / "results" / "comparison"
 # (LR, output, cameras): the paper's Table 4, then what robots have
 CELLS: tuple[tuple[Size, Size, int], ...] = (

@@ -18,11 +18,11 @@ import numpy as np
 from diinn.runtime.geometry.grid import Size
 from diinn.runtime.super_resolver import SuperResolver
 from diinn.runtime.util.command_line import Parser, guarded
+from diinn.runtime.util.memory import MIB
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-MIB = 2**20
 RUNS = 5  # medians: a page more or less is a percent of a small figure
 # (LR size, output size, dtype)
 CASES: tuple[tuple[Size, Size, str], ...] = (

@@ -25,7 +25,7 @@ from diinn.runtime.geometry.calibration import Calibration, pinhole, scaling
 from diinn.runtime.geometry.view_spec import RECTIFY, ViewSpec
 from diinn.runtime.images import files as image_files
 from diinn.runtime.images import folders as searching
-from diinn.runtime.images.files import UInt8
+from diinn.runtime.images.arrays import UInt8
 from diinn.runtime.sources import demo
 from diinn.runtime.super_resolver import SuperResolver
 from diinn.runtime.util.command_line import Parser, guarded

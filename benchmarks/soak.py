@@ -26,7 +26,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 import psutil
-from diinn.benchmarks.streams import Running, cameras
+from diinn.benchmarks.watched_run import Running, cameras
 from diinn.runtime.cli.run_options import seconds
 from diinn.runtime.errors import DiinnError
 from diinn.runtime.util.command_line import Parser, guarded

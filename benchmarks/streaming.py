@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diinn.benchmarks.streams import Running, cameras
+from diinn.benchmarks.watched_run import Running, cameras
 from diinn.runtime.backends.base import BackendOptions
 from diinn.runtime.cli.run_options import count, seconds
 from diinn.runtime.errors import DiinnError

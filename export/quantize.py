@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
-from diinn.export import half
+from diinn.export import fp16_graph
+from diinn.export.fp16_acceptance import with_strengths
 from diinn.export.reference import Reference, fast
-from diinn.export.typed import with_strengths
 from diinn.runtime.errors import DiinnError
 from diinn.runtime.geometry import grid
 from diinn.runtime.images.arrays import planar_rgb
@@ -39,7 +39,7 @@ _OPTIONS = {
     "WeightSymmetric": True,
     "AddQDQPairToWeight": True,
     "QuantizeBias": False,
-    "OpTypesToExcludeOutputQuantization": sorted(half.PRODUCTS),
+    "OpTypesToExcludeOutputQuantization": sorted(fp16_graph.PRODUCTS),
 }
 Pair = tuple[ModelProto, ModelProto]
 
@@ -85,8 +85,8 @@ def make(
     work = _Work((encoder, decoder), layout, [told for frame in frames for told in with_strengths(frame, dial)])
     names = []
     for graph in (encoder, decoder):  # what is fp32 among fp16 is not int8 either
-        full = half.full_nodes(graph, arguments=arguments)
-        names += [n.name for n in graph.graph.node if n.op_type in half.PRODUCTS and n.name not in full]
+        full = fp16_graph.full_nodes(graph, arguments=arguments)
+        names += [n.name for n in graph.graph.node if n.op_type in fp16_graph.PRODUCTS and n.name not in full]
     costs = {name: work.loss(work.quantised([name])) for name in names}
     costs = dict(sorted(costs.items(), key=lambda item: item[1]))
     order = [*costs]
@@ -101,7 +101,7 @@ def make(
         raise DiinnError(f"no layer can be int8: the cheapest, {order[0]}, costs {costs[order[0]]:.2g} rms: keep fp16")
     layers = tuple(order[:low])
     plain = work.quantised(layers)
-    typed = [half.convert(graph, arguments=arguments, full=_touched(graph, layers)) for graph in plain]
+    typed = [fp16_graph.convert(graph, arguments=arguments, full=_touched(graph, layers)) for graph in plain]
     return Quantised(typed[0], typed[1], plain, costs, layers, work.loss(plain))
 
 
@@ -169,7 +169,7 @@ def _qdq(model: ModelProto, nodes: list[str], feeds: Sequence[dict[str, Any]]) -
                 out,
                 _Reader(feeds),
                 quant_format=quantization.QuantFormat.QDQ,
-                op_types_to_quantize=sorted(half.PRODUCTS),
+                op_types_to_quantize=sorted(fp16_graph.PRODUCTS),
                 per_channel=True,
                 activation_type=quantization.QuantType.QInt8,
                 weight_type=quantization.QuantType.QInt8,

@@ -20,13 +20,13 @@ from diinn.runtime.engines import build, profiles, verify, versions
 from diinn.runtime.engines.cache import Cache, Key
 from diinn.runtime.errors import DiinnError, InputError
 from diinn.runtime.util.command_line import Parser, guarded
+from diinn.runtime.util.memory import MIB
 
 if TYPE_CHECKING:
     from diinn.runtime.bundles.bundle import Bundle
     from diinn.runtime.engines.profiles import Profile
     from diinn.runtime.geometry.grid import Size
 
-MIB = 2**20
 PRECISIONS = ("fp32", "fp16", "int8")
 
 
@@ -219,9 +219,9 @@ def _trtexec(graph: Path, precision: str, profile: Profile, args: argparse.Names
         others = [f"-{name}" for name in versions.tactics(version) if name not in wanted]
         line.append(f"--tacticSources={','.join([*(f'+{name}' for name in wanted), *others])}")
     if rules.constrained and precision != "fp32":
-        from diinn.export import half
+        from diinn.export import fp16_graph
 
-        full = ",".join(f"{name}:fp32" for name in half.kept_full(graph))
+        full = ",".join(f"{name}:fp32" for name in fp16_graph.kept_full(graph))
         line += [f"--layerPrecisions={full}", f"--layerOutputTypes={full}"]
     return line
 
@@ -233,14 +233,14 @@ def tactics(names: str | None) -> tuple[str, ...] | None:
 
 def trust(bundle: Bundle, precision: str, files: Sequence[Path]) -> set[str]:
     """Engines that the user vouches for into the cache, where they are compared like any other; their roles."""
-    from diinn.runtime.engines.engine import Opener
+    from diinn.runtime.engines.engine import EngineLoader
     from diinn.runtime.gpu.device import Device
 
     cache, roles = Cache(), set()
     if files:
         device = Device()
         try:
-            opener = Opener(build.tensorrt(), device, bundle)
+            opener = EngineLoader(build.tensorrt(), device, bundle)
             identities = [build.identities(bundle, role, precision, device)[0] for role in build.ROLES]
             for path in files:
                 key, data = opener.adopt(path, identities)
@@ -263,8 +263,10 @@ def build_engines(bundle: Bundle, precision: str, jobs: dict[str, Profile], opti
     try:
         for role, profile in jobs.items():
             key = Key(build.identities(bundle, role, precision, device)[0], profile)
-            _, car = build.build(bundle, key, device, options, cache)
-            print(f"{role}: {cache.engine(car.key)}, {car.size / 1e6:.1f} MB, built in {car.seconds:.0f} s")
+            _, metadata = build.build(bundle, key, device, options, cache)
+            print(
+                f"{role}: {cache.engine(metadata.key)}, {metadata.size / 1e6:.1f} MB, built in {metadata.seconds:.0f} s"
+            )
     finally:
         device.close()
 
@@ -280,7 +282,7 @@ def _verify(bundle: Bundle, precision: str, *, again: bool) -> int:
         assert isinstance(backend, TensorRtBackend)
         if again:
             backend.verify(again=True)
-        verdict = backend.side_cars[0].verify
+        verdict = backend.metadata[0].verify
         if verdict:
             Console().print(verify.table(verdict))
         print(

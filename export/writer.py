@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from diinn.export import graphs, parity, quantize, typed
+from diinn.export import fp16_acceptance, graphs, parity, quantize
 from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.bundles import golden
 from diinn.runtime.errors import DiinnError, InputError
@@ -101,7 +101,7 @@ def _write(
     files = {"fp32": {role: f"{role}.onnx" for role in bundles.ROLES["fp32"]}}
     measured = {}
     try:
-        half = typed.make(encoder, plain_decoder, model.decoder.layout, _dial(model))
+        half = fp16_acceptance.make(encoder, plain_decoder, model.decoder.layout, _dial(model))
     except DiinnError as error:
         measured["fp16"] = {"left_out": str(error)}
     else:

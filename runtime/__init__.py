@@ -12,7 +12,7 @@ _HOME = {
     "Strength": "diinn.runtime.noise.strength",
     "View": "diinn.runtime.geometry.view",
     "ViewSpec": "diinn.runtime.geometry.view_spec",
-    "Asked": "diinn.runtime.sources.uri",
+    "CaptureOptions": "diinn.runtime.sources.uri",
     "Calibration": "diinn.runtime.geometry.calibration",
     "Stream": "diinn.runtime.stream.stream",
     "CameraSettings": "diinn.runtime.stream.settings",

@@ -37,6 +37,10 @@ class SourceError(InputError):
     """A camera, video or image cannot be opened or decoded."""
 
 
+class OutOfMemory(DiinnError):
+    """A device has not so much memory left."""
+
+
 def unknown(what: str, name: object, valid: Iterable[str]) -> str:
     """The message for a name that is not among ``valid``, with the nearest one that is."""
     names = sorted(valid)

@@ -23,6 +23,7 @@ from diinn.runtime.geometry.view import Rect, View
 from diinn.runtime.images.arrays import Image, as_bgr, as_dtype
 from diinn.runtime.noise.strength import AUTO, NONE, Denoise, Strength, parse_denoise
 from diinn.runtime.util import memory
+from diinn.runtime.util.memory import MIB
 from diinn.runtime.util.opencv import cv2
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 log = logging.getLogger(__name__)
-MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class SuperResolver:
         sample = self.bundle.golden()
         try:
             height, width = sample["frame"].shape[:2]
-            if not self.backend.takes((width, height)):
+            if not self.backend.accepts((width, height)):
                 log.warning("the golden sample was not replayed: engines are not for frames of %dx%d", width, height)
                 return {}
             views = golden.views(sample, self.bundle.layout)
@@ -196,7 +196,7 @@ class SuperResolver:
                 for i in members:
                     out[i] = Encoded(ready[i], None, strength=strengths[i])
                 continue
-            fit = min(max(fit, 1), self.backend.most_frames((width, height)) or len(members))
+            fit = min(max(fit, 1), self.backend.max_batch((width, height)) or len(members))
             for start in range(0, len(members), fit):
                 batch = members[start : start + fit]
                 maps = self.backend.encode([ready[i] for i in batch], [levels[i] for i in batch])

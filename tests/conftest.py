@@ -33,7 +33,10 @@ from hypothesis import settings
 
 # Files of tests that cannot begin without a library: ``make test-oldest`` has the runtime's alone.
 NEEDS = {
-    "torch": [f"runtime/{name}.py" for name in ("backends/test_fused", "backends/test_tensorrt", "engines/test_nvidia_builder")],
+    "torch": [
+        f"runtime/{name}.py"
+        for name in ("backends/test_fused", "backends/test_tensorrt", "engines/test_nvidia_builder")
+    ],
     "selenium": ["runtime/sinks/preview/test_page.py"],
 }
 collect_ignore = [file for library, files in NEEDS.items() if not importlib.util.find_spec(library) for file in files]

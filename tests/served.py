@@ -1,4 +1,4 @@
-"""Real cameras for the tests: MJPEG by ``diinn.benchmarks.camera``, RTSP by GStreamer, and sockets that misbehave."""
+"""Cameras for the tests: MJPEG by ``diinn.benchmarks.mjpeg_server``, RTSP by GStreamer, sockets that misbehave."""
 
 import contextlib
 import os
@@ -63,7 +63,7 @@ def mjpeg() -> Iterator[Callable[..., Served]]:
 
     def make(size: str = "160x120", rate: int = 30) -> Served:
         words = ["--port", str(free_port()), "--size", size, "--rate", str(rate)]
-        cameras.append(Served([sys.executable, "-m", "diinn.benchmarks.camera", *words]))
+        cameras.append(Served([sys.executable, "-m", "diinn.benchmarks.mjpeg_server", *words]))
         return cameras[-1]
 
     yield make

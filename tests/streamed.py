@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import cv2
-from diinn.benchmarks.camera import burn
+from diinn.benchmarks.mjpeg_server import burn
 from diinn.runtime import CameraSettings, Stream
 from diinn.runtime.geometry.view_spec import ViewSpec
 from diinn.runtime.sources import demo

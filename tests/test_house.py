@@ -21,6 +21,7 @@ ARROWS = {
     "train": {
         "diinn.runtime.geometry.grid",
         "diinn.runtime.errors",
+        "diinn.runtime.images.arrays",
         "diinn.runtime.images.files",
         "diinn.runtime.images.folders",
         "diinn.runtime.util.memory",

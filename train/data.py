@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from diinn.runtime.geometry import grid
+from diinn.runtime.images.arrays import UInt8
 from diinn.train import degradation
 from diinn.train.config import DataConfig
-from diinn.train.photographs import UInt8
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 

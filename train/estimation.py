@@ -13,12 +13,13 @@ import lightning as L
 import numpy as np
 import torch
 from diinn.runtime.errors import InputError
+from diinn.runtime.images.arrays import UInt8
 from diinn.runtime.noise import strength
 from diinn.train import config, degradation, estimator
 from diinn.train.config import DegradeConfig
 from diinn.train.encoders import STRICT
 from diinn.train.model import DialConfig
-from diinn.train.photographs import Photographs, UInt8, training_and_holdout
+from diinn.train.photographs import Photographs, training_and_holdout
 from lightning.pytorch.callbacks import RichProgressBar
 from pydantic import Field
 from pydantic.dataclasses import dataclass as checked

@@ -10,15 +10,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 from diinn.runtime.errors import InputError
 from diinn.runtime.images import files as image_files
 from diinn.runtime.images import folders as searching
+from diinn.runtime.images.arrays import UInt8
 from diinn.runtime.util import memory
 from rich.progress import track
 
 log = logging.getLogger(__name__)
-UInt8 = npt.NDArray[np.uint8]
 READERS = 8
 
 

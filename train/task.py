@@ -9,10 +9,11 @@ from typing import Any
 import lightning as L
 import torch
 from diinn.runtime.errors import DiinnError
+from diinn.runtime.images.arrays import UInt8
 from diinn.train import checkpoint, data, degradation, protocol
 from diinn.train.config import RunConfig, plain
 from diinn.train.model import SuperResolutionModel
-from diinn.train.photographs import Photographs, UInt8
+from diinn.train.photographs import Photographs
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.data import DataLoader

@@ -64,7 +64,7 @@ class Segment:
             ids = self.ids[start:stop]
         return Segment(self.queries, ids, self.offset, self.out, self.border)
 
-    def ask(self, index: Int32, query: Float32) -> None:
+    def fill_inputs(self, index: Int32, query: Float32) -> None:
         """Write the segment's rows of the maps and its queries."""
         self.queries.fill(self.ids, index, query)
         index += np.int32(self.offset)
@@ -181,7 +181,7 @@ class Backend(ABC):
         for task in tasks:
             task.result()
 
-    def ask(self, chunk: Chunk) -> tuple[Int32, Float32]:
+    def fill_inputs(self, chunk: Chunk) -> tuple[Int32, Float32]:
         """index [chunk·samples] and query [chunk·samples, columns] of a chunk; shapes never change."""
         layout = self.bundle.layout
         each = layout.samples
@@ -189,10 +189,10 @@ class Backend(ABC):
         query = np.zeros((self.chunk * each, len(layout.columns)), np.float32)
         for at, segment in chunk:
             here = slice(at * each, (at + segment.count) * each)
-            segment.ask(index[here], query[here])
+            segment.fill_inputs(index[here], query[here])
         return index, query
 
-    def most_frames(self, size: tuple[int, int]) -> int | None:
+    def max_batch(self, size: tuple[int, int]) -> int | None:
         """Frames of ``size`` (width, height) that ``encode`` takes at once; None for any number."""
         return None
 
@@ -200,7 +200,7 @@ class Backend(ABC):
         """Whether the memory to encode a frame of ``size`` (width, height) whole is taken already: no bands then."""
         return False
 
-    def takes(self, size: tuple[int, int]) -> bool:
+    def accepts(self, size: tuple[int, int]) -> bool:
         """Whether frames of ``size`` (width, height) are encoded as things stand, without building anything."""
         return True
 

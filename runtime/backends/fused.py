@@ -14,10 +14,10 @@ from diinn.runtime.bundles.bundle import Bundle
 from diinn.runtime.engines import build, verify
 from diinn.runtime.engines.cache import Cache
 from diinn.runtime.engines.loader import EngineEncoder, Engines
-from diinn.runtime.errors import DiinnError, InputError
+from diinn.runtime.errors import DiinnError, InputError, OutOfMemory
 from diinn.runtime.geometry.grid import Size
-from diinn.runtime.gpu.device import Device, OutOfMemory
-from diinn.runtime.gpu.resources import DeviceMaps
+from diinn.runtime.gpu.device import Device
+from diinn.runtime.gpu.memory import DeviceMaps
 
 log = logging.getLogger(__name__)
 WIDTHS = (16, 32, 64, 128, 256)  # K of the kernels
@@ -198,8 +198,8 @@ class CudaBackend(DeviceBackend):
             try:
                 self._engines = Engines(self.bundle, self.device, self.options)
                 encoder = EngineEncoder(self._engines)
-                if encoder.opened.car.verify:
-                    verify.require_passed(encoder.opened.car)
+                if encoder.opened.metadata.verify:
+                    verify.require_passed(encoder.opened.metadata)
                 self._encoder: EngineEncoder | OrtEncoder = encoder
                 return
             except DiinnError as error:  # none, a damaged one, one that was found wrong
@@ -233,11 +233,11 @@ class CudaBackend(DeviceBackend):
             raise DiinnError("the encoder engine's maps are not fp16: build it again, export/to_trt.py --force")
         return HALF
 
-    def fit(self, size: Size) -> None:
-        if isinstance(self._encoder, EngineEncoder) and not self._encoder.takes(size):
+    def prepare_for(self, size: Size) -> None:
+        if isinstance(self._encoder, EngineEncoder) and not self._encoder.accepts(size):
             self._encoding.forget()
             try:
-                self._encoder.fit(size, self.verify)
+                self._encoder.prepare_for(size, self.verify)
             finally:
                 self._encoding.forget()  # graphs hold for one engine; a refused one leaves none
 
@@ -245,15 +245,15 @@ class CudaBackend(DeviceBackend):
         if self._encoder.encode(frames, batch, size, maps):
             self._encoding.forget()
 
-    def most_frames(self, size: Size) -> int | None:
-        self.fit(size)
-        return self._encoder.most_frames if isinstance(self._encoder, EngineEncoder) else None
+    def max_batch(self, size: Size) -> int | None:
+        self.prepare_for(size)
+        return self._encoder.max_batch if isinstance(self._encoder, EngineEncoder) else None
 
     def holds(self, size: Size) -> bool:
-        return isinstance(self._encoder, EngineEncoder) and self._encoder.takes(size)
+        return isinstance(self._encoder, EngineEncoder) and self._encoder.accepts(size)
 
-    def takes(self, size: Size) -> bool:
-        return not isinstance(self._encoder, EngineEncoder) or self._encoder.takes(size)
+    def accepts(self, size: Size) -> bool:
+        return not isinstance(self._encoder, EngineEncoder) or self._encoder.accepts(size)
 
     def decode_segments(self, maps: DeviceMaps, count: int, segments: int, at: int) -> None:
         self._decoder.decode(maps.table, count, segments, at)
@@ -304,6 +304,6 @@ def _engine_there(bundle: Bundle, options: BackendOptions, device: Device) -> bo
     """Whether the cache has an encoder engine that was not found wrong."""
     try:
         ways = build.identities(bundle, "encoder", bundle.engine_precision(options.precision), device)
-        return any(car.verify.get("passed", True) for way in ways for car in Cache().find(way))
+        return any(metadata.verify.get("passed", True) for way in ways for metadata in Cache().find(way))
     except DiinnError:  # no TensorRT
         return False

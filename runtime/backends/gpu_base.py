@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 from diinn.runtime.backends.base import Backend, BackendOptions, Chunk, Segment
 from diinn.runtime.bundles.bundle import Bundle, Levels
+from diinn.runtime.errors import OutOfMemory
 from diinn.runtime.geometry.grid import Size
-from diinn.runtime.gpu.device import Device, OutOfMemory
-from diinn.runtime.gpu.resources import FLOAT, INT, SEGMENT, Buffers, DeviceMaps, Pinned, Replays, Tables
+from diinn.runtime.gpu.device import Device
+from diinn.runtime.gpu.graphs import GraphCache
+from diinn.runtime.gpu.memory import Buffers, DeviceMaps, Pinned
+from diinn.runtime.gpu.segments import FLOAT, INT, SEGMENT, Tables
 from diinn.runtime.images.arrays import Image, as_dtype
 
 log = logging.getLogger(__name__)
@@ -31,8 +34,8 @@ class DeviceBackend(Backend):
         try:
             self._buffers = Buffers(self.device)
             self._tables = Tables(self.device, self._buffers)
-            self._encoding = Replays(self.device, wanted=options.cuda_graphs)
-            self._decoding = Replays(self.device, wanted=options.cuda_graphs)
+            self._encoding = GraphCache(self.device, wanted=options.cuda_graphs)
+            self._decoding = GraphCache(self.device, wanted=options.cuda_graphs)
             self._frames, self._levels, self._pixels = (Pinned(self.device) for _ in range(3))
             self._segments, self._ids, self._addresses = (Pinned(self.device) for _ in range(3))
             self._convert = self.device.kernels(KERNELS / "frames.cu", ("planar_rgb",))
@@ -46,7 +49,7 @@ class DeviceBackend(Backend):
         """Bytes a value of the maps that ``encode_planar`` makes."""
 
     @abstractmethod
-    def fit(self, size: Size) -> None:
+    def prepare_for(self, size: Size) -> None:
         """Be ready for frames of ``size`` (width, height); DiinnError where that cannot be."""
 
     @abstractmethod
@@ -61,7 +64,7 @@ class DeviceBackend(Backend):
     def encode(self, frames: Sequence[Image], levels: Sequence[Levels]) -> DeviceMaps:
         height, width = frames[0].shape[:2]
         batch, pixels, planes = len(frames), len(frames) * height * width, self.bundle.planes
-        self.fit((width, height))
+        self.prepare_for((width, height))
         maps = DeviceMaps(self._buffers, [pixels * spec.channels * self.map_bytes() for spec in self.bundle.maps])
         addresses = self._addresses.array((len(maps.addresses),), np.uint64)
         addresses[:] = maps.addresses

@@ -142,7 +142,7 @@ class OnnxRuntimeBackend(Backend):
         where, encoder = (name.removesuffix(SUFFIX) for name in (self.provider, self.encoder_provider))
         return f"onnxruntime {ort.__version__} ({f'encoder {encoder}, ' if encoder != where else ''}{where}{threads})"
 
-    def most_frames(self, size: tuple[int, int]) -> int | None:
+    def max_batch(self, size: tuple[int, int]) -> int | None:
         """On the CPU as many as keep a layer's activations small: four frames of 320x240 together take a fifth longer
         than one after the other, with either shipped model; four of 160x120 do not."""
         return max(1, CPU_PIXELS // (size[0] * size[1])) if self.encoder_provider == "CPU" + SUFFIX else None
@@ -153,7 +153,7 @@ class OnnxRuntimeBackend(Backend):
         return [m.reshape(-1, m.shape[-1]) for m in maps]
 
     def run_chunk(self, maps: list[Float32], chunk: Chunk) -> None:
-        index, query = self.ask(chunk)
+        index, query = self.fill_inputs(chunk)
         feed: dict[str, Any] = {spec.name: rows for spec, rows in zip(self.bundle.maps, maps, strict=True)}
         if self._gathers:
             feed["index"] = index

@@ -13,13 +13,14 @@ from diinn.runtime.backends.gpu_base import KERNELS, DeviceBackend
 from diinn.runtime.bundles import golden
 from diinn.runtime.bundles.bundle import Bundle
 from diinn.runtime.engines import build, verify
-from diinn.runtime.engines.cache import Cache, SideCar
-from diinn.runtime.engines.loader import EngineEncoder, Engines, Opened
+from diinn.runtime.engines.cache import Cache, EngineMetadata
+from diinn.runtime.engines.loader import EngineEncoder, Engines, LoadedEngine
 from diinn.runtime.engines.profiles import Shape
 from diinn.runtime.errors import DiinnError, InputError
 from diinn.runtime.geometry.grid import Size
 from diinn.runtime.gpu.device import Device
-from diinn.runtime.gpu.resources import FLOAT, INT, DeviceMaps
+from diinn.runtime.gpu.memory import DeviceMaps
+from diinn.runtime.gpu.segments import FLOAT, INT
 
 
 class TensorRtBackend(DeviceBackend):
@@ -95,11 +96,11 @@ class TensorRtBackend(DeviceBackend):
     def map_bytes(self) -> int:
         return self.encoder.map_bytes
 
-    def fit(self, size: Size) -> None:
-        if not self.encoder.takes(size):
+    def prepare_for(self, size: Size) -> None:
+        if not self.encoder.accepts(size):
             self._encoding.forget()
             try:
-                self.encoder.fit(size, self._accept)
+                self.encoder.prepare_for(size, self._accept)
             finally:
                 self._encoding.forget()  # graphs hold for one engine; a refused one leaves none
 
@@ -107,15 +108,15 @@ class TensorRtBackend(DeviceBackend):
         if self.encoder.encode(frames, batch, size, maps):
             self._encoding.forget()
 
-    def most_frames(self, size: Size) -> int:
-        self.fit(size)
-        return self.encoder.most_frames
+    def max_batch(self, size: Size) -> int:
+        self.prepare_for(size)
+        return self.encoder.max_batch
 
     def holds(self, size: Size) -> bool:
-        return self.takes(size)
+        return self.accepts(size)
 
-    def takes(self, size: Size) -> bool:
-        return self.encoder.takes(size)
+    def accepts(self, size: Size) -> bool:
+        return self.encoder.accepts(size)
 
     def decode_segments(self, maps: DeviceMaps, count: int, segments: int, at: int) -> None:
         layout, kernels = self.bundle.layout, self._kernels
@@ -130,12 +131,12 @@ class TensorRtBackend(DeviceBackend):
         kernels["store_pixels"](count, *facts, np.uint64(self._rgb))
 
     @property
-    def side_cars(self) -> list[SideCar]:
+    def metadata(self) -> list[EngineMetadata]:
         """Of the encoder's and the decoder's engine."""
-        return [opened.car for opened in self._opened]
+        return [opened.metadata for opened in self._opened]
 
     @property
-    def _opened(self) -> list[Opened]:
+    def _opened(self) -> list[LoadedEngine]:
         return [self.encoder.opened, self.decoder]
 
     def verify(self, *, again: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""What a running command says, by a thread of its own: a terminal or pipe that stands still stops nothing else."""
+"""What a running command prints, by a thread of its own: a terminal or pipe that stands still stops nothing else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO
 
-from diinn.runtime.stream.shutdown import Limit, join
+from diinn.runtime.stream.shutdown import ShutdownDeadline, join
 from diinn.runtime.util.command_line import trace, unforeseen
 from diinn.runtime.util.text import printable, redacted
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MOST_WAITING = 1000  # lines; what nobody reads is left out
 
 
-class Teller:
+class LineWriter:
     """Writes to one file, in order, until it is closed; its thread begins with the first line.
 
     file: None where there is none, which takes everything
@@ -36,7 +36,7 @@ class Teller:
         self._closed = False
         self.above: Console | None = None
         self._waiting: queue.Queue[Callable[[], None] | None] = queue.Queue(MOST_WAITING)
-        self._thread = threading.Thread(target=self._run, name="diinn-teller", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="diinn-writer", daemon=True)
 
     def say(self, line: str) -> None:
         """Print ``line`` soon."""
@@ -58,25 +58,28 @@ class Teller:
         try:
             self._thread.start()
         except RuntimeError:  # no room for a thread: what is to be said is said all the same
-            self._thread = threading.Thread(target=self._run, name="diinn-teller", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="diinn-writer", daemon=True)
             return False
         return True
 
-    def close(self, seconds: float, hurried: Callable[[], bool] = lambda: False, in_a_hurry: float = 0.0) -> bool:
-        """Whether all was told within so many seconds, or ``in_a_hurry`` after ``hurried`` became true. If not, the
-        process cannot end as others do: its output is held."""
+    def close(
+        self, seconds: float, interrupted: Callable[[], bool] = lambda: False, interrupted_seconds: float = 0.0
+    ) -> bool:
+        """Whether all was written within so many seconds, or ``interrupted_seconds`` after ``interrupted`` became true.
+
+        If not, the process cannot end as others do: its output is held."""
         self._closed = True
         if self._thread.ident is None:
             return True
-        limit = Limit(hurried, seconds)
+        limit = ShutdownDeadline(interrupted, seconds)
         while True:
             try:
                 self._waiting.put(None, timeout=0.02)
                 break
             except queue.Full:
-                if time.monotonic() >= limit.after(in_a_hurry):
+                if time.monotonic() >= limit.after(interrupted_seconds):
                     return False
-        return join(self._thread, lambda: limit.after(in_a_hurry))
+        return join(self._thread, lambda: limit.after(interrupted_seconds))
 
     def _print(self, line: str) -> None:
         if self.file is None:
@@ -100,7 +103,7 @@ class Teller:
             self.error = self.error or error
 
 
-class FileTeller(Teller):
+class FileLineWriter(LineWriter):
     """Writes to a file of its own, which its thread opens with the first line: a pipe that nobody reads stands still
     even in that. After an error the next line tries again."""
 
@@ -123,11 +126,11 @@ class FileTeller(Teller):
 
 
 class Handler(logging.Handler):
-    """Log records to a teller, a line each; the trace of an error at level debug alone."""
+    """Log records to a line writer, a line each; the trace of an error at level debug alone."""
 
-    def __init__(self, teller: Teller) -> None:
+    def __init__(self, writer: LineWriter) -> None:
         super().__init__()
-        self._teller = teller
+        self._writer = writer
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(Exception):  # as logging does: what cannot be said stops nothing
@@ -137,6 +140,6 @@ class Handler(logging.Handler):
             line = self.format(plain)
             if error is not None and str(error) not in line:
                 line += f": {unforeseen(error)}"
-            self._teller.say(redacted(line))
+            self._writer.say(redacted(line))
             if error is not None:
                 trace(error)

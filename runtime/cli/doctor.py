@@ -26,8 +26,8 @@ from diinn.runtime.cli.signals import ended_by_signals
 from diinn.runtime.engines.cache import Cache
 from diinn.runtime.errors import DiinnError, InputError
 from diinn.runtime.util.command_line import Parser, guarded, shown
+from diinn.runtime.util.memory import MIB
 
-MIB = 2**20
 TEGRA = Path("/etc/nv_tegra_release")
 Fact = tuple[str, str]
 
@@ -149,19 +149,23 @@ def _device() -> str:
 def engines(cache: Cache) -> list[str]:
     """A line for each engine in the cache."""
     lines = []
-    for path, car in cache.entries():
-        if isinstance(car, str):
-            lines.append(f"{path.name}: not used, {car}")
+    for path, metadata in cache.entries():
+        if isinstance(metadata, str):
+            lines.append(f"{path.name}: not used, {metadata}")
             continue
-        made_for, when = car.key.identity, time.strftime("%Y-%m-%d %H:%M", time.localtime(car.built))
-        facts = (f"TensorRT {made_for.tensorrt}", made_for.device, f"{car.size / MIB:.1f} MiB", when)
-        lines.append(f"{path.name}: {', '.join(facts)}, {car.verify.get('summary', 'not compared yet')}")
+        made_for, when = metadata.key.identity, time.strftime("%Y-%m-%d %H:%M", time.localtime(metadata.built))
+        facts = (f"TensorRT {made_for.tensorrt}", made_for.device, f"{metadata.size / MIB:.1f} MiB", when)
+        lines.append(f"{path.name}: {', '.join(facts)}, {metadata.verify.get('summary', 'not compared yet')}")
     return lines
 
 
 def tables(cache: Cache) -> None:
     """How the engines compared with the CPU; engines that were compared together share a table."""
-    verdicts = {car.verify["at"]: car.verify for _, car in cache.entries() if not isinstance(car, str) and car.verify}
+    verdicts = {
+        metadata.verify["at"]: metadata.verify
+        for _, metadata in cache.entries()
+        if not isinstance(metadata, str) and metadata.verify
+    }
     if verdicts:
         from diinn.runtime.engines import verify
         from rich.console import Console

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from diinn.runtime.cli.console import FileTeller, Teller
+from diinn.runtime.cli.console import FileLineWriter, LineWriter
 from diinn.runtime.errors import DiinnError
 from diinn.runtime.geometry.view import View
 from diinn.runtime.noise.strength import NONE
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 MOST_SAID = 1000
 REFRESH_SECONDS = 0.1
 BAR_SECONDS = 2.0  # for the progress bar to go; its terminal may be held
-LINES_SECONDS, HURRIED_LINES_SECONDS = 10.0, 1.0  # for the last lines of statistics, and after a signal
+LINES_SECONDS, INTERRUPTED_LINES_SECONDS = 10.0, 1.0  # for the last lines of statistics, and after a signal
 
 
 def finish(stream: Stream, stopped_by: int | None, said: Announcements, *, asked: bool, benchmark: bool) -> int:
@@ -80,7 +80,7 @@ def _closing_line(summary: dict[str, Any]) -> str:
 class Announcements:
     """What people are told of a run: among other things what is done with each view, once per frame size."""
 
-    def __init__(self, human: Teller) -> None:
+    def __init__(self, human: LineWriter) -> None:
         self._human = human
         self._said: set[str] = set()
 
@@ -125,29 +125,29 @@ def _written(sink: Sink, view: View) -> str:
 
 @contextmanager
 def statistics(
-    target: str | None, stream: Stream, out: Teller, hurried: Callable[[], bool]
+    target: str | None, stream: Stream, out: LineWriter, interrupted: Callable[[], bool]
 ) -> Iterator[Callable[[], None]]:
     """Writes a line of JSON whenever it is called and a second has passed, and the summary at the end, to a file or
     (``-``) by ``out``. A disk that is full is said once, and is an error at the end; so is a pipe that nobody reads, at
     the end alone.
 
-    hurried: whether the end is not to wait for long
+    interrupted: whether the end is not to wait for long
     """
     if target is None:
         yield lambda: None
         return
-    teller = out if target == "-" else FileTeller(target)
+    writer = out if target == "-" else FileLineWriter(target)
     due = time.monotonic() + 1
     told = False
 
     def write(*, final: bool) -> None:
         head = {"model": stream.resolver.bundle.name, "backend": stream.resolver.backend.describe()} if final else {}
-        teller.say(json.dumps({**head, **stream.snapshot(final=final)}))
+        writer.say(json.dumps({**head, **stream.snapshot(final=final)}))
 
     def problem() -> str:
-        if teller is out or teller.error is None:
+        if writer is out or writer.error is None:
             return ""
-        return f"cannot write --stats {target!r}: {getattr(teller.error, 'strerror', None) or teller.error}"
+        return f"cannot write --stats {target!r}: {getattr(writer.error, 'strerror', None) or writer.error}"
 
     def tick() -> None:
         nonlocal due, told
@@ -162,16 +162,16 @@ def statistics(
         yield tick
     finally:
         write(final=True)
-        whole = teller is out or teller.close(LINES_SECONDS, hurried, HURRIED_LINES_SECONDS)
+        whole = writer is out or writer.close(LINES_SECONDS, interrupted, INTERRUPTED_LINES_SECONDS)
     if problem():
         raise DiinnError(problem())
-    if not whole or (teller is not out and teller.lost):
+    if not whole or (writer is not out and writer.lost):
         raise DiinnError(f"--stats {target!r} lacks lines: nobody read it for too long, or its disk hangs")
 
 
 @contextmanager
 def progress(
-    stream: Stream, frames: int | None, out: Teller, err: Teller, *, wanted: bool
+    stream: Stream, frames: int | None, out: LineWriter, err: LineWriter, *, wanted: bool
 ) -> Iterator[Callable[[], None]]:
     """A progress line with frames per second and frame age on ``err``, where that is a terminal that can show one;
     refreshed by whoever calls now and then. Lines stand above it."""

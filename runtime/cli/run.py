@@ -24,7 +24,7 @@ from diinn.runtime.errors import InputError
 from diinn.runtime.util.command_line import guarded, trace, unforeseen
 
 if TYPE_CHECKING:
-    from diinn.runtime.cli.console import Teller
+    from diinn.runtime.cli.console import LineWriter
     from diinn.runtime.cli.report import Announcements
     from diinn.runtime.cli.signals import Stop
     from diinn.runtime.geometry.view_spec import ViewSpec
@@ -37,7 +37,10 @@ log = logging.getLogger(__name__)
 STANDARD_OUTPUT = "-"
 OPENING_STALLS = 3  # a camera may take so many times longer to open than between two frames
 SIGNALLED = 128  # exit codes above are those of signals
-HURRIED_SECONDS, READER_SECONDS = 0.3, 10.0  # for what is still to be said where nobody reads it: after a signal, else
+INTERRUPTED_SECONDS, READER_SECONDS = (
+    0.3,
+    10.0,
+)  # for what is still to be said where nobody reads it: after a signal, else
 STARTING_SECONDS = 10.0  # that --duration waits for the first frame
 
 
@@ -50,24 +53,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    from diinn.runtime.cli.console import Teller
+    from diinn.runtime.cli.console import LineWriter
 
     name, remedy, hint = "diinn-run", "pip install 'diinn[cpu]'", "--log-level debug shows the trace"
-    out, err = Teller(sys.stdout), Teller(sys.stderr)
+    out, err = LineWriter(sys.stdout), LineWriter(sys.stderr)
     before, threading.excepthook = threading.excepthook, _thread_failed
     try:
         code = guarded(name, remedy, lambda: _main(argv, out, err), err.say, hint)
     finally:
         threading.excepthook = before
-    patience = HURRIED_SECONDS if code > SIGNALLED else READER_SECONDS
-    told = [teller.close(patience) for teller in (out, err)]
-    if not all(told):  # whoever should read it holds what an ordinary end would wait for
+    seconds = INTERRUPTED_SECONDS if code > SIGNALLED else READER_SECONDS
+    written = [writer.close(seconds) for writer in (out, err)]
+    if not all(written):  # whoever should read it holds what an ordinary end would wait for
         os._exit(code or 1)
     after = guarded(name, remedy, lambda: _check(out))
     return code or after
 
 
-def _check(out: Teller) -> int:
+def _check(out: LineWriter) -> int:
     """Raise what went wrong on standard output; what did on standard error stops nothing."""
     if out.error is not None:
         raise out.error
@@ -82,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     return parser()
 
 
-def _main(argv: Sequence[str] | None, out: Teller, err: Teller) -> int:
+def _main(argv: Sequence[str] | None, out: LineWriter, err: LineWriter) -> int:
     from diinn.runtime.cli.console import Handler
 
     args = parser().parse_args(argv)
@@ -127,12 +130,13 @@ def list_devices() -> int:
     return 0
 
 
-def run(args: argparse.Namespace, out: Teller, err: Teller) -> int:
+def run(args: argparse.Namespace, out: LineWriter, err: LineWriter) -> int:
     """Do what the arguments ask; DiinnError where that cannot be done."""
     from diinn.runtime.cli import report
     from diinn.runtime.cli.run_options import BENCHMARK_FRAMES
     from diinn.runtime.cli.signals import ended_by_signals, stopping
-    from diinn.runtime.super_resolver import MIB, SuperResolver
+    from diinn.runtime.super_resolver import SuperResolver
+    from diinn.runtime.util.memory import MIB
 
     backend = _checked_backend(args)
     frames = args.max_frames or (BENCHMARK_FRAMES if args.benchmark and not args.duration else None)
@@ -165,14 +169,14 @@ def run(args: argparse.Namespace, out: Teller, err: Teller) -> int:
             else:
                 stream.close()
             if stream is not None and stream.busy:  # a batch of minutes: Ctrl-C is not to wait for it
-                out.close(HURRIED_SECONDS)
-                err.close(HURRIED_SECONDS)
+                out.close(INTERRUPTED_SECONDS)
+                err.close(INTERRUPTED_SECONDS)
                 os._exit(128 + (stop.signal or 2))
             if resolver is not None:
                 resolver.close()
 
 
-def _run(stream: Stream, stop: Stop, duration: float, out: Teller, ticks: Sequence[Callable[[], None]]) -> None:
+def _run(stream: Stream, stop: Stop, duration: float, out: LineWriter, ticks: Sequence[Callable[[], None]]) -> None:
     """Run ``stream`` until ``stop``, for ``duration`` seconds from its first frame; ``ticks`` are called meanwhile."""
     begun = False
     stop.deadline = time.monotonic() + duration + STARTING_SECONDS
@@ -216,13 +220,13 @@ def settings(args: argparse.Namespace) -> tuple[list[CameraSettings], list[Sourc
     """What the arguments say of each camera and input, and their sources."""
     from diinn.runtime.geometry.calibration import Calibration
     from diinn.runtime.sinks import result_paths
-    from diinn.runtime.sources import Asked, Patience, open_camera, open_input
+    from diinn.runtime.sources import CaptureOptions, RetryPolicy, open_camera, open_input
     from diinn.runtime.stream import settings as files
     from diinn.runtime.stream.settings import CameraSettings, check_apart, name_apart, open_sources
 
     retries = None if args.retries in (None, math.inf) else args.retries
-    patience = Patience(OPENING_STALLS * args.stall_timeout, args.stall_timeout, retries)
-    asked = Asked(
+    retry = RetryPolicy(OPENING_STALLS * args.stall_timeout, args.stall_timeout, retries)
+    options = CaptureOptions(
         args.input_size,
         args.input_rate,
         args.input_codec,
@@ -230,12 +234,12 @@ def settings(args: argparse.Namespace) -> tuple[list[CameraSettings], list[Sourc
         args.loop,
         args.noise,
         not args.benchmark,
-        patience,
+        retry,
         result_paths(args.output),
     )
     calibration = Calibration.load(args.calibration) if args.calibration else None
     base = CameraSettings(
-        "", None, asked, _views(args), max_fps=args.max_fps, calibration=calibration, denoise=args.denoise
+        "", None, options, _views(args), max_fps=args.max_fps, calibration=calibration, denoise=args.denoise
     )
     listed = files.load(args.cameras, base) if args.cameras else []
     check_apart([*args.camera, *(camera.uri for camera in listed)])
@@ -245,7 +249,7 @@ def settings(args: argparse.Namespace) -> tuple[list[CameraSettings], list[Sourc
             failing.callback(source.close)
         for open_one, uris in ((open_camera, args.camera), (open_input, args.input)):
             for uri in uris:
-                opened.append(open_one(uri, asked))
+                opened.append(open_one(uri, options))
                 failing.callback(opened[-1].close)
                 cameras.append(replace(base, uri=uri))
         name_apart(opened)
@@ -295,7 +299,7 @@ def _stream(
             sinks=sinks,
             deadline_ms=args.deadline_ms,
             max_frames=frames,
-            persistent=args.retries is not None,
+            wait_for_cameras=args.retries is not None,
             sources=sources,
             announce=lambda *what: said.note(stream, *what),
         )

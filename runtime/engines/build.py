@@ -19,17 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 from diinn.runtime.bundles.bundle import Bundle
 from diinn.runtime.engines import failure, profiles, versions
-from diinn.runtime.engines.cache import Cache, Identity, Key, Rejected, SideCar, replace, writing
+from diinn.runtime.engines.cache import Cache, EngineMetadata, Identity, Key, writing
 from diinn.runtime.engines.profiles import Profile
 from diinn.runtime.errors import DiinnError, InputError
 from diinn.runtime.gpu import driver
 from diinn.runtime.util import memory
+from diinn.runtime.util.memory import MIB
+from diinn.runtime.util.private_files import FileRejected, replace
 
 if TYPE_CHECKING:
     from diinn.runtime.gpu.device import Device
 
 log = logging.getLogger(__name__)
-MIB = 2**20
 ROLES = ("encoder", "decoder")
 INSTALL = "it comes with JetPack (python3 -m venv --system-site-packages), elsewhere pip install tensorrt"
 SPARE = 16 * MIB  # of workspace, beside what frames and queries take
@@ -121,7 +122,9 @@ def identities(bundle: Bundle, role: str, precision: str, device: Device) -> lis
     return [Identity(role, graph, version, *found, precision, way.route) for way in versions.routes(version)]
 
 
-def build(bundle: Bundle, key: Key, device: Device, options: BuildOptions, cache: Cache) -> tuple[bytes, SideCar]:
+def build(
+    bundle: Bundle, key: Key, device: Device, options: BuildOptions, cache: Cache
+) -> tuple[bytes, EngineMetadata]:
     """The engine of ``key``, from the cache or built into it; where TensorRT fails to build it, or it was built and
     found wrong, the one that the next of the ways to build it gives.
 
@@ -144,7 +147,7 @@ def other_ways(key: Key) -> list[Key]:
 
 def _built(
     bundle: Bundle, keys: Sequence[Key], device: Device, options: BuildOptions, cache: Cache
-) -> tuple[bytes, SideCar]:
+) -> tuple[bytes, EngineMetadata]:
     """Built in the first of the ways that works. A way whose engine was found wrong is passed over, if another is
     left."""
     fresh = [key for key in keys if options.force or not cache.refused(key)] or keys[:1]
@@ -166,22 +169,22 @@ def _built(
     raise AssertionError("the last way either returns or raises")
 
 
-def _kept(cache: Cache, keys: Sequence[Key], level: int) -> tuple[bytes, SideCar] | None:
+def _kept(cache: Cache, keys: Sequence[Key], level: int) -> tuple[bytes, EngineMetadata] | None:
     """The first that is in the cache and was not found wrong; one that was where all were."""
     found = []
     for key in keys:
         try:
             found.append(cache.read(key))
-        except Rejected as error:
+        except FileRejected as error:
             if key is keys[0] or cache.engine(key).exists():
                 log.log(level, "%s: %s: building it", key.identity.role, error)
-    right = [(data, car) for data, car in found if car.verify.get("passed", True)]
+    right = [(data, metadata) for data, metadata in found if metadata.verify.get("passed", True)]
     if not right and len(found) < len(keys):
         return None
-    data, car = (right or found)[0]
+    data, metadata = (right or found)[0]
     with contextlib.suppress(OSError):
-        cache.engine(car.key).touch()  # the newest is what the runtime opens
-    return data, car
+        cache.engine(metadata.key).touch()  # the newest is what the runtime opens
+    return data, metadata
 
 
 def least_workspace(bundle: Bundle, role: str, precision: str, profile: Profile) -> int:

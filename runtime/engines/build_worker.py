@@ -17,9 +17,9 @@ from typing import Any
 import tensorrt as trt
 from diinn.runtime.engines import profiles, versions
 from diinn.runtime.engines.build import Job
-from diinn.runtime.engines.cache import Rejected, read_own
 from diinn.runtime.engines.profiles import Profile
 from diinn.runtime.errors import DiinnError, unknown
+from diinn.runtime.util.private_files import FileRejected, read_own
 from diinn.runtime.util.processes import die_with
 
 
@@ -122,7 +122,7 @@ def _take_timings(config: trt.IBuilderConfig, path: Path, log: Log) -> None:
     if path.exists():
         try:
             known = read_own(path)
-        except Rejected as error:
+        except FileRejected as error:
             log.warnings.append(f"timing cache: {error}: measured anew")
     cache: trt.ITimingCache = config.create_timing_cache(known)
     if cache is None or not config.set_timing_cache(cache, False):

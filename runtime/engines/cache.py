@@ -1,7 +1,7 @@
-"""Engines in the user's cache: under a key that says what they hold for, beside a side-car that says what they are.
+"""Engines in the user's cache: under a key that says what they hold for, beside a JSON file that says what they are.
 
-An engine is native code. One is deserialised only if its side-car is there and fits, the file has the sha256 that the
-side-car records, and both belong to this user and can be written by nobody else. Anything else is built anew.
+An engine is native code. One is deserialised only if its metadata is there and fits, the file has the sha256 that the
+metadata records, and both belong to this user and can be written by nobody else. Anything else is built anew.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import math
 import os
 import re
 import shutil
-import stat
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -24,11 +23,12 @@ from typing import Any
 
 from diinn.runtime.engines import profiles
 from diinn.runtime.engines.profiles import Profile
-from diinn.runtime.errors import DiinnError, InputError
+from diinn.runtime.errors import InputError
+from diinn.runtime.util.private_files import FileRejected, cache_folder, check_owner, read_own, replace
 
 log = logging.getLogger(__name__)
 FORMAT, VERSION = "diinn-engine", 2
-LARGEST_SIDE_CAR = 2**20
+LARGEST_METADATA = 2**20
 LONGEST_BUILD = 24 * 3600  # seconds
 VERDICT = {"rows", "tolerance", "compared", "at", "passed", "summary"}  # what ``verify.py`` writes
 
@@ -66,7 +66,7 @@ class Key:
 
 
 @dataclass(frozen=True)
-class SideCar:
+class EngineMetadata:
     """What is recorded beside an engine.
 
     sha256, size: of the engine file; built: seconds since 1970; seconds: how long the build took
@@ -86,89 +86,74 @@ class SideCar:
         return json.dumps(said, indent=1) + "\n"
 
 
-class Rejected(DiinnError):
-    """An engine in the cache is not to be used; the message says why."""
-
-
-def folder() -> Path:
-    """``$DIINN_CACHE``, or ``engines`` in the user's cache folder for diinn."""
-    chosen = os.environ.get("DIINN_CACHE")
-    if chosen:
-        return Path(chosen)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diinn" / "engines"
-    except RuntimeError:  # neither HOME nor an entry in the list of users, as in some containers
-        raise InputError("no home folder is known here: set DIINN_CACHE to a folder of your own") from None
-
-
 class Cache:
     """The engines of one folder."""
 
     def __init__(self, path: Path | None = None) -> None:
-        self.path = path or folder()
+        self.path = path or cache_folder()
 
     def engine(self, key: Key) -> Path:
         return self.path / f"{key.name}.engine"
 
-    def side_car(self, key: Key) -> Path:
+    def metadata_path(self, key: Key) -> Path:
         return self.path / f"{key.name}.json"
 
-    def entries(self) -> list[tuple[Path, SideCar | str]]:
-        """Every engine file with its side-car, or what is wrong with that; newest first."""
-        found: list[tuple[Path, SideCar | str]] = []
+    def entries(self) -> list[tuple[Path, EngineMetadata | str]]:
+        """Every engine file with its metadata, or what is wrong with that; newest first."""
+        found: list[tuple[Path, EngineMetadata | str]] = []
         for path in sorted(self.path.glob("*.engine"), key=lambda p: -_modified(p)):
             try:
-                found.append((path, _read_side_car(path.with_suffix(".json"))))
-            except Rejected as error:
+                found.append((path, _read_metadata(path.with_suffix(".json"))))
+            except FileRejected as error:
                 found.append((path, str(error)))
         return found
 
-    def find(self, identity: Identity) -> list[SideCar]:
-        """Side-cars of all engines that hold for ``identity``, whatever their shapes; newest first."""
-        cars = [car for _, car in self.entries() if isinstance(car, SideCar)]
-        return [car for car in cars if car.key.identity == identity]
+    def find(self, identity: Identity) -> list[EngineMetadata]:
+        """The metadata of all engines that hold for ``identity``, whatever their shapes; newest first."""
+        found = [metadata for _, metadata in self.entries() if isinstance(metadata, EngineMetadata)]
+        return [metadata for metadata in found if metadata.key.identity == identity]
 
     def refused(self, key: Key) -> bool:
         """Whether the engine of ``key`` is there and was found wrong."""
         try:
-            return not _read_side_car(self.side_car(key)).verify.get("passed", True)
-        except Rejected:
+            return not _read_metadata(self.metadata_path(key)).verify.get("passed", True)
+        except FileRejected:
             return False
 
-    def read(self, key: Key) -> tuple[bytes, SideCar]:
-        """The engine of ``key`` and its side-car. Raises Rejected, which says what does not fit."""
+    def read(self, key: Key) -> tuple[bytes, EngineMetadata]:
+        """The engine of ``key`` and its metadata. Raises FileRejected, which says what does not fit."""
         engine = self.engine(key)
         if not engine.exists():
-            raise Rejected(f"there is no {engine.name} in {self.path}")
-        _check_owner(self.path, "cache folder", self.path.stat())
-        car = _read_side_car(self.side_car(key))
-        if car.key != key:
-            raise Rejected(f"{engine.name} was built for something else than its name says")
+            raise FileRejected(f"there is no {engine.name} in {self.path}")
+        check_owner(self.path, "cache folder", self.path.stat())
+        metadata = _read_metadata(self.metadata_path(key))
+        if metadata.key != key:
+            raise FileRejected(f"{engine.name} was built for something else than its name says")
         data = read_own(engine)  # hashed and deserialised from the same bytes: nobody can change them in between
         found = hashlib.sha256(data).hexdigest()
-        if found != car.sha256:
-            raise Rejected(f"{engine.name} has sha256 {found[:12]}…, its side-car says {car.sha256[:12]}…")
-        return data, car
+        if found != metadata.sha256:
+            raise FileRejected(f"{engine.name} has sha256 {found[:12]}…, its metadata says {metadata.sha256[:12]}…")
+        return data, metadata
 
-    def write(self, key: Key, data: bytes, seconds: float) -> SideCar:
+    def write(self, key: Key, data: bytes, seconds: float) -> EngineMetadata:
         """Keep an engine; whoever reads meanwhile finds the old one, a whole new one, or none."""
-        car = SideCar(key, hashlib.sha256(data).hexdigest(), len(data), time.time(), seconds)
+        metadata = EngineMetadata(key, hashlib.sha256(data).hexdigest(), len(data), time.time(), seconds)
         with writing(self.path):
             self._prepare()
-            self.side_car(key).unlink(missing_ok=True)  # from here on, what stands there is not to be used
+            self.metadata_path(key).unlink(missing_ok=True)  # from here on, what stands there is not to be used
             replace(self.engine(key), data)
-            replace(self.side_car(key), car.text().encode())
-        return car
+            replace(self.metadata_path(key), metadata.text().encode())
+        return metadata
 
-    def write_verdict(self, car: SideCar, verify: Mapping[str, Any]) -> SideCar:
+    def write_verdict(self, metadata: EngineMetadata, verify: Mapping[str, Any]) -> EngineMetadata:
         """Record what ``verify.py`` found, unless another engine stands there by now or the cache cannot be written."""
-        told = SideCar(car.key, car.sha256, car.size, car.built, car.seconds, verify)
+        told = EngineMetadata(metadata.key, metadata.sha256, metadata.size, metadata.built, metadata.seconds, verify)
         try:
-            with self.lock(car.key):
-                if _read_side_car(self.side_car(car.key)).sha256 == car.sha256:
+            with self.lock(metadata.key):
+                if _read_metadata(self.metadata_path(metadata.key)).sha256 == metadata.sha256:
                     with writing(self.path):
-                        replace(self.side_car(car.key), told.text().encode())
-        except (InputError, Rejected) as error:
+                        replace(self.metadata_path(metadata.key), told.text().encode())
+        except (InputError, FileRejected) as error:
             log.warning("the verdict is not kept: %s", error)
         return told
 
@@ -202,7 +187,7 @@ class Cache:
         return self.path / "timing.cache"
 
     def remove(self, which: Path | None = None) -> int:
-        """Delete one engine, or all and the timings, with their side-cars; bytes freed. Touches nothing else."""
+        """Delete one engine, or all and the timings, with their metadata; bytes freed. Touches nothing else."""
         ours = re.compile(r"((encoder|decoder)-(fp32|fp16|int8)-[0-9a-f]{32}\.(engine|json))|\.\w{8}\.part")
         files = [p for p in self.path.glob("*") if ours.fullmatch(p.name) and (which is None or p.stem == which.stem)]
         if which is None and self.timing().exists():
@@ -231,7 +216,7 @@ class Cache:
 
     def _prepare(self) -> None:
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _check_owner(self.path, "cache folder", self.path.stat())
+        check_owner(self.path, "cache folder", self.path.stat())
 
 
 def _locked(handle: int, *, wait: bool) -> bool:
@@ -264,40 +249,14 @@ def _modified(path: Path) -> float:
         return 0.0
 
 
-def _check_owner(path: Path, what: str, found: os.stat_result) -> None:
-    """Rejected unless ``path``, of which ``found`` tells, is this user's and nobody else can write it."""
-    if not hasattr(os, "getuid"):
-        return
-    if found.st_uid != os.getuid():
-        raise Rejected(f"{what} {path} belongs to user {found.st_uid}, not to you")
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise Rejected(f"{what} {path} can be written by others: chmod go-w it")
-
-
-def read_own(path: Path, most: int | None = None) -> bytes:
-    """A file that is this user's alone to write, no link, of at most so many bytes; else Rejected."""
-    try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-        with os.fdopen(handle, "rb") as file:
-            found = os.fstat(handle)
-            _check_owner(path, "file", found)
-            if not stat.S_ISREG(found.st_mode):
-                raise Rejected(f"{path.name} is no file")
-            if most is not None and found.st_size > most:
-                raise Rejected(f"{path.name} is larger than a side-car is")
-            return file.read()
-    except OSError as error:
-        raise Rejected(f"{path.name} cannot be read: {error.strerror or error}") from None
-
-
-def _read_side_car(path: Path) -> SideCar:
+def _read_metadata(path: Path) -> EngineMetadata:
     if not path.exists():
-        raise Rejected(f"the engine has no side-car {path.name}")
-    data = read_own(path, LARGEST_SIDE_CAR)
+        raise FileRejected(f"the engine has no metadata {path.name}")
+    data = read_own(path, LARGEST_METADATA)
     try:
         said = json.loads(data)
         if said["format"] != FORMAT or said["version"] != VERSION:
-            raise Rejected(f"{path.name} is of version {said['version']!r}, this runtime reads {VERSION}")
+            raise FileRejected(f"{path.name} is of version {said['version']!r}, this runtime reads {VERSION}")
         key = Key(Identity(**said["key"]["identity"]), profiles.from_plain(said["key"]["profile"]))
         verify = said["verify"]
         if not isinstance(verify, dict) or not isinstance(said["sha256"], str) or not _is_verdict(verify):
@@ -306,9 +265,9 @@ def _read_side_car(path: Path) -> SideCar:
         time.localtime(built)  # raises for a time that is none
         if not math.isfinite(seconds):
             raise ValueError(f"seconds = {seconds}")
-        return SideCar(key, said["sha256"], int(size), built, seconds, verify)
+        return EngineMetadata(key, said["sha256"], int(size), built, seconds, verify)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError, InputError) as error:
-        raise Rejected(f"{path.name} is damaged: {error}") from None
+        raise FileRejected(f"{path.name} is damaged: {error}") from None
 
 
 def _is_verdict(value: dict[str, Any]) -> bool:
@@ -337,17 +296,3 @@ def _is_row(value: Any) -> bool:
         and all(isinstance(n, int) for name in sizes for n in value[name])
         and all(isinstance(value[n], float | int) for n in ("batch", "largest", "rms"))
     )
-
-
-def replace(path: Path, data: bytes) -> None:
-    """Write ``path`` whole or not at all."""
-    handle, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -14,8 +14,8 @@ from diinn.runtime.bundles.bundle import Bundle
 from diinn.runtime.engines import failure, profiles
 from diinn.runtime.engines.cache import Identity, Key
 from diinn.runtime.engines.profiles import Profile, Shape
-from diinn.runtime.errors import DiinnError, InputError
-from diinn.runtime.gpu.device import Device, OutOfMemory
+from diinn.runtime.errors import DiinnError, InputError, OutOfMemory
+from diinn.runtime.gpu.device import Device
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -110,7 +110,7 @@ class Engine:
             raise DiinnError(f"TensorRT failed to run {self._what}: see --log-level debug")
 
 
-class Opener:
+class EngineLoader:
     """TensorRT's runtime on one device: opens engines of one bundle."""
 
     def __init__(self, trt: Any, device: Device, bundle: Bundle) -> None:

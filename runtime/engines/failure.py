@@ -7,7 +7,8 @@ import signal
 from collections.abc import Sequence
 from typing import Any
 
-MIB = 2**20
+from diinn.runtime.util.memory import MIB
+
 # Engines are built by commands that have none of these options, too.
 COMMAND = "python export/to_trt.py {bundle}"
 LOWER = f"build it for fewer or smaller frames, {COMMAND} --cameras N --frame-sizes WIDTHxHEIGHT"

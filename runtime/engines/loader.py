@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from diinn.runtime.bundles.bundle import Bundle
 from diinn.runtime.engines import build, profiles, verify
-from diinn.runtime.engines.cache import Cache, Key, Rejected, SideCar
-from diinn.runtime.engines.engine import Engine, NotRunnable, Opener
+from diinn.runtime.engines.cache import Cache, EngineMetadata, Key
+from diinn.runtime.engines.engine import Engine, EngineLoader, NotRunnable
 from diinn.runtime.engines.profiles import Profile
-from diinn.runtime.errors import InputError
+from diinn.runtime.errors import InputError, OutOfMemory
 from diinn.runtime.geometry.grid import Size
-from diinn.runtime.gpu.device import Device, OutOfMemory
+from diinn.runtime.gpu.device import Device
+from diinn.runtime.util.private_files import FileRejected
 
 if TYPE_CHECKING:
     from diinn.runtime.backends.base import BackendOptions
@@ -26,15 +27,15 @@ RETRY = 30.0  # seconds until a size for which memory was short is tried again
 
 
 @dataclass
-class Opened:
-    """An engine of the cache, open, and its side-car."""
+class LoadedEngine:
+    """An engine of the cache, open, and its metadata."""
 
     engine: Engine
-    car: SideCar
+    metadata: EngineMetadata
 
     @property
     def profile(self) -> Profile:
-        return self.car.key.profile
+        return self.metadata.key.profile
 
 
 class Engines:
@@ -44,15 +45,15 @@ class Engines:
         """Raises InputError where TensorRT is missing."""
         self.bundle, self.device, self._options = bundle, device, options
         self.precision = bundle.engine_precision(options.precision)
-        self._cache, self._opener = Cache(), Opener(build.tensorrt(), device, bundle)
-        self.version = self._opener.version
+        self._cache, self._loader = Cache(), EngineLoader(build.tensorrt(), device, bundle)
+        self.version = self._loader.version
 
-    def open(self, role: str, size: Size | None = None, present: Profile | None = None) -> Opened:
+    def open(self, role: str, size: Size | None = None, present: Profile | None = None) -> LoadedEngine:
         """The newest engine in the cache that holds here and was not found wrong, for frames of ``size`` if given; or a
-        new one, for what ``present`` takes too, where building is allowed. Raises Rejected where it is not."""
+        new one, for what ``present`` takes too, where building is allowed. Raises FileRejected where it is not."""
         ways = build.identities(self.bundle, role, self.precision, self.device)
-        cars = [car for way in ways for car in self._cache.find(way)]
-        right = [car.key for car in cars if car.verify.get("passed", True)]
+        found = [metadata for way in ways for metadata in self._cache.find(way)]
+        right = [metadata.key for metadata in found if metadata.verify.get("passed", True)]
         known = [key for key in right if size is None or holds(key.profile, size)]
         sizes = profiles.DEFAULT_SIZES if size is None else (size,)
         cameras = 1
@@ -74,7 +75,7 @@ class Engines:
             log.warning("%s; trying an encoder engine for frames of %dx%d alone", error, *size)
         return self._built(alone)
 
-    def _built(self, key: Key) -> Opened:
+    def _built(self, key: Key) -> LoadedEngine:
         """From the cache or built into it, and open; built again where TensorRT does not take it."""
         found = build.build(self.bundle, key, self.device, build.BuildOptions(), self._cache)
         try:
@@ -84,11 +85,11 @@ class Engines:
         found = build.build(self.bundle, found[1].key, self.device, build.BuildOptions(force=True), self._cache)
         return self._deserialise(*found)
 
-    def _deserialise(self, data: bytes, car: SideCar) -> Opened:
-        return Opened(self._opener.open(data, car.key.identity.role), car)
+    def _deserialise(self, data: bytes, metadata: EngineMetadata) -> LoadedEngine:
+        return LoadedEngine(self._loader.open(data, metadata.key.identity.role), metadata)
 
     def verify(
-        self, backend: DeviceBackend, opened: Sequence[Opened], changed: Callable[[], None], *, again: bool
+        self, backend: DeviceBackend, opened: Sequence[LoadedEngine], changed: Callable[[], None], *, again: bool
     ) -> None:
         """Compare ``backend``, which uses ``opened``, with the CPU where one of them has no verdict yet, or ``again``.
 
@@ -97,38 +98,38 @@ class Engines:
         """
         if not self._compare(backend, opened, again):
             return
-        bad = [one for one in opened if not one.car.verify["passed"]]
+        bad = [one for one in opened if not one.metadata.verify["passed"]]
         others = [one for one in bad if self._options.may_build and self._another_way(one)]
         if others:
             changed()
             self._compare(backend, opened, again)
         for one in opened:
-            verify.require_passed(one.car)
+            verify.require_passed(one.metadata)
 
-    def _compare(self, backend: DeviceBackend, opened: Sequence[Opened], again: bool) -> bool:
+    def _compare(self, backend: DeviceBackend, opened: Sequence[LoadedEngine], again: bool) -> bool:
         """Whether all of ``opened`` have a verdict now."""
-        fresh = [one for one in opened if again or not one.car.verify]
+        fresh = [one for one in opened if again or not one.metadata.verify]
         verdict = verify.compare(backend, self.precision, opened[0].profile) if fresh else None
         if verdict is not None and not verdict.rows:
             log.warning("the engines were not compared with the CPU: %s", verdict.compared)
             return False
         if verdict is not None:
             for one in fresh:
-                one.car = self._cache.write_verdict(one.car, verdict.plain())
+                one.metadata = self._cache.write_verdict(one.metadata, verdict.plain())
             log.info("engines compared with the CPU: %s", verdict.summary)
         return True
 
-    def _another_way(self, one: Opened) -> bool:
+    def _another_way(self, one: LoadedEngine) -> bool:
         """Put in an engine's place the same, built in the next way; False where there is none."""
-        later = build.other_ways(one.car.key)[1:]
+        later = build.other_ways(one.metadata.key)[1:]
         if not later:
             return False
-        summary, role = one.car.verify["summary"], later[0].identity.role
+        summary, role = one.metadata.verify["summary"], later[0].identity.role
         log.warning("%s engine: %s: building it with precision flags, as TensorRT 8 takes them", role, summary)
         other = self._deserialise(*build.build(self.bundle, later[0], self.device, build.BuildOptions(), self._cache))
         if one.engine.addresses:
             other.engine.bind(one.engine.shapes, one.engine.addresses)
-        one.engine, one.car = other.engine, other.car
+        one.engine, one.metadata = other.engine, other.metadata
         return True
 
 
@@ -147,18 +148,18 @@ class EngineEncoder:
         return max(self.opened.engine.dtypes[spec.name].itemsize for spec in self._engines.bundle.maps)
 
     @property
-    def most_frames(self) -> int:
+    def max_batch(self) -> int:
         return self.opened.profile.most["frame"][0]
 
-    def takes(self, size: Size) -> bool:
+    def accepts(self, size: Size) -> bool:
         return holds(self.opened.profile, size)
 
-    def fit(self, size: Size, check: Callable[[], None]) -> None:
+    def prepare_for(self, size: Size, check: Callable[[], None]) -> None:
         """Have an engine for frames of ``size``: another one of the cache's, or a new one, if it passes ``check``.
 
         Raises OutOfMemory where memory is short, for ``RETRY`` seconds without another look: cameras ask at each frame.
         """
-        if self.takes(size):
+        if self.accepts(size):
             return
         until, why = self._short.get(size, (0.0, ""))
         if time.monotonic() < until:
@@ -170,7 +171,7 @@ class EngineEncoder:
         before = self.opened
         try:
             self.opened = self._engines.open("encoder", size, before.profile)
-        except Rejected:
+        except FileRejected:
             raise InputError(
                 f"no encoder engine for {wanted} frames: python export/to_trt.py {bundle.path} "
                 f"--frame-sizes {wanted}, or --backend onnxruntime"

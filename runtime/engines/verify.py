@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from diinn.runtime.bundles.bundle import Bundle
-from diinn.runtime.engines.cache import SideCar
+from diinn.runtime.engines.cache import EngineMetadata
 from diinn.runtime.engines.profiles import Profile, Shape
 from diinn.runtime.errors import DiinnError, InputError
 from diinn.runtime.noise.strength import NONE, Strength
@@ -57,7 +57,7 @@ class Verdict:
         return f"{'passed' if self.passed else 'FAILED'}, largest difference {worst:.2g} (allowed {self.tolerance:g})"
 
     def plain(self) -> dict[str, Any]:
-        """As the side-car holds it."""
+        """As the metadata holds it."""
         return asdict(self) | {"passed": self.passed, "summary": self.summary}
 
 
@@ -186,11 +186,11 @@ def _random_shape(rng: np.random.Generator, least: Shape, most: Shape) -> list[i
     return [int(rng.integers(a, min(b, a + 160) + 1)) for a, b in zip(least[2:], most[2:], strict=True)]
 
 
-def require_passed(car: SideCar) -> None:
+def require_passed(metadata: EngineMetadata) -> None:
     """DiinnError unless an engine's recorded verdict is good."""
-    if not car.verify.get("passed"):
+    if not metadata.verify.get("passed"):
         raise DiinnError(
-            f"the {car.key.identity.precision} {car.key.identity.role} engine differs from the CPU: "
-            f"{car.verify.get('summary', 'no verdict')}: use --precision fp32 or --backend onnxruntime, or build "
+            f"the {metadata.key.identity.precision} {metadata.key.identity.role} engine differs from the CPU: "
+            f"{metadata.verify.get('summary', 'no verdict')}: use --precision fp32 or --backend onnxruntime, or build "
             "it again with export/to_trt.py --force"
         )

@@ -56,7 +56,7 @@ class Publisher(Node):  # type: ignore[misc]
         message.encoding, message.step = "bgr8", 3 * message.width
         message.data = array("B", frame.image.tobytes())  # what rclpy takes without looking at each byte
         self._number = frame.number
-        if self._reader.whole(frame):  # not written over while it was copied
+        if self._reader.still_valid(frame):  # not written over while it was copied
             self._publisher.publish(message)
 
 

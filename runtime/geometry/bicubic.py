@@ -7,7 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 from diinn.runtime.geometry.view import View
-from diinn.runtime.images.files import UInt8
+from diinn.runtime.images.arrays import UInt8
 from diinn.runtime.util import memory
 
 

@@ -14,9 +14,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from diinn.runtime.engines import cache
-from diinn.runtime.engines.cache import Rejected
 from diinn.runtime.errors import DiinnError, InputError
+from diinn.runtime.util.private_files import FileRejected, cache_folder, read_own, replace
 
 log = logging.getLogger(__name__)
 FOLDER = Path(__file__).parent / "kernels"
@@ -56,13 +55,13 @@ def machine_code(source: Path, capability: str, driver: int) -> bytes:
         )
     kept = _kept(source, capability, toolkit)
     try:
-        return cache.read_own(kept)
-    except Rejected:
+        return read_own(kept)
+    except FileRejected:
         log.info("compiling %s for compute capability %s", source.name, capability)
     data = compiled(nvcc, source, ["-cubin", f"-arch=sm_{capability.replace('.', '')}"])[0]
     try:
         kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        cache.replace(kept, data)
+        replace(kept, data)
     except OSError as error:
         log.warning("cannot keep the compiled %s: %s", source.name, error.strerror or error)
     return data
@@ -131,7 +130,7 @@ def _codes(nvcc: Path) -> set[str]:
 
 def _kept(source: Path, capability: str, toolkit: str) -> Path:
     said = f"{digest(source)} {capability} {toolkit}"
-    return cache.folder().parent / "kernels" / f"{source.stem}-{hashlib.sha256(said.encode()).hexdigest()[:32]}.cubin"
+    return cache_folder().parent / "kernels" / f"{source.stem}-{hashlib.sha256(said.encode()).hexdigest()[:32]}.cubin"
 
 
 def _prebuilt(source: Path, capability: str, driver: int) -> bytes | None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from diinn.runtime.errors import DiinnError, InputError
+from diinn.runtime.errors import DiinnError, InputError, OutOfMemory
 from diinn.runtime.gpu import compiler
 from diinn.runtime.gpu.driver import why_no_pycuda
 
@@ -27,10 +27,6 @@ NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: the stream does not wait for the def
 THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may go on meanwhile
 _lost: list[Any] = []  # what devices that were lost had
 _contexts: dict[int, Any] = {}  # primary contexts, retained until the process ends
-
-
-class OutOfMemory(DiinnError):
-    """The device has not so much memory left."""
 
 
 class Device:

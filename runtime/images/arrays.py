@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from diinn.runtime.errors import InputError
 
+UInt8 = npt.NDArray[np.uint8]
 Image = npt.NDArray[Any]  # [H, W, 3] BGR, uint8 or float32 in units of [0, 1]
 
 

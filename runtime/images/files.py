@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from diinn.runtime.errors import DiinnError, InputError, SourceError
 from diinn.runtime.images import headers
+from diinn.runtime.images.arrays import UInt8
 from diinn.runtime.util import opencv
 from diinn.runtime.util.opencv import cv2
 
@@ -23,7 +24,6 @@ WRITTEN_AS = {".jfif": ".jpg", ".mpo": ".jpg"}  # endings of formats that OpenCV
 LONGEST_SIDE = {".jpg": 65500, ".jpeg": 65500, ".jpe": 65500, ".webp": 16383}  # pixels
 FILMS = (".mjpeg", ".mjpg")  # whose first bytes are those of an image
 RAWS = (".dng", ".nef", ".nrw", ".cr2", ".arw", ".sr2", ".pef", ".orf", ".rw2", ".srw", ".raw")  # whose first is small
-UInt8 = npt.NDArray[np.uint8]
 _NUMBERS = itertools.count()
 
 

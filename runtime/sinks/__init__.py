@@ -16,10 +16,10 @@ from diinn.runtime.sinks.files import VIDEO_SUFFIXES, ImageFile, ImageFolder, Vi
 from diinn.runtime.sinks.raw import Pipe, SharedMemory
 from diinn.runtime.sinks.window import Window, has_display
 from diinn.runtime.sources import Source
-from diinn.runtime.stream.sink import Nowhere, Sink
+from diinn.runtime.stream.sink import NullSink, Sink
 from diinn.runtime.util.file_names import as_file, fitting
 
-__all__ = ["VIDEO_SUFFIXES", "Nowhere", "Sink", "Streams", "open_sinks", "result_paths"]
+__all__ = ["VIDEO_SUFFIXES", "NullSink", "Sink", "Streams", "open_sinks", "result_paths"]
 log = logging.getLogger(__name__)
 OTHER_VIDEOS = (".webm", ".m4v", ".wmv", ".flv", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv", ".mjpeg", ".h264", ".gif")
 SCHEMES = ("display", "file", "http", "shm")
@@ -88,20 +88,20 @@ def _parts(output: str) -> tuple[str, str, str]:
 
 def _default(streams: Streams, headless: bool, stopped: Callable[[], bool]) -> Iterator[Keyed]:
     if headless or not has_display():
-        yield Nowhere(), None
+        yield NullSink(), None
         return
     try:
         yield from list(_windows(streams, stopped))
     except InputError as error:
         log.warning("%s", error)
-        yield Nowhere(), None
+        yield NullSink(), None
 
 
 def _open(output: str, streams: Streams, headless: bool, stopped: Callable[[], bool], viewers: int) -> Iterator[Keyed]:
     """The sinks of one URI, each opened when it is asked for."""
     scheme, separator, rest = _parts(output)
     if output == "none":
-        yield Nowhere(), None
+        yield NullSink(), None
     elif output == "-":
         if len(streams.each) > 1:
             raise InputError(

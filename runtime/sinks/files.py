@@ -12,7 +12,7 @@ import numpy as np
 from diinn.runtime.errors import DiinnError, InputError
 from diinn.runtime.geometry.grid import Size
 from diinn.runtime.images import files as image_files
-from diinn.runtime.images.files import UInt8
+from diinn.runtime.images.arrays import UInt8
 from diinn.runtime.stream.result import Result
 from diinn.runtime.stream.sink import Sink
 from diinn.runtime.util import opencv

@@ -52,7 +52,7 @@ from pathlib import Path
 
 import numpy as np
 from diinn.runtime.errors import DiinnError, InputError
-from diinn.runtime.images.files import UInt8
+from diinn.runtime.images.arrays import UInt8
 
 FOLDER = Path("/dev/shm")
 MAGIC, VERSION = b"DIINNSHM", 1
@@ -292,7 +292,7 @@ class SharedReader:
         image: UInt8 = np.ndarray((height, width, 3), np.uint8, self._map, at + self._pixels, (row, 3, 1))
         return SharedFrame(image, latest, sequence, captured, arrived, quality)
 
-    def whole(self, frame: SharedFrame) -> bool:
+    def still_valid(self, frame: SharedFrame) -> bool:
         """Whether ``frame`` has not been written over since ``newest`` gave it; ask when done with its pixels."""
         self._check_uncut()
         at = self._first + (frame.number - 1) % self._slots * self._stride

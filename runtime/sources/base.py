@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 from diinn.runtime.errors import DiinnError
 from diinn.runtime.geometry.grid import Size
-from diinn.runtime.images.files import UInt8
+from diinn.runtime.images.arrays import UInt8
 from diinn.runtime.sources.slot import Slot
 from diinn.runtime.util.file_names import readable
 

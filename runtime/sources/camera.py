@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from diinn.runtime.errors import DiinnError, SourceError
-from diinn.runtime.images.files import UInt8
+from diinn.runtime.images.arrays import UInt8
 from diinn.runtime.sources.base import FAILED, LIVE, OPENING, RETRYING, Frame, Source
-from diinn.runtime.sources.capture import Device
+from diinn.runtime.sources.capture import CaptureRequest
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -37,7 +37,7 @@ REAP_SECONDS = 1.0  # for a process that was killed to be gone
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How long a camera is waited for, seconds.
 
     opening: until it is open; stall: without a frame, once open
@@ -62,7 +62,7 @@ class Patience:
 class Worker:
     """The parent's end of one worker process."""
 
-    def __init__(self, device: Device, *, verbose: bool = False) -> None:
+    def __init__(self, device: CaptureRequest, *, verbose: bool = False) -> None:
         ours, theirs = socket.socketpair()
         self._memory = _anonymous_memory()
         self._map: mmap.mmap | None = None
@@ -155,10 +155,10 @@ class Camera(Source):
 
     live = True
 
-    def __init__(self, name: str, device: Device, patience: Patience | None = None) -> None:
+    def __init__(self, name: str, device: CaptureRequest, retry: RetryPolicy | None = None) -> None:
         super().__init__(name)
-        self.patience = patience or Patience()
-        self.device = replace(device, opening=self.patience.opening, stall=self.patience.stall)
+        self.retry = retry or RetryPolicy()
+        self.device = replace(device, opening=self.retry.opening, stall=self.retry.stall)
         self.rate, self.remedy = device.rate, device.remedy
         self._undecodable_said = False
         self._stop = threading.Event()
@@ -198,14 +198,14 @@ class Camera(Source):
                 reason = f"{type(error).__name__}: {error}"
             if self._stop.is_set():
                 return
-            failures = 1 if self._last - self._first > self.patience.settled else failures + 1
+            failures = 1 if self._last - self._first > self.retry.settled else failures + 1
             self.trouble = reason
-            if self.patience.retries is not None and failures > self.patience.retries:
+            if self.retry.retries is not None and failures > self.retry.retries:
                 self.failure = self._given_up(reason, failures)
                 self.state = FAILED
                 self._wake()
                 return
-            pause = self.patience.pause(failures)
+            pause = self.retry.pause(failures)
             # The first attempt of all is told by whoever runs the stream, if no other camera opens either.
             level = logging.WARNING if self.captured or failures > 1 else logging.INFO
             log.log(level, "camera %s: %s; next try in %.1f s", self.name, reason, pause)
@@ -226,7 +226,7 @@ class Camera(Source):
             try:
                 if self._next(worker, STARTING_SECONDS, "its process did not start") is None:
                     return
-                opened = self._next(worker, self.patience.opening, "did not open")
+                opened = self._next(worker, self.retry.opening, "did not open")
                 if opened is None:
                     return
                 if self.rate is None:
@@ -234,7 +234,7 @@ class Camera(Source):
                 before, undecodable_before = self.captured, self.undecodable
                 counted = 0
                 # Who asked for few frames waits for two of them.
-                stall = max(self.patience.stall, 2 / self.device.rate if self.device.rate else 0.0)
+                stall = max(self.retry.stall, 2 / self.device.rate if self.device.rate else 0.0)
                 while (message := self._next(worker, stall, "stalled, no frame")) is not None:
                     image = worker.image(message)
                     self.captured = before + message["count"]

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from diinn.runtime.errors import SourceError
 from diinn.runtime.geometry.grid import Size
-from diinn.runtime.images.files import UInt8
+from diinn.runtime.images.arrays import UInt8
 from diinn.runtime.sources import demo, gstreamer
 from diinn.runtime.sources.base import Source, stated_rate
 from diinn.runtime.sources.misses import Misses
@@ -31,7 +31,7 @@ OLDEST_STAMP = 1.0  # seconds a frame may be old by its driver's clock; beyond, 
 
 
 @dataclass(frozen=True)
-class Device:
+class CaptureRequest:
     """What to open and what to ask of it; goes to the worker process as JSON, never on a command line.
 
     address: number, path, URL or pipeline, or "demo"; api: OpenCV's constant for what opens it
@@ -54,9 +54,9 @@ class Device:
         return json.dumps(asdict(self)).encode() + b"\n"
 
     @staticmethod
-    def from_json(text: bytes) -> Device:
+    def from_json(text: bytes) -> CaptureRequest:
         fields = json.loads(text)
-        return Device(**fields | {"size": fields["size"] and tuple(fields["size"])})
+        return CaptureRequest(**fields | {"size": fields["size"] and tuple(fields["size"])})
 
     @property
     def network(self) -> bool:
@@ -70,7 +70,7 @@ class Device:
         return "the address and that it is on" if self.network else Source.remedy
 
 
-class Opened(ABC):
+class OpenCapture(ABC):
     """An opened device.
 
     rate: frames per second as it says; undecodable: frames that were left out since they could not be decoded
@@ -85,15 +85,15 @@ class Opened(ABC):
         seconds. SourceError when there is none."""
 
 
-def open_device(device: Device) -> Opened:
+def open_capture(device: CaptureRequest) -> OpenCapture:
     """Open it, however long that takes; SourceError if that fails."""
-    return Demo(device) if device.address == DEMO else Camera(device)
+    return DemoCapture(device) if device.address == DEMO else OpenCvCapture(device)
 
 
-class Demo(Opened):
+class DemoCapture(OpenCapture):
     """The synthetic camera of ``demo.py``."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: CaptureRequest) -> None:
         assert device.size is not None
         self.rate, self._size, self._flip = device.rate or DEMO_RATE, device.size, device.flip
         self._noise = device.noise
@@ -108,10 +108,10 @@ class Demo(Opened):
         return upright, time.time(), time.monotonic()
 
 
-class Camera(Opened):
+class OpenCvCapture(OpenCapture):
     """A camera or network stream through OpenCV."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: CaptureRequest) -> None:
         self._device = device
         if why := _why_not(device):
             raise SourceError(f"cannot be opened, {why}")
@@ -177,7 +177,7 @@ class Camera(Opened):
                 raise SourceError(what)
 
 
-def _why_not(device: Device) -> str:
+def _why_not(device: CaptureRequest) -> str:
     """Why OpenCV need not try; empty if it may."""
     if device.api == cv2.CAP_GSTREAMER:
         return gstreamer.parse_error(str(device.address))  # some of them OpenCV would try for ever
@@ -206,7 +206,7 @@ def unreachable(url: str, seconds: float, *, silent: bool = False) -> str:
     return ", the server answers but gives no such stream: look at path, user and password"
 
 
-def _limits(device: Device) -> list[int]:
+def _limits(device: CaptureRequest) -> list[int]:
     """What OpenCV is to keep to, by property; a version that does not know one of them opens nothing."""
     limits = [
         *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _milliseconds(device.opening)),

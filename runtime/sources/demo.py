@@ -8,9 +8,9 @@ from functools import lru_cache
 import cv2
 import numpy as np
 import numpy.typing as npt
+from diinn.runtime.images.arrays import UInt8
 from diinn.runtime.noise.sensor_noise import Sensor, sensor_noise
 
-UInt8 = npt.NDArray[np.uint8]
 WIDTH, HEIGHT = 1920, 1440
 SENSOR = 2  # seed of the demo camera's
 

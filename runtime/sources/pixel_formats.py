@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from diinn.runtime.errors import SourceError
 from diinn.runtime.geometry.grid import Size
-from diinn.runtime.images.files import UInt8
+from diinn.runtime.images.arrays import UInt8
 
 # how --input-codec calls it: the FOURCC that V4L2 knows it by
 CODECS = {

@@ -20,8 +20,8 @@ from diinn.runtime.images import files as image_files
 from diinn.runtime.images import folders
 from diinn.runtime.sources import demo
 from diinn.runtime.sources.base import Source
-from diinn.runtime.sources.camera import Camera, Patience
-from diinn.runtime.sources.capture import DEMO, DEMO_RATE, Device
+from diinn.runtime.sources.camera import Camera, RetryPolicy
+from diinn.runtime.sources.capture import DEMO, DEMO_RATE, CaptureRequest
 from diinn.runtime.sources.files import DemoFile, ImageFiles, VideoFile
 from diinn.runtime.sources.pixel_formats import CODECS, FLIPS
 
@@ -56,12 +56,12 @@ DEMO_PIXELS = demo.WIDTH * demo.HEIGHT
 
 
 @dataclass(frozen=True)
-class Asked:
+class CaptureOptions:
     """What is asked of a source beside its URI.
 
     size: (width, height); rate: frames per second; codec, flip: names in ``pixels``; loop: start videos again
     noise: of the demo camera's sensor, root mean square in grey levels
-    paced: whether the demo keeps its frame rate; patience: how failures are met
+    paced: whether the demo keeps its frame rate; retry: how failures are met
     results: files and folders where results go, which are no input though they lie in a folder that is
     """
 
@@ -72,7 +72,7 @@ class Asked:
     loop: bool = False
     noise: float = 0.0
     paced: bool = True
-    patience: Patience = field(default_factory=Patience)
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
     results: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
@@ -89,33 +89,33 @@ class Asked:
                 raise InputError(unknown(what, value, names))
 
 
-def open_source(uri: str, asked: Asked | None = None) -> Source:
+def open_source(uri: str, options: CaptureOptions | None = None) -> Source:
     """The source that ``uri`` names: ``0``, ``/dev/video0``, ``v4l2:///dev/video0``, ``csi://0``, ``gst://PIPELINE``,
     ``rtsp://…``, ``http://…``, ``demo``; ``file://PATH``, a folder, a file or a glob.
 
     Cameras are not opened before ``start``. SourceError for what can never work."""
-    asked = asked or Asked()
+    options = options or CaptureOptions()
     if (uri.isascii() and uri.isdigit()) or uri.startswith("/dev/video") or scheme_of(uri) not in ("", "file"):
-        return open_camera(uri, asked)
-    return open_input(uri, asked)
+        return open_camera(uri, options)
+    return open_input(uri, options)
 
 
-def open_camera(uri: str, asked: Asked | None = None) -> Source:
+def open_camera(uri: str, options: CaptureOptions | None = None) -> Source:
     """The camera that ``uri`` names; ``file://`` too, but no bare path."""
-    asked = asked or Asked()
+    options = options or CaptureOptions()
     scheme, rest = scheme_of(uri), uri.partition("://")[2]
-    if asked.noise and scheme != DEMO:
-        raise InputError(f"noise {asked.noise:g} is for the demo camera: {public(uri)} has its own, leave it out")
+    if options.noise and scheme != DEMO:
+        raise InputError(f"noise {options.noise:g} is for the demo camera: {public(uri)} has its own, leave it out")
     if scheme == "file":
-        return open_input(uri, asked)
+        return open_input(uri, options)
     if scheme == DEMO:
-        return _demo(asked)
+        return _demo(options)
     if not scheme and not (uri.isascii() and uri.isdigit() and len(uri) < 5) and not uri.startswith("/dev/"):
         hint = f"; for a file use --input {uri}" if os.path.exists(uri) else ""  # noqa: PTH110  never raises
         raise SourceError(f"camera {public(uri)!r} is neither a number, a device nor a URI{hint}")
     if scheme and scheme not in (*SCHEMES, "rtsps"):
         raise SourceError(unknown("camera scheme", scheme, SCHEMES))
-    size: Size | None = asked.size
+    size: Size | None = options.size
     address: int | str = uri
     api, name = cv2.CAP_ANY, uri
     number = rest if scheme == "v4l2" else uri
@@ -125,7 +125,7 @@ def open_camera(uri: str, asked: Asked | None = None) -> Source:
     elif uri.startswith("/dev/") or scheme == "v4l2":
         address, api = rest or uri, cv2.CAP_V4L2
     elif scheme in ("csi", "gst"):
-        address, api = _pipeline(scheme, rest, asked), cv2.CAP_GSTREAMER
+        address, api = _pipeline(scheme, rest, options), cv2.CAP_GSTREAMER
         size, name = None, public(uri)
     else:
         api, name, size = cv2.CAP_FFMPEG, public(uri), None
@@ -135,19 +135,21 @@ def open_camera(uri: str, asked: Asked | None = None) -> Source:
                 f"camera {name} has no host where one belongs: write {scheme}://USER:PASSWORD@HOST:PORT/PATH, with "
                 "%23, %2F, %3F and %40 for a hash, a slash, a question mark and an at sign in the password"
             )
-        if asked.size is not None or asked.codec is not None:
+        if options.size is not None or options.codec is not None:
             log.warning("%s: the stream decides its frame size and codec, what is asked is ignored", name)
-    return Camera(name, Device(address, api, size, asked.rate, asked.codec, asked.flip), asked.patience)
+    return Camera(name, CaptureRequest(address, api, size, options.rate, options.codec, options.flip), options.retry)
 
 
-def _demo(asked: Asked) -> Source:
-    size = asked.size or DEMO_SIZE
+def _demo(options: CaptureOptions) -> Source:
+    size = options.size or DEMO_SIZE
     if size[0] * size[1] > DEMO_PIXELS:
         raise SourceError(f"the demo camera has no {size[0]}x{size[1]} frames: ask for at most 1920x1440")
-    if not asked.paced:
-        return DemoFile(DEMO, size, DEMO_RATE, asked.flip, asked.noise)
+    if not options.paced:
+        return DemoFile(DEMO, size, DEMO_RATE, options.flip, options.noise)
     return Camera(
-        DEMO, Device(DEMO, size=size, rate=asked.rate or DEMO_RATE, flip=asked.flip, noise=asked.noise), asked.patience
+        DEMO,
+        CaptureRequest(DEMO, size=size, rate=options.rate or DEMO_RATE, flip=options.flip, noise=options.noise),
+        options.retry,
     )
 
 
@@ -169,11 +171,11 @@ def same_device(uri: str) -> str | None:
     return f"csi://{int(path[:9])}" if scheme == "csi" and path.isascii() and path.isdigit() else None
 
 
-def open_input(pattern: str, asked: Asked | None = None) -> Source:
+def open_input(pattern: str, options: CaptureOptions | None = None) -> Source:
     """A file, a folder (searched recursively) or a glob of images, or a video file; ``loop`` and ``flip`` are heard."""
-    asked = asked or Asked()
-    if asked.noise:
-        raise InputError(f"noise {asked.noise:g} is for the demo camera: files have their own, leave it out")
+    options = options or CaptureOptions()
+    if options.noise:
+        raise InputError(f"noise {options.noise:g} is for the demo camera: files have their own, leave it out")
     if scheme_of(pattern) == "file":
         pattern = unquote(pattern.partition("://")[2])
     if scheme_of(pattern) or (re.match(r"[a-z]+:/", pattern, re.IGNORECASE) and not os.path.exists(pattern)):  # noqa: PTH110
@@ -182,37 +184,39 @@ def open_input(pattern: str, asked: Asked | None = None) -> Source:
         raise SourceError("--input is empty: give a file, a folder or a quoted glob")
     path = Path(pattern)
     if os.path.isdir(pattern):  # noqa: PTH112  never raises
-        return _folder(path, asked)
+        return _folder(path, options)
     if os.path.isfile(pattern):  # noqa: PTH113
-        return _film(path, asked) if not _still(path) else ImageFiles(path.name, [(path, Path(path.name))], asked.flip)
+        return (
+            _film(path, options) if not _still(path) else ImageFiles(path.name, [(path, Path(path.name))], options.flip)
+        )
     if os.path.exists(pattern):  # noqa: PTH110
         raise SourceError(f"{pattern!r} is neither a file nor a folder: copy what it gives into a file")
-    return _glob(pattern, asked)
+    return _glob(pattern, options)
 
 
 def _still(path: Path) -> bool:
     return path.suffix.lower() in image_files.SUFFIXES or image_files.is_image(path)
 
 
-def _film(path: Path, asked: Asked) -> Source:
+def _film(path: Path, options: CaptureOptions) -> Source:
     if path.suffix.lower() in OTHER_STILLS:  # FFmpeg takes some of them for videos of one frame
         raise SourceError(f"{str(path)!r} is an image of a kind that this OpenCV cannot read: convert it to PNG")
-    return VideoFile(path.name, path, asked.loop, asked.flip)
+    return VideoFile(path.name, path, options.loop, options.flip)
 
 
-def _folder(path: Path, asked: Asked) -> Source:
+def _folder(path: Path, options: CaptureOptions) -> Source:
     """The images of a folder and all below it."""
-    found = folders.search(path, asked.results)
+    found = folders.search(path, options.results)
     said = found.said()
     if not found.files:
         looked = f"looked for {', '.join(sorted(image_files.SUFFIXES))} and what else OpenCV can read"
         raise SourceError(f"no image in folder {str(path)!r}: {looked}{'; ' if said else ''}{said}")
     if said:
         log.warning("%s: %s", path, said)
-    return ImageFiles(path.resolve().name, [(p, p.relative_to(path)) for p in found.files], asked.flip)
+    return ImageFiles(path.resolve().name, [(p, p.relative_to(path)) for p in found.files], options.flip)
 
 
-def _glob(pattern: str, asked: Asked) -> Source:
+def _glob(pattern: str, options: CaptureOptions) -> Source:
     """The images that match, or a single video."""
     matches = [p for p in map(Path, sorted(glob.glob(pattern, recursive=True))) if p.is_file()]  # noqa: PTH207
     if "**" in pattern:  # which goes round and round where a link leads back
@@ -223,7 +227,7 @@ def _glob(pattern: str, asked: Asked) -> Source:
         hint = f"for a camera use --camera {pattern}" if pattern.isdigit() else "check the path"
         raise SourceError(f"no file, folder or image matches {public(pattern)!r}: {hint}")
     if not files and len(others) == 1:
-        return _film(others[0], asked)
+        return _film(others[0], options)
     if not files:
         raise SourceError(
             f"{pattern!r} matches {len(others)} files, none of them an image: give each video as an --input of its own"
@@ -234,7 +238,7 @@ def _glob(pattern: str, asked: Asked) -> Source:
     said = folders.Search(left_out=Counter(p.suffix.lower() or "no ending" for p in others)).said()
     if said:
         log.warning("%s: %s", pattern, said)
-    return ImageFiles(pattern, [(p, Path(p.name)) for p in files], asked.flip)
+    return ImageFiles(pattern, [(p, Path(p.name)) for p in files], options.flip)
 
 
 def public(uri: str) -> str:
@@ -265,7 +269,7 @@ def has_gstreamer() -> bool:
     return any("GStreamer:" in line and "YES" in line for line in cv2.getBuildInformation().splitlines())
 
 
-def _pipeline(scheme: str, rest: str, asked: Asked) -> str:
+def _pipeline(scheme: str, rest: str, options: CaptureOptions) -> str:
     """What GStreamer is to run: the user's own pipeline, or NVIDIA's Argus camera source."""
     if scheme == "csi" and not (rest.isascii() and rest.isdigit()):
         raise SourceError(f"csi://{rest} does not name a sensor by number: use csi://0")
@@ -282,8 +286,8 @@ def _pipeline(scheme: str, rest: str, asked: Asked) -> str:
         convert = "videoconvert ! video/x-raw,format=BGR"  # OpenCV takes NV12 for grey, and JPEG's bytes for pixels
         own, count = re.subn(r"!\s*appsink\b", f"! {convert} ! appsink", rest)
         return own if count else f"{rest} ! {convert} ! {sink}"
-    width, height = asked.size or (1280, 720)
-    rate = f",framerate={asked.rate:g}/1" if asked.rate and asked.rate == int(asked.rate) else ""
+    width, height = options.size or (1280, 720)
+    rate = f",framerate={options.rate:g}/1" if options.rate and options.rate == int(options.rate) else ""
     return (
         f"nvarguscamerasrc sensor-id={rest} ! video/x-raw(memory:NVMM),width={width},height={height}{rate} ! "
         f"nvvidconv ! video/x-raw,format=BGRx ! videoconvert ! video/x-raw,format=BGR ! {sink}"

@@ -22,8 +22,8 @@ from typing import Any
 import cv2
 import numpy as np
 from diinn.runtime.errors import SourceError
-from diinn.runtime.images.files import UInt8
-from diinn.runtime.sources.capture import FFMPEG_OPTIONS, Device, open_device
+from diinn.runtime.images.arrays import UInt8
+from diinn.runtime.sources.capture import FFMPEG_OPTIONS, CaptureRequest, open_capture
 from diinn.runtime.util.processes import die_with
 
 PLACES = 3  # frames in the memory: one being written, two the parent may not have copied yet
@@ -85,9 +85,9 @@ def main() -> None:
     with socket.socket(fileno=connection) as line, line.makefile("rb") as lines:
         wire = Wire(line, memory)
         try:
-            asked = Device.from_json(lines.readline())
+            request = CaptureRequest.from_json(lines.readline())
             wire.say(ready=True)
-            device = open_device(asked)
+            device = open_capture(request)
             wire.say(rate=device.rate)
             count = 0
             while True:

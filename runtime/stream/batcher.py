@@ -14,15 +14,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from diinn.runtime.errors import DiinnError, InputError
+from diinn.runtime.errors import DiinnError, InputError, OutOfMemory
 from diinn.runtime.geometry.bicubic import bicubic
 from diinn.runtime.geometry.grid import Size
 from diinn.runtime.geometry.view import View
-from diinn.runtime.gpu.device import OutOfMemory
-from diinn.runtime.images.files import UInt8
+from diinn.runtime.images.arrays import UInt8
 from diinn.runtime.noise.strength import NONE, Strength
 from diinn.runtime.sources import Frame
-from diinn.runtime.stream.camera_lane import Lane
+from diinn.runtime.stream.camera_lane import CameraLane
 from diinn.runtime.stream.deadline import Deadline, Load
 from diinn.runtime.stream.result import BICUBIC, REDUCED, WHOLE, Result
 from diinn.runtime.stream.sink_thread import Mailbox
@@ -39,7 +38,7 @@ IDLE_SECONDS = 0.2  # how long to wait for a frame before looking again
 class _Job:
     """A frame in a batch. views: what is decoded, by name; whole: what was asked for"""
 
-    lane: Lane
+    lane: CameraLane
     frame: Frame
     quality: str
     views: Mapping[str, View]
@@ -58,7 +57,7 @@ class Batcher:
     def __init__(
         self,
         resolver: SuperResolver,
-        lanes: Sequence[Lane],
+        lanes: Sequence[CameraLane],
         outlets: Sequence[Mailbox],
         stats: Stats,
         *,
@@ -101,11 +100,11 @@ class Batcher:
             if not taken and all(lane.source.ended for lane in self.lanes):
                 break
 
-    def _others(self, lane: Lane) -> bool:
+    def _others(self, lane: CameraLane) -> bool:
         """Whether a live camera goes on without it."""
         return any(other.source.live and not other.source.ended for other in self.lanes if other is not lane)
 
-    def _refuse(self, lane: Lane, error: DiinnError, *, nothing_left: bool = True) -> None:
+    def _refuse(self, lane: CameraLane, error: DiinnError, *, nothing_left: bool = True) -> None:
         """A frame or view of a camera that cannot be. It is that camera's trouble alone where there are others; where
         none has worked yet and none may, what was asked for is wrong.
 
@@ -123,7 +122,7 @@ class Batcher:
             raise error
         lane.source.fail(error)
 
-    def _take(self) -> list[tuple[Lane, Frame]]:
+    def _take(self) -> list[tuple[CameraLane, Frame]]:
         """The frames of the next batch, after a short wait none."""
         until = time.monotonic() + IDLE_SECONDS
         with self._changed:
@@ -135,18 +134,18 @@ class Batcher:
             return []
         now = time.monotonic()
         heaviest = max(lane.weight for lane in self.lanes)
-        taken: list[tuple[Lane, Frame]] = []
+        taken: list[tuple[CameraLane, Frame]] = []
         for lane in filter(self._ready, self.lanes):
             if self.most is not None and self.stats.processed + len(taken) >= self.most:
                 break
-            if lane.may_go(heaviest) and (frame := lane.take(now)) is not None:
+            if lane.has_turn(heaviest) and (frame := lane.take(now)) is not None:
                 taken.append((lane, frame))
         return taken
 
     def _frames_wait(self) -> bool:
         return any(map(self._ready, self.lanes))
 
-    def _ready(self, lane: Lane) -> bool:
+    def _ready(self, lane: CameraLane) -> bool:
         if not lane.source.slot.full or time.monotonic() < lane.due:
             return False
         if lane.source.live:
@@ -159,7 +158,7 @@ class Batcher:
         due = [lane.due - time.monotonic() for lane in self.lanes if lane.source.slot.full]
         return max(0.001, min([IDLE_SECONDS, self._zooms.rest, *(wait for wait in due if wait > 0)]))
 
-    def _process(self, taken: Sequence[tuple[Lane, Frame]]) -> None:
+    def _process(self, taken: Sequence[tuple[CameraLane, Frame]]) -> None:
         began = time.perf_counter()
         jobs, loads, levels = self._planned(taken)
         decoded = [job for job in jobs if job.quality != BICUBIC and job.views]
@@ -217,7 +216,7 @@ class Batcher:
                 waiting = _parts([job for other in (part, *waiting) for job in other], self._together)
         return found, encode, decode
 
-    def _do_without(self, lane: Lane, error: OutOfMemory) -> None:
+    def _do_without(self, lane: CameraLane, error: OutOfMemory) -> None:
         """Bicubic views for a live camera, said once; a file, whose every frame is wanted, ends."""
         if not lane.source.live:
             self._refuse(lane, error)
@@ -250,7 +249,7 @@ class Batcher:
         values = zip(encoded, pictures, strict=True)
         return dict(zip((job.lane.name for job in jobs), values, strict=True)), middle - began, end - middle
 
-    def _planned(self, taken: Sequence[tuple[Lane, Frame]]) -> tuple[list[_Job], list[Load], dict[str, str]]:
+    def _planned(self, taken: Sequence[tuple[CameraLane, Frame]]) -> tuple[list[_Job], list[Load], dict[str, str]]:
         """What each frame gets, and without a deadline all it asks for."""
         parts = [(lane, frame, *self._views(lane, frame)) for lane, frame in taken]
         if not self.deadline:
@@ -274,7 +273,7 @@ class Batcher:
             jobs.append(_Job(lane, frame, quality, half if quality == REDUCED else whole, whole))
         return jobs, loads, levels
 
-    def _views(self, lane: Lane, frame: Frame) -> tuple[dict[str, View], dict[str, View]]:
+    def _views(self, lane: CameraLane, frame: Frame) -> tuple[dict[str, View], dict[str, View]]:
         """A frame's views, and with a deadline the same at half their size; those that do not fit are left out."""
         new, lane.size, lane.trouble = lane.size != frame.size, frame.size, ""
         whole: dict[str, View] = {}

@@ -19,7 +19,7 @@ Made = tuple[ViewSpec, Size, "View | InputError"]  # what was asked for, of fram
 MOST_SAID = 100  # different things that are logged of one camera
 
 
-class Lane:
+class CameraLane:
     """A camera's views, turns and troubles.
 
     specs: its views by name; zooms: those that viewers ask for; both are replaced, never changed
@@ -63,7 +63,7 @@ class Lane:
         """Seconds from a frame to the next, as stated or as they came, whichever is more."""
         return max(1 / self.source.rate if self.source.rate else 0.0, self.source.interval)
 
-    def may_go(self, heaviest: float) -> bool:
+    def has_turn(self, heaviest: float) -> bool:
         """Whether its frame is for this batch and not passed over.
 
         A camera of less weight is passed over now and then, but only while newer frames keep replacing its own: time

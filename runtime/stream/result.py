@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 from diinn.runtime.geometry.view import View
-from diinn.runtime.images.files import UInt8
+from diinn.runtime.images.arrays import UInt8
 from diinn.runtime.noise.strength import NONE, Strength
 from diinn.runtime.sources.base import Frame
 
@@ -22,7 +22,7 @@ class Result:
     """One view of one frame; its pixels belong to all who get it and cannot be written: draw on ``image.copy()``.
 
     image: uint8 [h, w, 3] BGR; camera, view: their names; frame: what it was made from
-    quality: one of ``QUALITIES``; geometry: the view itself; finished: ``time.monotonic`` seconds
+    quality: one of ``QUALITIES``; view_geometry: the view itself; finished: ``time.monotonic`` seconds
     expires: ``time.monotonic`` seconds after which it is too old to be taken
     strength: what the network was told of the frame, so how much was cleaned; none of a bicubic one
     """
@@ -32,7 +32,7 @@ class Result:
     view: str
     frame: Frame
     quality: str
-    geometry: View
+    view_geometry: View
     finished: float
     expires: float = math.inf
     strength: Strength = NONE

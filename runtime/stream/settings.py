@@ -14,7 +14,7 @@ from diinn.runtime.errors import InputError, unknown
 from diinn.runtime.geometry.calibration import Calibration
 from diinn.runtime.geometry.view_spec import ViewSpec, parse_size
 from diinn.runtime.noise.strength import Denoise, parse_denoise
-from diinn.runtime.sources import Asked, Source, open_source, public, same_device, scheme_of
+from diinn.runtime.sources import CaptureOptions, Source, open_source, public, same_device, scheme_of
 from diinn.runtime.stream.result import ZOOM
 from diinn.runtime.util.file_names import as_file, readable
 from diinn.runtime.util.text import redacted
@@ -50,7 +50,7 @@ class CameraSettings:
     """One camera of a stream.
 
     uri: as ``sources.open_source`` takes it; name: how files, statistics and the preview call it, by default the URI
-    asked: of the source; views: what is made of each frame, by name, as ``ViewSpec`` or in words
+    capture: what is wanted of the source; views: what is made of each frame, by name, as ``ViewSpec`` or in words
     weight: its share when there is not time for all; max_fps: frames a second processed at most
     calibration: of rectified and virtual views
     denoise: what the network is told of its frames: "auto", a noise level in grey levels or a ``Strength``; None for
@@ -59,7 +59,7 @@ class CameraSettings:
 
     uri: str = field(repr=False)  # with what may be secret
     name: str | None = None
-    asked: Asked = field(default_factory=Asked)
+    capture: CaptureOptions = field(default_factory=CaptureOptions)
     views: Mapping[str, ViewSpec | str] = field(default_factory=lambda: {"full": ViewSpec(scale=DEFAULT_SCALE)})
     weight: float = 1.0
     max_fps: float | None = None
@@ -126,21 +126,21 @@ def _camera(block: Any, base: CameraSettings, folder: Path) -> CameraSettings:
             raise InputError(f"{key!r} is none of its keys: {elsewhere}")
         if key not in KEYS:
             raise InputError(unknown("key", key, KEYS))
-    asked, given = base.asked, {key: value for key, value in block.items() if value is not None}
+    capture, given = base.capture, {key: value for key, value in block.items() if value is not None}
     if "size" in given:
-        asked = replace(asked, size=parse_size(str(given["size"]), "size", "640x480"))
+        capture = replace(capture, size=parse_size(str(given["size"]), "size", "640x480"))
     if "rate" in given:
-        asked = replace(asked, rate=_number(given["rate"], "rate"))
+        capture = replace(capture, rate=_number(given["rate"], "rate"))
     if "codec" in given:
-        asked = replace(asked, codec=str(given["codec"]))
+        capture = replace(capture, codec=str(given["codec"]))
     if "flip" in given:
-        asked = replace(asked, flip=str(given["flip"]))
+        capture = replace(capture, flip=str(given["flip"]))
     if "noise" in given:
-        asked = replace(asked, noise=_number(given["noise"], "noise"))
+        capture = replace(capture, noise=_number(given["noise"], "noise"))
     if "loop" in given:
         if not isinstance(given["loop"], bool):
             raise InputError(f"loop {given['loop']!r} is neither true nor false")
-        asked = replace(asked, loop=given["loop"])
+        capture = replace(capture, loop=given["loop"])
     uri = as_file(str(given["uri"]))
     scheme = scheme_of(uri)
     if scheme == "file":
@@ -149,7 +149,7 @@ def _camera(block: Any, base: CameraSettings, folder: Path) -> CameraSettings:
         not scheme and not uri.isdigit() and not re.match("[a-z]+:/", uri, re.IGNORECASE)
     ):  # a path, with colons or not
         uri = str(folder / uri)
-    out = replace(base, uri=uri, asked=asked, name=str(given["name"]) if "name" in given else None)
+    out = replace(base, uri=uri, capture=capture, name=str(given["name"]) if "name" in given else None)
     if "calibration" in given:
         out = replace(out, calibration=Calibration.load(folder / as_file(str(given["calibration"]))))
     if "views" in given:
@@ -191,7 +191,7 @@ def open_sources(settings: Sequence[CameraSettings]) -> list[Source]:
     opened: list[Source] = []
     with ExitStack() as failing:
         for s in settings:
-            opened.append(open_source(s.uri, s.asked))
+            opened.append(open_source(s.uri, s.capture))
             failing.callback(opened[-1].close)
             opened[-1].name = readable(s.name) if s.name else opened[-1].name
         name_apart(opened)

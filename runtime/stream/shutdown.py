@@ -1,4 +1,4 @@
-"""How long an ending may take."""
+"""How long a shutdown may take."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import time
 from collections.abc import Callable
 
 
-class Limit:
-    """When an ending takes too long: counted from its beginning, or from when somebody hurries it on."""
+class ShutdownDeadline:
+    """When a shutdown takes too long: counted from its beginning, or from when it was interrupted."""
 
-    def __init__(self, hurried: Callable[[], bool], patience: float) -> None:
+    def __init__(self, interrupted: Callable[[], bool], seconds: float) -> None:
         self.began = time.monotonic()
-        self._hurried, self._patience, self._since = hurried, patience, math.inf
+        self._interrupted, self._seconds, self._since = interrupted, seconds, math.inf
 
-    def after(self, in_a_hurry: float) -> float:
-        """``time.monotonic`` seconds at which it is over, ``in_a_hurry`` seconds after it was hurried on."""
-        if self._since == math.inf and self._hurried():
+    def after(self, interrupted_seconds: float) -> float:
+        """``time.monotonic`` seconds at which it is over; once interrupted, so many seconds after that."""
+        if self._since == math.inf and self._interrupted():
             self._since = time.monotonic()
-        return min(self._since + in_a_hurry, self.began + self._patience)
+        return min(self._since + interrupted_seconds, self.began + self._seconds)
 
 
 def join(thread: threading.Thread, until: Callable[[], float]) -> bool:

@@ -44,7 +44,7 @@ class Sink(ABC):
         """Finish the file being written; ``failed`` says that the run ended in an error."""
 
 
-class Nowhere(Sink):
+class NullSink(Sink):
     """Statistics only."""
 
     where = "none"

@@ -74,7 +74,7 @@ class Mailbox:
             self._changed.notify_all()
 
 
-class Outlet(Mailbox):
+class SinkThread(Mailbox):
     """A mailbox whose results go to a sink, by a thread of its own or, for a window, whenever ``pump`` is called.
 
     on_written: called with the sink's milliseconds; failure: why the sink takes no more; on_failure: called with it,

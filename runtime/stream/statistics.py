@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from diinn.runtime.stream.result import QUALITIES, WHOLE
 from diinn.runtime.util import memory
+from diinn.runtime.util.memory import MIB
 
 if TYPE_CHECKING:
-    from diinn.runtime.stream.camera_lane import Lane
-    from diinn.runtime.stream.sink_thread import Outlet
+    from diinn.runtime.stream.camera_lane import CameraLane
+    from diinn.runtime.stream.sink_thread import SinkThread
 
 WINDOW = 10_000  # frames that percentiles look back
 RECENT = 5.0  # seconds that frames a second and ages of a camera look back while it runs
-MIB = 2**20
 
 
 class _Camera:
@@ -95,7 +95,9 @@ class Stats:
         times = self._times.get(stage)
         return times[-1] if times else 0.0
 
-    def snapshot(self, lanes: Sequence[Lane], outlets: Sequence[Outlet], *, final: bool = False) -> dict[str, Any]:
+    def snapshot(
+        self, lanes: Sequence[CameraLane], outlets: Sequence[SinkThread], *, final: bool = False
+    ) -> dict[str, Any]:
         """Everything so far, as plain JSON values."""
         now = time.monotonic()
         with self._lock:
@@ -130,12 +132,12 @@ class Stats:
             "threads": threading.active_count(),
         }
 
-    def look_at_workers(self, lanes: Sequence[Lane]) -> None:
+    def look_at_workers(self, lanes: Sequence[CameraLane]) -> None:
         """Note the memory of the processes that capture, while there are any."""
         found = sum(memory.held(process) for lane in lanes for process in lane.source.processes)
         self.workers = found or self.workers
 
-    def _of(self, lane: Lane, now: float, final: bool) -> dict[str, Any]:
+    def _of(self, lane: CameraLane, now: float, final: bool) -> dict[str, Any]:
         since = 0.0 if final else now - RECENT
         camera, source = self._cameras.setdefault(lane.name, _Camera()), lane.source
         captured = source.captured if source.live else camera.processed  # files are read ahead, none is dropped

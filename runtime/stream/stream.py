@@ -20,12 +20,12 @@ from diinn.runtime.sources import Frame, Source
 from diinn.runtime.sources.base import FAILED, RETRYING
 from diinn.runtime.stream.batcher import Batcher
 from diinn.runtime.stream.camera_denoise import CameraDenoise
-from diinn.runtime.stream.camera_lane import Lane, Made
+from diinn.runtime.stream.camera_lane import CameraLane, Made
 from diinn.runtime.stream.result import ZOOM, Result
 from diinn.runtime.stream.settings import CameraSettings, check_apart, open_sources
-from diinn.runtime.stream.shutdown import Limit, join
+from diinn.runtime.stream.shutdown import ShutdownDeadline, join
 from diinn.runtime.stream.sink import Sink
-from diinn.runtime.stream.sink_thread import Key, Mailbox, Outlet
+from diinn.runtime.stream.sink_thread import Key, Mailbox, SinkThread
 from diinn.runtime.stream.statistics import Stats
 from diinn.runtime.super_resolver import SuperResolver
 
@@ -55,7 +55,7 @@ class Stream:
         on_result: Callable[[Result], None] | None = None,
         deadline_ms: float | None = None,
         max_frames: int | None = None,
-        persistent: bool = True,
+        wait_for_cameras: bool = True,
         announce: Callable[[Frame, str, View], None] = lambda frame, name, view: None,
         sources: Sequence[Source] | None = None,
     ) -> None:
@@ -65,7 +65,7 @@ class Stream:
         sinks: with the (camera, view) they are for; on_result: called with each ``Result``, newest first come
         deadline_ms: from a frame's arrival to its views; what is given up for it is in ``Result.quality``
         max_frames: to process, of all cameras together
-        persistent: wait for cameras that cannot be opened even where none can; otherwise that is a SourceError
+        wait_for_cameras: wait for cameras that cannot be opened even where none can; otherwise that is a SourceError
         sources: opened already, one for each camera
         """
         if isinstance(cameras, str | CameraSettings):
@@ -91,13 +91,13 @@ class Stream:
                 self.resolver.close()
             raise
         self.lanes = [
-            Lane(source, s.specs, dial, weight=s.weight, max_fps=s.max_fps, calibration=s.calibration)
+            CameraLane(source, s.specs, dial, weight=s.weight, max_fps=s.max_fps, calibration=s.calibration)
             for source, s, dial in zip(self.sources, settings, dials, strict=True)
         ]
         self.stats = Stats()
-        self.outlets = [Outlet(*(sink if isinstance(sink, tuple) else (sink, None))) for sink in sinks]
+        self.outlets = [SinkThread(*(sink if isinstance(sink, tuple) else (sink, None))) for sink in sinks]
         if on_result is not None:
-            self.outlets.append(Outlet(_Callback(on_result)))
+            self.outlets.append(SinkThread(_Callback(on_result)))
         self._mailboxes: list[Mailbox] = list(self.outlets)
         self._batcher = Batcher(
             self.resolver,
@@ -108,7 +108,7 @@ class Stream:
             most=max_frames,
             announce=announce,
         )
-        self._persistent = persistent
+        self._wait_for_cameras = wait_for_cameras
         self._error: BaseException | None = None
         self._zooms = 0
         self.said: set[str] = set()  # what was logged of cameras and sinks
@@ -117,7 +117,7 @@ class Stream:
         self._closing, self._closed = threading.Lock(), threading.Event()
         self._runner: threading.Thread | None = None  # in which ``run`` waits
         self._closer: threading.Thread | None = None
-        self._leaving = self._hurried = False
+        self._leaving = self._interrupted = False
         self._state = "new"  # then "running", then "closed"
         self._thread = threading.Thread(target=self._batch, name="diinn-batcher", daemon=True)
 
@@ -160,7 +160,7 @@ class Stream:
         self,
         stopped: Callable[[], bool] = lambda: False,
         tick: Callable[[], None] = lambda: None,
-        hurried: Callable[[], bool] = lambda: False,
+        interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
         """Until ``stopped``, the sources' end or a sink's; ``tick`` is called now and then, windows are shown in this
         thread. Then everything is closed, see ``close``; the first error of device, file or sink is raised."""
@@ -175,7 +175,7 @@ class Stream:
                 self._shown.wait(TICK_SECONDS)  # a window is shown at once
                 self._shown.clear()
         finally:
-            self.close(hurried)
+            self.close(interrupted)
         self.check()
 
     def __iter__(self) -> Iterator[Result]:
@@ -203,7 +203,9 @@ class Stream:
             return True
         if self.outlets and len(self._mailboxes) == len(self.outlets) and all(outlet.done for outlet in self.outlets):
             return True
-        if self._persistent or any(not s.live or s.captured or s.state not in (RETRYING, FAILED) for s in self.sources):
+        if self._wait_for_cameras or any(
+            not s.live or s.captured or s.state not in (RETRYING, FAILED) for s in self.sources
+        ):
             return False
         first = self.sources[0]
         self._error = first.failure or SourceError(
@@ -227,7 +229,9 @@ class Stream:
         """Raise what ended the stream, if it was an error: of the device, a file, the only camera, all sinks."""
         if self._error is not None:
             raise self._error
-        if self.outlets and all(outlet.failure and not (outlet.abandoned and self._hurried) for outlet in self.outlets):
+        if self.outlets and all(
+            outlet.failure and not (outlet.abandoned and self._interrupted) for outlet in self.outlets
+        ):
             failure = self.outlets[0].failure
             assert failure is not None
             raise failure
@@ -262,7 +266,7 @@ class Stream:
             lane.publish(made, zooms={**lane.zooms, name: spec})
         return name
 
-    def _made(self, lane: Lane, *specs: ViewSpec) -> dict[tuple[int, int], Made]:
+    def _made(self, lane: CameraLane, *specs: ViewSpec) -> dict[tuple[int, int], Made]:
         """Views with all their geometry, so that the batcher need not stop for them; none before the first frame."""
         made: dict[tuple[int, int], Made] = {}
         if (size := lane.size) is not None:
@@ -279,7 +283,7 @@ class Stream:
             lane.publish({}, zooms={key: spec for key, spec in lane.zooms.items() if key != name})
             lane.zoom_troubles.pop(name, None)
 
-    def lane(self, camera: str) -> Lane:
+    def lane(self, camera: str) -> CameraLane:
         """A camera on its way, by its name."""
         found = next((lane for lane in self.lanes if lane.name == camera), None)
         if found is None:
@@ -290,10 +294,10 @@ class Stream:
         """The statistics so far; ``Stats.snapshot`` says what they hold."""
         return self.stats.snapshot(self.lanes, self.outlets, final=final)
 
-    def close(self, hurried: Callable[[], bool] = lambda: False) -> None:
+    def close(self, interrupted: Callable[[], bool] = lambda: False) -> None:
         """End everything: cameras at once, then the batch in work, then the sinks, each of which writes what it has.
 
-        hurried: once it is true, a batch or a sink that takes long is left to itself; ``busy`` then says that the batch
+        interrupted: once it is true, a batch or a sink that takes long is left to itself; ``busy`` then says that it
         still runs"""
         here = threading.current_thread()
         self._leaving = True
@@ -304,33 +308,33 @@ class Stream:
                 self._state, self._closer = "closed", here
         if mine:
             try:
-                self._close(hurried, running)
+                self._close(interrupted, running)
             finally:
                 self._closed.set()
         elif here not in (self._closer, self._thread, *(outlet.thread for outlet in self.outlets)):
-            while not self._closed.wait(TICK_SECONDS) and not hurried():  # what was lent to it is in use until then
+            while not self._closed.wait(TICK_SECONDS) and not interrupted():  # what was lent to it is in use until then
                 pass
 
-    def _close(self, hurried: Callable[[], bool], running: bool) -> None:
+    def _close(self, interrupted: Callable[[], bool], running: bool) -> None:
         self._batcher.stop()
         self.stats.look_at_workers(self.lanes)
         closers = [threading.Thread(target=source.close, daemon=True) for source in self.sources]
         for closer in closers:
             closer.start()
-        patience = LIVE_SECONDS if all(source.live for source in self.sources) else math.inf
-        limit = Limit(hurried, patience)
+        seconds = LIVE_SECONDS if all(source.live for source in self.sources) else math.inf
+        limit = ShutdownDeadline(interrupted, seconds)
         if running and self._thread is not threading.current_thread():
             join(self._thread, lambda: limit.after(HURRY_SECONDS))
         for outlet in self.outlets:  # all begin to finish, then each is waited for
             outlet.end(failed=self._error is not None or not running)
-        limit = Limit(hurried, patience)
+        limit = ShutdownDeadline(interrupted, seconds)
         for outlet in self.outlets:
             if running:
                 outlet.wait(limit.after)
             else:
                 with contextlib.suppress(DiinnError):
                     outlet.sink.close(failed=True)
-        self._hurried = hurried()
+        self._interrupted = interrupted()
         for closer in closers:
             closer.join(max(0.0, limit.began + 2 - time.monotonic()))
         if self._own and not self.busy:

@@ -8,15 +8,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from diinn.runtime.errors import InputError
+from diinn.runtime.errors import InputError, OutOfMemory
 from diinn.runtime.geometry.bicubic import bicubic
 from diinn.runtime.geometry.view import View
 from diinn.runtime.geometry.view_spec import ViewSpec
-from diinn.runtime.gpu.device import OutOfMemory
-from diinn.runtime.images.files import UInt8
+from diinn.runtime.images.arrays import UInt8
 from diinn.runtime.noise.strength import NONE, Strength
 from diinn.runtime.sources import Frame
-from diinn.runtime.stream.camera_lane import Lane
+from diinn.runtime.stream.camera_lane import CameraLane
 from diinn.runtime.stream.result import BICUBIC, WHOLE, Result
 from diinn.runtime.super_resolver import Encoded, SuperResolver
 
@@ -31,7 +30,7 @@ class _Work:
     """A picture in the making. strength: what its frame was cleaned of
     steps: gives None after each step, then the picture"""
 
-    lane: Lane
+    lane: CameraLane
     name: str
     spec: ViewSpec
     frame: Frame
@@ -49,13 +48,13 @@ class Zooms:
 
     def __init__(self, resolver: SuperResolver, hand_on: Callable[[Result], None]) -> None:
         self._resolver, self._hand_on = resolver, hand_on
-        self._newest: dict[str, tuple[Lane, Frame, Encoded | None]] = {}  # by camera
+        self._newest: dict[str, tuple[CameraLane, Frame, Encoded | None]] = {}  # by camera
         self._shown: dict[Key, tuple[float, Frame]] = {}  # when, and of which frame
         self._work: _Work | None = None
         self._short: set[Key] = set()  # for which memory was short, and it was said
         self._credit = self._resting = 0.0  # seconds that are due; time.monotonic
 
-    def offer(self, lane: Lane, frame: Frame, encoded: Encoded | None) -> None:
+    def offer(self, lane: CameraLane, frame: Frame, encoded: Encoded | None) -> None:
         """A camera's newest frame; not encoded where a deadline left it bicubic."""
         self._newest.pop(lane.name, None)
         if lane.zooms:

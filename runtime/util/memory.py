@@ -6,6 +6,8 @@ import os
 
 from diinn.runtime.errors import InputError
 
+MIB = 2**20
+
 
 def available() -> int | None:
     """Bytes the machine can still give, or None where that cannot be told."""

@@ -12,8 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from diinn.runtime.errors import BundleError, DiinnError, InputError
-from diinn.runtime.gpu.device import OutOfMemory
+from diinn.runtime.errors import BundleError, DiinnError, InputError, OutOfMemory
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 

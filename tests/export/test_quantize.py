@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 import pytest
 from conftest import play
-from diinn.export import half, quantize, to_trt, writer
+from diinn.export import fp16_graph, quantize, to_trt, writer
+from diinn.export.fp16_acceptance import with_strengths
 from diinn.export.reference import Reference, fast
-from diinn.export.typed import with_strengths
 from diinn.runtime import DiinnError, InputError, SuperResolver
 from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.engines.cache import Cache
@@ -116,7 +116,7 @@ def test_int8_engines_are_compared_with_int8_on_the_cpu(
     layers = {*bundles.load(copy).measured["int8"]["int8_layers"]}
     assert not any(layers & names for names in held)
     for path, names in zip(engines, held, strict=True):
-        assert names == {*half.kept_full(bundles.load(copy).graph(path.name.split("-")[0], "int8"))}
+        assert names == {*fp16_graph.kept_full(bundles.load(copy).graph(path.name.split("-")[0], "int8"))}
     with SuperResolver.open(copy, backend="onnxruntime", precision="int8") as cpu:
         assert cpu.resize(np.zeros((20, 30, 3), np.uint8), (50, 40)).shape == (40, 50, 3)
 

@@ -69,25 +69,25 @@ def test_engines_are_built_compared_and_kept(trt: Patch, bundle_path: Path, caps
     said = capsys.readouterr().out
     assert said.count(" MB, built in ") == 2
     assert "tiny: passed, largest difference" in said
-    cars = [car for _, car in Cache().entries() if not isinstance(car, str)]
-    assert {car.key.identity.tensorrt for car in cars} == {version}
-    assert all(car.verify["passed"] for car in cars)
-    assert {row["batch"] for row in cars[0].verify["rows"]} == {1, 2}
+    found = [metadata for _, metadata in Cache().entries() if not isinstance(metadata, str)]
+    assert {metadata.key.identity.tensorrt for metadata in found} == {version}
+    assert all(metadata.verify["passed"] for metadata in found)
+    assert {row["batch"] for row in found[0].verify["rows"]} == {1, 2}
     header = json.loads(next(Cache().path.glob("encoder*.engine")).read_bytes().split(b"\n")[1])
     assert header["shapes"]["frame"] == [[1, 5, 16, 16], [2, 5, 48, 64], [2, 5, 48, 64]]
     assert header["tactics"] is not None
-    built = {car.built for car in cars}
+    built = {metadata.built for metadata in found}
     assert run(bundle_path, "--cameras", 2, "--frame-sizes", "64x48", "--verify") == 0
-    assert {car.built for _, car in Cache().entries() if not isinstance(car, str)} == built
+    assert {metadata.built for _, metadata in Cache().entries() if not isinstance(metadata, str)} == built
     assert run(bundle_path, "--cameras", 2, "--frame-sizes", "64x48", "--force") == 0
-    assert not {car.built for _, car in Cache().entries() if not isinstance(car, str)} & built
+    assert not {metadata.built for _, metadata in Cache().entries() if not isinstance(metadata, str)} & built
 
 
 def test_the_engine_asked_for_last_is_the_one_that_is_verified(trt: Patch, bundle_path: Path, capsys: Output) -> None:
     for size in ("64x48", "80x60", "64x48"):
         assert run(bundle_path, "--frame-sizes", size) == 0
     newest = Cache().entries()
-    encoder = next(car for path, car in newest if path.name.startswith("encoder"))
+    encoder = next(metadata for path, metadata in newest if path.name.startswith("encoder"))
     assert not isinstance(encoder, str)
     assert encoder.key.profile.most["frame"] == (1, 5, 48, 64)
 
@@ -115,9 +115,9 @@ def test_an_engine_that_the_user_trusts_is_taken_and_compared(
     assert "built in" not in said
     assert said.count("on your word") == 2
     assert "tiny: passed" in said
-    cars = {car.key.identity.role: car for _, car in Cache().entries() if not isinstance(car, str)}
-    assert cars["encoder"].key.profile.most["frame"] == (1, 5, 48, 64)
-    assert cars["encoder"].verify["passed"]
+    found = {metadata.key.identity.role: metadata for _, metadata in Cache().entries() if not isinstance(metadata, str)}
+    assert found["encoder"].key.profile.most["frame"] == (1, 5, 48, 64)
+    assert found["encoder"].verify["passed"]
     assert run(bundle_path, *words, *words) == 2
     assert "a second" in capsys.readouterr().err
     foreign[0].write_bytes(b"no engine")

@@ -16,8 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from diinn.runtime.errors import DiinnError
-from diinn.runtime.gpu.device import OutOfMemory
+from diinn.runtime.errors import DiinnError, OutOfMemory
 
 EMULATOR = Path(__file__).with_name("emulator.h")
 STREAMS = {}  # devices by stream

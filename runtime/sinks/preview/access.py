@@ -71,7 +71,7 @@ class Address:
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 
-class Guard:
+class RequestGuard:
     """Lets requests in or turns them away.
 
     Without a token (on loopback) a page of another site must not get in through the visitor's browser: the ``Host`` a

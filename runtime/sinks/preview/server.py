@@ -16,9 +16,9 @@ from urllib.parse import urlencode
 import cv2
 from aiohttp import WSMsgType, web
 from diinn.runtime.errors import DiinnError, InputError
-from diinn.runtime.sinks.preview import metrics, nonsense
-from diinn.runtime.sinks.preview.access import Address, Guard
-from diinn.runtime.sinks.preview.shown import Shown, encoded
+from diinn.runtime.sinks.preview import metrics, request_log
+from diinn.runtime.sinks.preview.access import Address, RequestGuard
+from diinn.runtime.sinks.preview.jpeg_pair import JpegPair, encoded
 from diinn.runtime.sinks.preview.viewer import NONSENSE, Viewer, packed
 from diinn.runtime.stream.result import ZOOM, Result
 from diinn.runtime.stream.sink import Sink
@@ -66,13 +66,13 @@ class Preview(Sink):
     def __init__(self, address: Address, viewers: int) -> None:
         self._address, self._most = address, viewers
         try:
-            self._guard = Guard(address)
+            self._guard = RequestGuard(address)
         except InputError:
             address.socket.close()
             raise
         self.where = address.url
         self.link = f"{address.reachable}/" + (f"?token={self._guard.token}" if self._guard.token else "")
-        self._shown: dict[Key, Shown] = {}
+        self._shown: dict[Key, JpegPair] = {}
         self._viewers: set[Viewer] = set()
         self._stream: Stream | None = None
         self._loop = asyncio.new_event_loop()
@@ -90,7 +90,7 @@ class Preview(Sink):
         self._thread.start()
 
     def write(self, result: Result) -> None:
-        self._shown[result.key] = Shown(result)
+        self._shown[result.key] = JpegPair(result)
         if self._viewers:
             with contextlib.suppress(RuntimeError):  # the loop has just ended
                 self._loop.call_soon_threadsafe(self._notify)
@@ -131,7 +131,7 @@ class Preview(Sink):
         runner = web.AppRunner(
             app,
             access_log=None,
-            logger=nonsense.logger(),
+            logger=request_log.logger(),
             shutdown_timeout=0.1,
             keepalive_timeout=5,
             handle_signals=False,

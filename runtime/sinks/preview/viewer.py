@@ -22,7 +22,7 @@ from aiohttp import web
 from diinn.runtime.errors import InputError
 from diinn.runtime.geometry.view_spec import ViewSpec
 from diinn.runtime.noise.strength import AUTO, parse_denoise
-from diinn.runtime.sinks.preview.shown import Shown
+from diinn.runtime.sinks.preview.jpeg_pair import JpegPair
 from diinn.runtime.stream.result import ZOOM, Result
 from diinn.runtime.stream.sink_thread import Key
 
@@ -48,7 +48,7 @@ class Pane:
     spec: ViewSpec | None = None
     zoom: str = ""
     ready: bool = True
-    sent: Shown | None = None
+    sent: JpegPair | None = None
 
     @property
     def key(self) -> Key:
@@ -144,7 +144,7 @@ def packed(name: str, pane: Pane, result: Result, jpegs: list[bytes]) -> bytes:
         "age": round(result.age * 1e3, 1),
         "quality": result.quality,
         "noise": round(result.strength.noise, 1),
-        "size": list(result.geometry.dsize),
+        "size": list(result.view_geometry.dsize),
         "frame": list(result.frame.size),
         "lengths": [len(jpeg) for jpeg in jpegs],
     }

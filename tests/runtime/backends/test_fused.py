@@ -209,7 +209,7 @@ def provider(trt: Trt) -> None:
     trt.setattr(fused_backend, "_no_provider", lambda name: "")
 
 
-DAMAGES = ["engine", "side-car", "verdict", "context"]
+DAMAGES = ["engine", "metadata", "verdict", "context"]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -221,7 +221,7 @@ def test_a_bad_encoder_engine_leaves_onnx_runtime(
     (engine,) = Cache().path.glob("encoder-*.engine")
     if damage == "engine":
         engine.write_bytes(b"damaged")
-    elif damage == "side-car":
+    elif damage == "metadata":
         engine.with_suffix(".json").write_text("{")
     elif damage == "verdict":
         said = json.loads(engine.with_suffix(".json").read_text())

@@ -15,7 +15,7 @@ from diinn.runtime.engines import build, profiles, verify
 from diinn.runtime.engines import cache as cache_module
 from diinn.runtime.engines.cache import Cache, Key
 from diinn.runtime.geometry.view import View
-from diinn.runtime.gpu import resources
+from diinn.runtime.gpu import memory
 from diinn.runtime.noise.strength import Strength
 from diinn.train import checkpoint
 from diinn.train.config import parse
@@ -107,7 +107,7 @@ def test_memory_is_used_again(trt: Trt, bundle_path: Path) -> None:
 
 
 def test_maps_larger_than_what_is_kept_idle_are_used_again(trt: Trt, bundle_path: Path) -> None:
-    trt.setattr(resources, "IDLE_BYTES", 1000)
+    trt.setattr(memory, "IDLE_BYTES", 1000)
     with SuperResolver.open(bundle_path, backend="tensorrt") as gpu:
         blocks, batches = gpu.backend.device.blocks, []  # type: ignore[attr-defined]
         view = View.resize((80, 60))
@@ -123,12 +123,12 @@ def test_maps_larger_than_what_is_kept_idle_are_used_again(trt: Trt, bundle_path
 
 
 def test_what_is_in_steady_use_is_kept_up_to_a_bound(monkeypatch: Trt) -> None:
-    monkeypatch.setattr(resources, "IDLE_BYTES", 1000)
-    monkeypatch.setattr(resources, "RECENT_BYTES", 5000)
+    monkeypatch.setattr(memory, "IDLE_BYTES", 1000)
+    monkeypatch.setattr(memory, "RECENT_BYTES", 5000)
     freed: list[int] = []
     addresses = iter(range(1, 100))
     device = SimpleNamespace(allocate=lambda size: next(addresses), free=freed.append)
-    buffers = resources.Buffers(device)  # type: ignore[arg-type]
+    buffers = memory.Buffers(device)  # type: ignore[arg-type]
     for size in (1000, 2100, 4300, 9000):  # none fits another
         buffers.give([buffers.take(size)])
         assert sum(block[0] for block in buffers.idle[:-1]) <= 5000
@@ -254,7 +254,7 @@ def test_a_cache_that_can_only_be_read_is_as_good(trt: Trt, bundle_path: Path, c
 
 def test_engines_are_compared_once_and_the_verdict_is_kept(trt: Trt, bundle_path: Path) -> None:
     with SuperResolver.open(bundle_path, backend="tensorrt") as gpu:
-        verdict = gpu.backend.side_cars[0].verify  # type: ignore[attr-defined]
+        verdict = gpu.backend.metadata[0].verify  # type: ignore[attr-defined]
     assert verdict["passed"]
     assert len(verdict["rows"]) == verify.SIZES + 1
     assert tuple(verdict["rows"][0]["frame"]) == (160, 120)  # what it is tuned to
@@ -312,10 +312,10 @@ def test_without_onnxruntime_nothing_is_said_to_be_compared(trt: Trt, bundle_pat
     trt.setitem(backends.BACKENDS, "none", ("diinn.runtime.backends.none", "None", "pip install 'diinn[cpu]'"))
     SuperResolver.open(bundle_path, backend="tensorrt").close()
     assert any("engines were not compared with the CPU" in r.message for r in caplog.records)
-    assert [car.verify for _, car in Cache().entries() if not isinstance(car, str)] == [{}, {}]
+    assert [metadata.verify for _, metadata in Cache().entries() if not isinstance(metadata, str)] == [{}, {}]
     trt.setattr(backends, "load", original)
     SuperResolver.open(bundle_path, backend="tensorrt").close()  # and at the next chance it is
-    assert all(car.verify["passed"] for _, car in Cache().entries() if not isinstance(car, str))
+    assert all(metadata.verify["passed"] for _, metadata in Cache().entries() if not isinstance(metadata, str))
 
 
 def test_auto_builds_nothing(trt: Trt, bundle_path: Path) -> None:
@@ -363,8 +363,8 @@ def test_what_strong_typing_gets_wrong_is_built_with_flags(trt: Trt, bundle_path
         with SuperResolver.open(bundle_path, backend="tensorrt", cuda_graphs=True) as gpu:
             for _ in range(3):
                 found = [gpu.resize(f, (70, 51), dtype=np.float32) for f in (frame, other)]
-            assert gpu.backend.side_cars[1].key.identity.route == "flags"  # type: ignore[attr-defined]
-            assert all(car.verify["passed"] for car in gpu.backend.side_cars)  # type: ignore[attr-defined]
+            assert gpu.backend.metadata[1].key.identity.route == "flags"  # type: ignore[attr-defined]
+            assert all(metadata.verify["passed"] for metadata in gpu.backend.metadata)  # type: ignore[attr-defined]
             for one, two in zip(found, wanted, strict=True):
                 np.testing.assert_allclose(one, two, atol=5e-3)
         warned = [r.message for r in caplog.records if "with precision flags" in r.message]

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from diinn.runtime.cli.console import Teller
+from diinn.runtime.cli.console import LineWriter
 from served import until
 
 COMMAND = (sys.executable, "-m", "diinn.runtime.cli.run", "--camera", "demo", "--input-size", "32x24")
@@ -172,35 +172,35 @@ def test_a_full_disk_behind_the_output(bundle_path: Path, words: list[str], stre
 def test_what_nobody_reads_is_left_out_and_what_is_read_is_in_order() -> None:
     told: list[int] = []
     stuck = threading.Event()
-    teller = Teller(None)
-    teller.do(lambda: stuck.wait(20) and None)
-    until(lambda: not teller._waiting.qsize())
+    writer = LineWriter(None)
+    writer.do(lambda: stuck.wait(20) and None)
+    until(lambda: not writer._waiting.qsize())
     for number in range(3000):
-        teller.do(lambda number=number: told.append(number))
-    assert not teller.close(0.1)
+        writer.do(lambda number=number: told.append(number))
+    assert not writer.close(0.1)
     stuck.set()
-    assert teller.close(10)
+    assert writer.close(10)
     assert told == list(range(1000))
-    assert teller.lost == 2000
+    assert writer.lost == 2000
 
 
 def test_a_reader_that_has_gone_is_told() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with contextlib.suppress(BrokenPipeError), open(writing, "w", encoding="utf-8", buffering=1) as pipe:
-        teller = Teller(pipe)
-        teller.say("hello")
-        assert teller.close(10)
-        assert isinstance(teller.error, BrokenPipeError)
+        writer = LineWriter(pipe)
+        writer.say("hello")
+        assert writer.close(10)
+        assert isinstance(writer.error, BrokenPipeError)
 
 
 def test_names_that_are_no_text_are_said(tmp_path: Path) -> None:
     with (tmp_path / "said").open("w", encoding="ascii") as file:
-        teller = Teller(file)
-        teller.say("caf\udce9.png, café")
-        assert teller.close(10)
+        writer = LineWriter(file)
+        writer.say("caf\udce9.png, café")
+        assert writer.close(10)
     assert (tmp_path / "said").read_text() == "caf\\udce9.png, caf\\xe9\n"
-    assert teller.error is None
+    assert writer.error is None
 
 
 @pytest.mark.parametrize("closed", ["0 1", "1 2", "0 1 2"])

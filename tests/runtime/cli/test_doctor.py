@@ -44,7 +44,9 @@ def test_engines_are_listed_judged_and_cleaned(
     assert "Verdict: cuda will be used" in said
     engine = next(Cache().path.glob("encoder*.engine"))
     engine.write_bytes(b"foreign")
-    Cache().side_car(next(car.key for _, car in Cache().entries() if not isinstance(car, str))).write_text("{")
+    Cache().metadata_path(
+        next(metadata.key for _, metadata in Cache().entries() if not isinstance(metadata, str))
+    ).write_text("{")
     play("10.3.0", trt)  # another version: nothing there is for it
     assert doctor.main([str(bundle_path)]) == 0
     said = capsys.readouterr().out

@@ -14,7 +14,7 @@ from typing import Any
 import onnx
 import pytest
 from conftest import FAKES, play
-from diinn.export import half
+from diinn.export import fp16_graph
 from diinn.runtime import DiinnError, InputError
 from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.engines import build, failure, profiles, versions
@@ -109,7 +109,7 @@ def test_sines_are_held_in_fp32_on_8(trt: Trt, small: bundles.Bundle) -> None:
     graph = small.graph("decoder", "fp16")
     sines = {node.name for node in onnx.load(graph).graph.node if node.op_type == "Sin"}
     assert sines <= held
-    assert {*half.kept_full(graph)} <= held
+    assert {*fp16_graph.kept_full(graph)} <= held
 
 
 def test_a_build_is_kept_and_forced(trt: Trt, small: bundles.Bundle) -> None:
@@ -378,9 +378,9 @@ def test_a_changed_engine_is_built_again(trt: Trt, small: bundles.Bundle, caplog
     cache, key = Cache(), key_of(small)
     data, _ = build.build(small, key, device(), build.BuildOptions(), cache)
     cache.engine(key).write_bytes(data + b"foreign code")
-    again, car = build.build(small, key, device(), build.BuildOptions(), cache)
+    again, metadata = build.build(small, key, device(), build.BuildOptions(), cache)
     assert b"foreign code" not in again
-    assert car.sha256 == hashlib.sha256(again).hexdigest()
+    assert metadata.sha256 == hashlib.sha256(again).hexdigest()
     assert any("has sha256" in record.message and "building it" in record.message for record in caplog.records)
 
 

@@ -16,8 +16,9 @@ import pytest
 from diinn.runtime import InputError
 from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.engines import profiles
-from diinn.runtime.engines.cache import Cache, Identity, Key, Rejected, read_own
+from diinn.runtime.engines.cache import Cache, Identity, Key
 from diinn.runtime.engines.verify import Row, Verdict
+from diinn.runtime.util.private_files import FileRejected, read_own
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -84,14 +85,14 @@ def test_bad_frame_sizes(value: str) -> None:
 
 def test_what_is_written_is_read(cache: Cache) -> None:
     cache.write(KEY, b"engine", 1.5)
-    data, car = cache.read(KEY)
-    assert (data, car.key, car.size, car.seconds) == (b"engine", KEY, 6, 1.5)
+    data, metadata = cache.read(KEY)
+    assert (data, metadata.key, metadata.size, metadata.seconds) == (b"engine", KEY, 6, 1.5)
     assert [c.key for c in cache.find(KEY.identity)] == [KEY]
-    told = cache.write_verdict(car, json.loads(json.dumps(VERDICT_OF)))
+    told = cache.write_verdict(metadata, json.loads(json.dumps(VERDICT_OF)))
     assert cache.read(KEY)[1] == told
     assert told.verify["passed"]
     cache.write(KEY, b"another", 1.5)
-    cache.write_verdict(car, VERDICT_OF)  # that was of the one before
+    cache.write_verdict(metadata, VERDICT_OF)  # that was of the one before
     assert cache.read(KEY)[1].verify == {}
     assert cache.path.stat().st_mode & 0o777 == 0o700
 
@@ -104,34 +105,34 @@ def test_an_engine_for_something_else_is_not_found(cache: Cache, name: str) -> N
     values = {**vars(KEY.identity), name: {"role": "decoder", "multiprocessors": 8}.get(name, "other")}
     other = Key(Identity(**values), KEY.profile)
     assert cache.find(other.identity) == []
-    with pytest.raises(Rejected, match="there is no"):
+    with pytest.raises(FileRejected, match="there is no"):
         cache.read(other)
     # And not under a name it was moved to.
     cache.engine(KEY).rename(cache.engine(other))
-    cache.side_car(KEY).rename(cache.side_car(other))
-    with pytest.raises(Rejected, match="was built for something else"):
+    cache.metadata_path(KEY).rename(cache.metadata_path(other))
+    with pytest.raises(FileRejected, match="was built for something else"):
         cache.read(other)
 
 
-@pytest.mark.parametrize("how", ["changed", "cut", "no side-car", "no json", "another version", "writable", "foreign"])
+@pytest.mark.parametrize("how", ["changed", "cut", "no metadata", "no json", "another version", "writable", "foreign"])
 def test_what_does_not_fit_is_rejected(cache: Cache, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.write(KEY, b"engine", 1)
-    engine, car = cache.engine(KEY), cache.side_car(KEY)
+    engine, metadata = cache.engine(KEY), cache.metadata_path(KEY)
     if how == "changed":
         engine.write_bytes(b"enginf")
     elif how == "cut":
         engine.write_bytes(b"eng")
-    elif how == "no side-car":
-        car.unlink()
+    elif how == "no metadata":
+        metadata.unlink()
     elif how == "no json":
-        car.write_bytes(b"\xff{")
+        metadata.write_bytes(b"\xff{")
     elif how == "another version":
-        car.write_text(json.dumps(json.loads(car.read_text()) | {"version": 99}))
+        metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"version": 99}))
     elif how == "writable":
         engine.chmod(0o666)
     else:
         monkeypatch.setattr(os, "getuid", lambda: 12345)
-    with pytest.raises(Rejected, match=r"sha256|side-car|damaged|version 99|chmod go-w|belongs to user"):
+    with pytest.raises(FileRejected, match=r"sha256|metadata|damaged|version 99|chmod go-w|belongs to user"):
         cache.read(KEY)
 
 
@@ -140,12 +141,12 @@ def test_a_damaged_side_car_is_rejected_never_a_crash(edits: list[tuple[float, i
     with tempfile.TemporaryDirectory() as folder:
         cache = Cache(Path(folder))
         cache.write(KEY, b"engine", 1)
-        text = bytearray(cache.side_car(KEY).read_bytes())
+        text = bytearray(cache.metadata_path(KEY).read_bytes())
         for where, length, new in edits:
             place = int(where * len(text))
             text[place : place + length] = new
-        cache.side_car(KEY).write_bytes(bytes(text))
-        with contextlib.suppress(Rejected):
+        cache.metadata_path(KEY).write_bytes(bytes(text))
+        with contextlib.suppress(FileRejected):
             assert cache.read(KEY)[0] == b"engine"  # nothing that matters was hit
         cache.entries()
 
@@ -153,9 +154,9 @@ def test_a_damaged_side_car_is_rejected_never_a_crash(edits: list[tuple[float, i
 @pytest.mark.parametrize("change", [{"passed": "no"}, {"rows": True}, {"rows": [{}]}, {"rows": [1]}, {"tolerance": ""}])
 def test_a_damaged_verdict_is_rejected(cache: Cache, change: dict[str, object]) -> None:
     cache.write(KEY, b"engine", 1)
-    said = json.loads(cache.side_car(KEY).read_text())
-    cache.side_car(KEY).write_text(json.dumps(said | {"verify": VERDICT_OF | change}))
-    with pytest.raises(Rejected, match="damaged"):
+    said = json.loads(cache.metadata_path(KEY).read_text())
+    cache.metadata_path(KEY).write_text(json.dumps(said | {"verify": VERDICT_OF | change}))
+    with pytest.raises(FileRejected, match="damaged"):
         cache.read(KEY)
 
 
@@ -189,8 +190,8 @@ def test_where_files_cannot_be_locked_it_goes_on_without(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    car = cache.write(KEY, b"engine", 1)
-    assert cache.write_verdict(car, VERDICT_OF).verify["passed"]
+    metadata = cache.write(KEY, b"engine", 1)
+    assert cache.write_verdict(metadata, VERDICT_OF).verify["passed"]
     assert cache.read(KEY)[1].verify["passed"]
     with cache.lock(KEY) as one, cache.lock(KEY) as other:  # two that build the same
         (one / "engine").write_bytes(b"half")
@@ -218,7 +219,7 @@ def test_a_full_disk_leaves_nothing_that_is_loaded_later(cache: Cache, monkeypat
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match="No space left on device"):
         cache.write(KEY, b"new", 1)
-    with pytest.raises(Rejected):
+    with pytest.raises(FileRejected):
         cache.read(KEY)
     assert not [p for p in cache.path.iterdir() if p.suffix == ".part"]
 
@@ -238,13 +239,13 @@ def test_removing_leaves_an_empty_folder(cache: Cache) -> None:
 def test_a_link_or_a_foreign_file_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "real").write_bytes(b"x")
     (tmp_path / "link").symlink_to("real")
-    with pytest.raises(Rejected, match="link cannot be read"):
+    with pytest.raises(FileRejected, match="link cannot be read"):
         read_own(tmp_path / "link")
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(Rejected, match="pipe is no file"):
+    with pytest.raises(FileRejected, match="pipe is no file"):
         read_own(tmp_path / "pipe")
     (tmp_path / "real").chmod(0o622)
-    with pytest.raises(Rejected, match="chmod go-w"):
+    with pytest.raises(FileRejected, match="chmod go-w"):
         read_own(tmp_path / "real")
 
 

@@ -15,7 +15,7 @@ import onnx
 import pytest
 import torch
 from conftest import ROOT
-from diinn.export import graphs, half, writer
+from diinn.export import fp16_graph, graphs, writer
 from diinn.runtime import DiinnError, InputError
 from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.engines import build, failure, profiles, versions
@@ -121,12 +121,12 @@ def graphs_of(model: SuperResolutionModel, folder: Path) -> Iterator[tuple[str, 
         yield role, "fp32", folder / f"{role}.onnx"
         for arguments in (False, True) if role == "decoder" else (False,):
             path = folder / f"{role}-{arguments}.fp16.onnx"
-            typed = half.convert(plain, arguments=arguments)
+            typed = fp16_graph.convert(plain, arguments=arguments)
             onnx.save(typed, path)
             yield role, "fp16", path
             kinds = {i.name: i.data_type for i in typed.graph.initializer}
             unfolds = [n for n in typed.graph.node if any(a.name == "group" and a.i > 1 for a in n.attribute)]
-            assert all(kinds[node.input[1]] == half.FULL for node in unfolds)  # 11.2 has no kernel for it in fp16
+            assert all(kinds[node.input[1]] == fp16_graph.FULL for node in unfolds)  # 11.2 has no kernel for it in fp16
 
 
 @pytest.mark.parametrize("values", configurations(), ids=lambda v: "-".join(map(str, v["decoder"].values())))

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from conftest import FAKES, ROOT
 from diinn.runtime import DiinnError, InputError
+from diinn.runtime.errors import OutOfMemory
 from diinn.runtime.gpu import device as cuda_module
-from diinn.runtime.gpu.device import OutOfMemory
 from diinn.runtime.images.arrays import planar_rgb
 
 KERNELS = ROOT / "runtime" / "gpu" / "kernels"

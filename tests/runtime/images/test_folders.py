@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from diinn.runtime.errors import SourceError
 from diinn.runtime.images.folders import find, search
-from diinn.runtime.sources import Asked, open_input
+from diinn.runtime.sources import CaptureOptions, open_input
 from diinn.train.photographs import find_images
 from streamed import clip
 
@@ -74,7 +74,7 @@ def test_what_is_left_out_is_one_line(run, tmp_path: Path) -> None:
     assert (code, err) == (0, "diinn-run: in/*: 4 files left out: .heic, .txt, no ending\n")
     (tmp_path / "in" / "a.png").unlink()
     with pytest.raises(SourceError, match=r"no image in folder '.*': looked for .*; 5 files left out: .heic, .mp4"):
-        open_input(str(tmp_path / "in"), Asked())
+        open_input(str(tmp_path / "in"), CaptureOptions())
 
 
 @pytest.mark.parametrize("output", ["in/out", "in/out.v2/", "in/sub/../out", "file://in/out", "in/out/*.png"])
@@ -109,7 +109,7 @@ def test_globs_of_videos(run, tmp_path: Path) -> None:
 def test_globs_go_round_no_loop(tmp_path: Path) -> None:
     image(tmp_path / "a" / "x.png")
     (tmp_path / "a" / "loop").symlink_to(".")
-    assert [file.name for file, _ in open_input(f"{tmp_path}/**/*.png", Asked()).files] == ["x.png"]
+    assert [file.name for file, _ in open_input(f"{tmp_path}/**/*.png", CaptureOptions()).files] == ["x.png"]
 
 
 def test_many_files_are_listed_soon(tmp_path: Path) -> None:
@@ -117,6 +117,6 @@ def test_many_files_are_listed_soon(tmp_path: Path) -> None:
     for number in range(1, 30_000):
         os.link(first, tmp_path / "in" / f"{number:06d}.png")
     began = time.monotonic()
-    assert len(open_input(f"{tmp_path}/in/*.png", Asked()).files) == 30_000
-    assert len(open_input(f"{tmp_path}/in", Asked()).files) == 30_000
+    assert len(open_input(f"{tmp_path}/in/*.png", CaptureOptions()).files) == 30_000
+    assert len(open_input(f"{tmp_path}/in", CaptureOptions()).files) == 30_000
     assert time.monotonic() - began < 20  # where each name is compared with each it is a minute

@@ -15,7 +15,7 @@ from threading import Barrier, Event, Thread
 import numpy as np
 import pytest
 from conftest import ROOT
-from diinn.benchmarks.camera import burn, burnt
+from diinn.benchmarks.mjpeg_server import burn, burnt
 from diinn.runtime import DiinnError, InputError, SharedReader
 from diinn.runtime.sinks.shared_memory import FOLDER, SharedWriter, segment
 from diinn.runtime.sources import demo
@@ -54,9 +54,9 @@ def test_what_is_written_is_read_in_place(name: str) -> None:
     assert reader.newest(after=1) is None
     for number in range(8, 11):
         writer.publish(picture(number), number, 0, 0, 0)
-    assert reader.whole(frame)  # four slots: it is still there
+    assert reader.still_valid(frame)  # four slots: it is still there
     writer.publish(picture(11), 11, 0, 0, 0)
-    assert not reader.whole(frame)
+    assert not reader.still_valid(frame)
     del frame
     writer.close()
     assert reader.closed
@@ -98,7 +98,7 @@ def test_a_reader_never_keeps_a_torn_frame(name: str) -> None:
         if frame is None:
             continue
         colours = np.unique(frame.image)
-        if reader.whole(frame):
+        if reader.still_valid(frame):
             assert colours.tolist() == [frame.sequence % 256]
             assert frame.number > last
             kept, last = kept + 1, frame.number

@@ -12,22 +12,32 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from diinn.benchmarks.camera import burn, burnt
+from diinn.benchmarks.mjpeg_server import burn, burnt
 from diinn.runtime import CameraSettings, DiinnError, InputError
-from diinn.runtime.sources import Asked, Camera, Frame, Patience, Source, demo, open_source, public, same_device
+from diinn.runtime.sources import (
+    Camera,
+    CaptureOptions,
+    Frame,
+    RetryPolicy,
+    Source,
+    demo,
+    open_source,
+    public,
+    same_device,
+)
 from diinn.runtime.sources import camera as cameras
 from diinn.runtime.sources.base import FAILED, LIVE, RETRYING
-from diinn.runtime.sources.capture import Device, age_by_driver, unreachable
+from diinn.runtime.sources.capture import CaptureRequest, age_by_driver, unreachable
 from diinn.runtime.sources.listing import devices
 from diinn.runtime.sources.pixel_formats import folded, to_bgr
 from served import Served, children, free_port, open_files, until
 
 pytestmark = pytest.mark.usefixtures("nothing_leaks")
-IMPATIENT = Patience(opening=1.0, stall=0.7, first_pause=0.1, longest_pause=0.3, settled=0.5)
+IMPATIENT = RetryPolicy(opening=1.0, stall=0.7, first_pause=0.1, longest_pause=0.3, settled=0.5)
 
 
-def started(uri: str, **asked: object) -> Source:
-    source = open_source(uri, Asked(**{"patience": IMPATIENT, **asked}))  # type: ignore[arg-type]
+def started(uri: str, **options: object) -> Source:
+    source = open_source(uri, CaptureOptions(**{"retry": IMPATIENT, **options}))  # type: ignore[arg-type]
     source.start(lambda: None)
     return source
 
@@ -52,7 +62,7 @@ def test_a_worker_says_which_error_of_the_system_ended_it(
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))  # its memory for frames cannot grow
     try:
-        source = started("demo", patience=Patience(opening=30.0))
+        source = started("demo", retry=RetryPolicy(opening=30.0))
         until(lambda: bool(source.trouble))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
@@ -118,7 +128,7 @@ def test_a_worker_that_is_killed_or_crashes_is_followed_by_another(mjpeg: Callab
 
 
 def test_a_camera_that_hangs_in_open_ends_at_once(silent: str) -> None:
-    source = started(silent, patience=Patience(opening=60))
+    source = started(silent, retry=RetryPolicy(opening=60))
     until(children)
     time.sleep(1)  # it is in the middle of it
     before = time.monotonic()
@@ -134,7 +144,7 @@ def test_a_camera_that_hangs_in_open_is_tried_again(silent: str) -> None:
 
 
 def test_a_worker_that_hangs_in_open_is_ended_and_another_tried(silent: str) -> None:
-    source = started(silent, patience=Patience(opening=2, first_pause=0.1))
+    source = started(silent, retry=RetryPolicy(opening=2, first_pause=0.1))
     until(children)
     time.sleep(1)  # it is in the middle of it
     os.kill(source.processes[0], signal.SIGSTOP)
@@ -163,7 +173,7 @@ def test_a_service_manager_that_tells_all_processes_loses_no_camera() -> None:
 def test_a_camera_that_gives_one_frame_and_stalls_is_given_up(mjpeg: Callable[..., Served]) -> None:
     """One frame an opening is no settled camera: the pauses grow and the retries end."""
     served = mjpeg()
-    source = started(served.url, patience=Patience(opening=5, stall=0.6, retries=1, first_pause=0.1, settled=0.5))
+    source = started(served.url, retry=RetryPolicy(opening=5, stall=0.6, retries=1, first_pause=0.1, settled=0.5))
     next_frame(source)
     served.freeze()
     until(lambda: source.state == FAILED)
@@ -190,7 +200,7 @@ LOSSES: dict[str, Callable[[int], bytes]] = {
 def test_frames_that_cannot_be_decoded_are_left_out_and_counted(
     lossy: Callable[..., str], loss: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    source = started(lossy(LOSSES[loss]), patience=Patience(opening=5, stall=2))
+    source = started(lossy(LOSSES[loss]), retry=RetryPolicy(opening=5, stall=2))
     first = next_frame(source)
     until(lambda: source.captured > first.sequence + 40)
     assert source.reconnects == 0
@@ -231,7 +241,7 @@ def test_files_are_flipped_too(photo_path: Path, photo: np.ndarray) -> None:
 
 def test_retries_end(silent: str) -> None:
     port = int(silent.rstrip("/").rpartition(":")[2])
-    source = started(f"http://127.0.0.1:{port}/", patience=Patience(opening=0.3, retries=2, first_pause=0.05))
+    source = started(f"http://127.0.0.1:{port}/", retry=RetryPolicy(opening=0.3, retries=2, first_pause=0.05))
     until(lambda: source.state == FAILED)
     assert source.ended
     assert re.search("(for 0.3 s|nothing); given up after 3 attempts in a row: check the address", str(source.failure))
@@ -252,9 +262,9 @@ def test_why_a_network_camera_does_not_open_is_said(mjpeg: Callable[..., Served]
 
 
 def test_pauses_grow_and_differ() -> None:
-    patience = Patience(first_pause=0.5, longest_pause=30)
+    retry = RetryPolicy(first_pause=0.5, longest_pause=30)
     for failures, whole in ((1, 0.5), (2, 1.0), (5, 8.0), (50, 30.0), (10**6, 30.0)):
-        pauses = {patience.pause(failures) for _ in range(50)}
+        pauses = {retry.pause(failures) for _ in range(50)}
         assert all(whole / 2 <= pause <= whole for pause in pauses)
         assert len(pauses) > 10
 
@@ -444,15 +454,15 @@ def test_devices_are_listed(tmp_path: Path) -> None:
 
 
 def test_a_device_survives_json() -> None:
-    device = Device("rtsp://u:p@h/é", cv2.CAP_FFMPEG, (640, 480), 12.5, "mjpeg", "vertical")
-    assert Device.from_json(device.to_json()) == device
+    device = CaptureRequest("rtsp://u:p@h/é", cv2.CAP_FFMPEG, (640, 480), 12.5, "mjpeg", "vertical")
+    assert CaptureRequest.from_json(device.to_json()) == device
 
 
 def test_bad_wishes_name_the_nearest() -> None:
     with pytest.raises(InputError, match="did you mean 'h26"):
-        Asked(codec="h246")
+        CaptureOptions(codec="h246")
     with pytest.raises(InputError, match="at most 1920x1440"):
-        open_source("demo", Asked(size=(4000, 3000)))
+        open_source("demo", CaptureOptions(size=(4000, 3000)))
 
 
 def test_the_uri_is_in_no_command_line(mjpeg: Callable[..., Served]) -> None:

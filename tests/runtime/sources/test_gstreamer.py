@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from diinn.runtime import SourceError, Stream, SuperResolver
 from diinn.runtime.geometry.view_spec import ViewSpec
-from diinn.runtime.sources import Asked, Patience, gstreamer
+from diinn.runtime.sources import CaptureOptions, RetryPolicy, gstreamer
 from diinn.runtime.sources.uri import has_gstreamer
 from served import until
 from streamed import Kept, camera, run_for
@@ -70,8 +70,8 @@ def test_a_pipeline_with_and_without_its_sink(tiny: SuperResolver, pipeline: str
 @pytest.mark.usefixtures("nothing_leaks")
 def test_a_pipeline_that_ends_is_started_again(tiny: SuperResolver) -> None:
     short = "videotestsrc is-live=true num-buffers=8 ! video/x-raw,width=64,height=48"
-    patience = Patience(first_pause=0.1, longest_pause=0.2)
-    stream = Stream([camera(f"gst://{short}", asked=Asked(patience=patience), **HERE)], tiny, sinks=[Kept()])
+    retry = RetryPolicy(first_pause=0.1, longest_pause=0.2)
+    stream = Stream([camera(f"gst://{short}", capture=CaptureOptions(retry=retry), **HERE)], tiny, sinks=[Kept()])
     stream.start()
     until(lambda: stream.sources[0].reconnects > 1, 60)
     stream.close()
@@ -93,9 +93,9 @@ def test_a_pipeline_that_ends_is_started_again(tiny: SuperResolver) -> None:
     ],
 )
 def test_a_pipeline_that_cannot_be_opened_says_why(tiny: SuperResolver, uri: str, why: str) -> None:
-    settings = camera(uri, asked=Asked(patience=Patience(retries=0)), **HERE)
+    settings = camera(uri, capture=CaptureOptions(retry=RetryPolicy(retries=0)), **HERE)
     with pytest.raises(SourceError) as caught:
-        run_for(40, Stream([settings], tiny, sinks=[Kept()], persistent=False))
+        run_for(40, Stream([settings], tiny, sinks=[Kept()], wait_for_cameras=False))
     assert why in str(caught.value)
 
 
@@ -103,12 +103,12 @@ def test_a_pipeline_that_cannot_be_opened_says_why(tiny: SuperResolver, uri: str
 @pytest.mark.usefixtures("nothing_leaks")
 def test_the_pipeline_is_to_be_checked_whatever_patience_is_asked_for(tiny: SuperResolver) -> None:
     with pytest.raises(SourceError, match=r"no element \"nosuch\": check the pipeline, .*; --retries N waits for it"):
-        run_for(40, Stream([camera("gst://fakesrc ! nosuch", **HERE)], tiny, sinks=[Kept()], persistent=False))
+        run_for(40, Stream([camera("gst://fakesrc ! nosuch", **HERE)], tiny, sinks=[Kept()], wait_for_cameras=False))
 
 
 @pytest.mark.usefixtures("nothing_leaks")
 def test_a_path_that_is_no_video_device(tiny: SuperResolver, tmp_path: Path) -> None:
     (tmp_path / "plain").write_text("")
-    settings = camera(f"v4l2://{tmp_path / 'plain'}", asked=Asked(patience=Patience(retries=0)), **HERE)
+    settings = camera(f"v4l2://{tmp_path / 'plain'}", capture=CaptureOptions(retry=RetryPolicy(retries=0)), **HERE)
     with pytest.raises(SourceError, match="plain is no video device: check that it is connected"):
-        run_for(40, Stream([settings], tiny, sinks=[Kept()], persistent=False))
+        run_for(40, Stream([settings], tiny, sinks=[Kept()], wait_for_cameras=False))

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from diinn.benchmarks.camera import burnt
+from diinn.benchmarks.mjpeg_server import burnt
 from diinn.runtime import CameraSettings, Stream, SuperResolver
 from diinn.runtime.geometry.view_spec import ViewSpec
-from diinn.runtime.sources import Asked, Patience
+from diinn.runtime.sources import CaptureOptions, RetryPolicy
 from diinn.runtime.sources.base import LIVE, RETRYING
 from served import Served, until
 
 FULL = {"full": ViewSpec(dsize=(640, 480))}
 LITTLE = {"full": ViewSpec(dsize=(320, 240))}
-PATIENCE = Patience(stall=2.0, first_pause=0.1, longest_pause=0.5)
+PATIENCE = RetryPolicy(stall=2.0, first_pause=0.1, longest_pause=0.5)
 
 
 @pytest.mark.usefixtures("nothing_leaks")
@@ -31,7 +31,7 @@ def test_one_is_killed_and_comes_back_and_the_other_loses_nothing(
 ) -> None:
     rate = 6  # few enough for a busy machine to process each
     servers = {name: rtsp(codec, rate) for name in ("steady", "shaky")}
-    cameras = [CameraSettings(s.url, name, Asked(patience=PATIENCE), LITTLE) for name, s in servers.items()]
+    cameras = [CameraSettings(s.url, name, CaptureOptions(retry=PATIENCE), LITTLE) for name, s in servers.items()]
     seen: dict[str, list[tuple[int, int]]] = defaultdict(list)
     stream = Stream(cameras, tiny, on_result=lambda r: seen[r.camera].append((r.sequence, burnt(r.frame.image))))
     stream.start()

@@ -9,12 +9,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from diinn.benchmarks.camera import burnt
+from diinn.benchmarks.mjpeg_server import burnt
 from diinn.runtime import DiinnError, sources
 from diinn.runtime.geometry.view import View
 from diinn.runtime.sinks import files
 from diinn.runtime.sinks.files import VideoFile
-from diinn.runtime.sources import Asked, demo, open_source
+from diinn.runtime.sources import CaptureOptions, demo, open_source
 from diinn.runtime.sources.misses import Misses
 from diinn.runtime.stream.result import WHOLE, Result
 from diinn.runtime.util.containers import extent
@@ -123,7 +123,7 @@ def test_a_film_that_cannot_be_wound_back_loops(run) -> None:
 def test_the_end_of_a_film_takes_no_time(tmp_path: Path) -> None:
     misses = Misses(2000, 5.0)
     assert sum(misses.another(0.0) for _ in range(1)) == 0  # five seconds went by
-    source = open_source(str(clip(tmp_path / "film.avi", 3)), Asked())
+    source = open_source(str(clip(tmp_path / "film.avi", 3)), CaptureOptions())
     assert [burnt(frame.image) for frame in source.frames()] == [0, 1, 2]  # type: ignore[attr-defined]
     source.close()
 

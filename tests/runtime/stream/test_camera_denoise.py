@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from diinn.runtime import Asked, CameraSettings, InputError, Stream, Strength, SuperResolver
+from diinn.runtime import CameraSettings, CaptureOptions, InputError, Stream, Strength, SuperResolver
 from diinn.runtime.noise.strength import NONE
 from diinn.runtime.sources import demo
 from diinn.runtime.stream import settings
@@ -27,7 +27,7 @@ def results(nano: SuperResolver, one: CameraSettings, frames: int) -> list:  # t
 
 
 def test_a_camera_is_told_what_its_frames_tell(nano: SuperResolver) -> None:
-    noisy = results(nano, camera("demo", asked=Asked(noise=10)), 8)
+    noisy = results(nano, camera("demo", capture=CaptureOptions(noise=10)), 8)
     calm = results(nano, camera("demo"), 8)
     assert all(7 < result.strength.noise < 13 for result in noisy)
     assert all(result.strength.noise < 2.5 for result in calm)
@@ -113,7 +113,7 @@ def test_a_file_of_cameras_says_it_too(tmp_path: Path) -> None:
     )
     a, b, c, d = settings.load(path, CameraSettings("", denoise=2.0))
     assert (a.denoise, b.denoise, c.denoise, d.denoise) == ("auto", Strength(5), Strength(4, 30), 2.0)
-    assert (a.asked.noise, b.asked.noise) == (8, 0)
+    assert (a.capture.noise, b.capture.noise) == (8, 0)
     for wrong, word in (("denoise: lots", "camera 1: denoise 'lots'"), ("noise: loud", "noise 'loud' is not a number")):
         path.write_text(f"cameras:\n- {{uri: demo, {wrong}}}\n")
         with pytest.raises(InputError, match=word):

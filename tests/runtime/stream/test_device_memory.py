@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from diinn.runtime import DiinnError, Stream, SuperResolver
+from diinn.runtime.errors import OutOfMemory
 from diinn.runtime.geometry.view import View
-from diinn.runtime.gpu.device import OutOfMemory
 from diinn.runtime.noise.strength import NONE
 from diinn.runtime.sources import demo
 from diinn.runtime.stream.batcher import Batcher, _Job
@@ -114,7 +114,7 @@ def test_the_batch_of_onnx_runtime_on_a_gpu_is_halved(
     monkeypatch.setattr(ort, "InferenceSession", Session)
     lanes, jobs = jobs_of(4)
     with SuperResolver.open(bundle_path, backend="onnxruntime", provider="cpu", check=False) as resolver:
-        monkeypatch.setattr(resolver.backend, "most_frames", lambda size: None)
+        monkeypatch.setattr(resolver.backend, "max_batch", lambda size: None)
         batcher = Batcher(resolver, lanes, [], Stats())  # type: ignore[arg-type]
         found, _, _ = batcher._in_parts(jobs)
     assert len(found) == 4

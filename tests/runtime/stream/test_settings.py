@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from diinn.runtime import CameraSettings, InputError, ViewSpec
-from diinn.runtime.sources import Asked
+from diinn.runtime.sources import CaptureOptions
 from diinn.runtime.stream.deadline import HOLD, Deadline, Load
 from diinn.runtime.stream.result import BICUBIC, REDUCED, WHOLE
 from diinn.runtime.stream.settings import load
@@ -37,7 +37,7 @@ cameras:
   - uri: clips/film.avi
     loop: true
 """
-BASE = CameraSettings("", asked=Asked(rate=30.0), views={"full": ViewSpec(scale=3.0)})
+BASE = CameraSettings("", capture=CaptureOptions(rate=30.0), views={"full": ViewSpec(scale=3.0)})
 
 
 def written(folder: Path, text: str) -> Path:
@@ -50,14 +50,19 @@ def written(folder: Path, text: str) -> Path:
 def test_a_file_of_cameras(tmp_path: Path) -> None:
     front, second, film = load(written(tmp_path, CAMERAS), BASE)
     assert (front.name, front.uri, front.weight, front.max_fps) == ("front", "rtsp://user:secret@10.0.0.7/live", 2, 10)
-    assert (front.asked.rate, front.asked.flip) == (15, "rotate-180")
+    assert (front.capture.rate, front.capture.flip) == (15, "rotate-180")
     assert list(front.views) == ["whole", "plate", "flat", "other", "left"]
     assert front.calibration is not None
     assert front.calibration.size == (320, 240)
     assert front.views["other"].calibration is not None
-    assert (second.uri, second.asked.size, second.asked.codec, second.asked.rate) == ("1", (320, 240), "mjpeg", 30)
+    assert (second.uri, second.capture.size, second.capture.codec, second.capture.rate) == (
+        "1",
+        (320, 240),
+        "mjpeg",
+        30,
+    )
     assert second.views["full"].scale == 3
-    assert (film.uri, film.asked.loop) == (str(tmp_path / "clips" / "film.avi"), True)
+    assert (film.uri, film.capture.loop) == (str(tmp_path / "clips" / "film.avi"), True)
 
 
 BAD = {

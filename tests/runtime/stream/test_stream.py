@@ -10,10 +10,10 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
-from diinn.benchmarks.camera import burnt
+from diinn.benchmarks.mjpeg_server import burnt
 from diinn.runtime import InputError, Stream, SuperResolver
 from diinn.runtime.geometry.view_spec import ViewSpec
-from diinn.runtime.sinks import Nowhere
+from diinn.runtime.sinks import NullSink
 from diinn.runtime.stream.result import BICUBIC, QUALITIES, WHOLE, Result
 from diinn.runtime.stream.sink import Sink
 from served import Served, until
@@ -141,7 +141,7 @@ def test_a_zoom_comes_beside_the_views_and_goes_to_previews_alone(
     name = stream.zoom("front", spec)
     until(lambda: any(r.view == name for r in watching.results))
     zoomed = next(r for r in watching.results if r.view == name)
-    assert zoomed.geometry.rect == (40, 60, 80, 30)
+    assert zoomed.view_geometry.rect == (40, 60, 80, 30)
     expected = nano.roi(zoomed.frame.image, (40, 60, 80, 30), (400, 300), denoise=zoomed.strength)
     np.testing.assert_array_equal(zoomed.image, expected)
     stream.unzoom("front", name)
@@ -161,7 +161,7 @@ def test_a_zoom_comes_beside_the_views_and_goes_to_previews_alone(
 
 
 def test_max_fps(mjpeg: Callable[..., Served], nano: SuperResolver) -> None:
-    stream = Stream([camera(mjpeg().url, max_fps=5.0)], nano, sinks=[Nowhere()])
+    stream = Stream([camera(mjpeg().url, max_fps=5.0)], nano, sinks=[NullSink()])
     stream.start()
     until(lambda: stream.stats.processed)
     first, began = stream.stats.processed, time.monotonic()
@@ -178,7 +178,7 @@ def test_a_lighter_camera_gets_its_share_when_time_is_short(mjpeg: Callable[...,
         camera(mjpeg(rate=40).url, name="heavy", views=big),
         camera(mjpeg(rate=40).url, name="light", views=big, weight=0.25),
     ]
-    with SuperResolver.open("small") as resolver, Stream(cameras, resolver, sinks=[Nowhere()]) as stream:
+    with SuperResolver.open("small") as resolver, Stream(cameras, resolver, sinks=[NullSink()]) as stream:
         stream.start()
         until(lambda: min(processed(stream)) > 0)
         before = processed(stream)
@@ -290,6 +290,6 @@ def test_a_result_that_has_become_too_old_is_not_given(mjpeg: Callable[..., Serv
 
 
 def test_frames_that_are_enough_end_it(nano: SuperResolver) -> None:
-    stream = Stream([camera("demo")], nano, sinks=[Nowhere()], max_frames=3)
+    stream = Stream([camera("demo")], nano, sinks=[NullSink()], max_frames=3)
     run_for(20, stream)
     assert stream.stats.processed == 3

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from diinn.benchmarks.camera import burnt
+from diinn.benchmarks.mjpeg_server import burnt
 from diinn.runtime import DiinnError, InputError, Stream, SuperResolver
 from diinn.runtime.errors import SourceError
 from diinn.runtime.geometry.view_spec import ViewSpec
-from diinn.runtime.sinks import Nowhere
-from diinn.runtime.sources import Asked, Patience
+from diinn.runtime.sinks import NullSink
+from diinn.runtime.sources import CaptureOptions, RetryPolicy
 from diinn.runtime.stream.result import Result
 from diinn.runtime.stream.sink import Sink
 from served import Served, until
@@ -45,7 +45,7 @@ def test_a_sink_that_breaks_is_alone(mjpeg: Callable[..., Served], nano: SuperRe
 def test_files_never_drop_and_live_cameras_go_on(
     mjpeg: Callable[..., Served], nano: SuperResolver, tmp_path: Path
 ) -> None:
-    film = camera(f"file://{clip(tmp_path / 'film.avi', 12)}", name="film", asked=Asked(loop=True))
+    film = camera(f"file://{clip(tmp_path / 'film.avi', 12)}", name="film", capture=CaptureOptions(loop=True))
     slow = Kept(0.1)
     counted: Counter[str] = Counter()
     for result in Stream([film, camera(mjpeg().url, name="live")], nano, sinks=[slow]):
@@ -89,18 +89,18 @@ def test_a_film_that_fails_does_not_end_other_films(
 
 def test_where_no_camera_opens_it_is_said_or_waited_for(nano: SuperResolver) -> None:
     with pytest.raises(SourceError, match=r"camera 97 cannot be opened.*--retries N waits"):
-        run_for(20, Stream([camera("97"), camera("98")], nano, sinks=[Nowhere()], persistent=False))
-    patient = Stream([camera("97")], nano, sinks=[Nowhere()])
+        run_for(20, Stream([camera("97"), camera("98")], nano, sinks=[NullSink()], wait_for_cameras=False))
+    patient = Stream([camera("97")], nano, sinks=[NullSink()])
     run_for(2.5, patient, lambda: patient.sources[0].state == "retrying")
     assert patient.sources[0].state == "retrying"
-    given_up = Stream([camera("97", asked=Asked(patience=Patience(retries=0)))], nano, sinks=[Nowhere()])
+    given_up = Stream([camera("97", capture=CaptureOptions(retry=RetryPolicy(retries=0)))], nano, sinks=[NullSink()])
     with pytest.raises(SourceError, match="there is no /dev/video97: check"):
         run_for(20, given_up)
 
 
 def test_a_camera_that_is_given_up_leaves_the_others(mjpeg: Callable[..., Served], nano: SuperResolver) -> None:
-    lost = camera("97", asked=Asked(patience=Patience(retries=0)))
-    stream = Stream([lost, camera(mjpeg().url)], nano, sinks=[Nowhere()], persistent=False)
+    lost = camera("97", capture=CaptureOptions(retry=RetryPolicy(retries=0)))
+    stream = Stream([lost, camera(mjpeg().url)], nano, sinks=[NullSink()], wait_for_cameras=False)
     run_for(3, stream, lambda: stream.stats.processed > 5)
     assert stream.stats.processed > 5
     assert stream.snapshot(final=True)["cameras"]["97"]["state"] == "failed"
@@ -110,10 +110,10 @@ def test_a_view_that_no_longer_fits_is_left_out(
     mjpeg: Callable[..., Served], nano: SuperResolver, caplog: pytest.LogCaptureFixture
 ) -> None:
     served = mjpeg("160x120")
-    patience = Patience(first_pause=0.1, longest_pause=0.2)
+    retry = RetryPolicy(first_pause=0.1, longest_pause=0.2)
     views = {"whole": ViewSpec(scale=2.0), "corner": ViewSpec.parse("roi:100,80,40,30:80x60")}
     sink = Kept()
-    settings = camera(served.url, name="front", views=views, asked=Asked(patience=patience))
+    settings = camera(served.url, name="front", views=views, capture=CaptureOptions(retry=retry))
     stream = Stream([settings], nano, sinks=[sink])
     stream.start()
     until(lambda: len(sink.results) > 4)
@@ -133,7 +133,7 @@ def test_a_view_that_no_longer_fits_is_left_out(
 def test_a_view_that_never_fits_is_an_error(nano: SuperResolver) -> None:
     settings = camera("demo", views={"a": ViewSpec.parse("roi:150,0,20,20:40x40")})
     with pytest.raises(InputError, match=r"view a: ROI .* not inside the 160x120 frame"):
-        run_for(20, Stream([settings], nano, sinks=[Nowhere()]))
+        run_for(20, Stream([settings], nano, sinks=[NullSink()]))
 
 
 def test_a_camera_whose_views_never_fit_does_not_end_the_others(
@@ -142,10 +142,10 @@ def test_a_camera_whose_views_never_fit_does_not_end_the_others(
     """It comes late, when another has worked already."""
     late = mjpeg("64x48")
     late.kill()
-    patience = Patience(first_pause=0.1, longest_pause=0.3)
+    retry = RetryPolicy(first_pause=0.1, longest_pause=0.3)
     views = {"a": ViewSpec.parse("roi:100,80,20,20:40x40")}
-    wrong = camera(late.url, name="wrong", views=views, asked=Asked(patience=patience))
-    stream = Stream([camera(mjpeg().url, name="right"), wrong], nano, sinks=[Nowhere()])
+    wrong = camera(late.url, name="wrong", views=views, capture=CaptureOptions(retry=retry))
+    stream = Stream([camera(mjpeg().url, name="right"), wrong], nano, sinks=[NullSink()])
     stream.start()
     until(lambda: stream.stats.processed > 3)
     late.start()
@@ -161,7 +161,7 @@ def test_where_no_cameras_views_fit_that_is_an_error(mjpeg: Callable[..., Served
     views = {"a": ViewSpec.parse("roi:150,0,20,20:64x64")}
     both = [camera(mjpeg().url, name=name, views=views) for name in ("left", "right")]
     with pytest.raises(InputError, match=r"camera (left|right): view a: ROI .* not inside the 160x120 frame"):
-        run_for(60, Stream(both, nano, sinks=[Nowhere()]))
+        run_for(60, Stream(both, nano, sinks=[NullSink()]))
 
 
 def test_a_film_that_fails_does_not_end_live_cameras(
@@ -169,7 +169,7 @@ def test_a_film_that_fails_does_not_end_live_cameras(
 ) -> None:
     whole = clip(tmp_path / "film.avi", 60).read_bytes()
     (tmp_path / "cut.avi").write_bytes(whole[: len(whole) // 2])
-    stream = Stream([camera(str(tmp_path / "cut.avi"), name="film"), camera(mjpeg().url)], nano, sinks=[Nowhere()])
+    stream = Stream([camera(str(tmp_path / "cut.avi"), name="film"), camera(mjpeg().url)], nano, sinks=[NullSink()])
     stream.start()
     until(lambda: stream.sources[0].failure is not None, 60)
     count = stream.stats.processed
@@ -180,7 +180,7 @@ def test_a_film_that_fails_does_not_end_live_cameras(
 
 def test_max_fps_of_a_film(nano: SuperResolver, tmp_path: Path) -> None:
     film = clip(tmp_path / "film.avi", 21)
-    stream = Stream([camera(str(film), max_fps=12.0)], nano, sinks=[Nowhere()])
+    stream = Stream([camera(str(film), max_fps=12.0)], nano, sinks=[NullSink()])
     run_for(30, stream)
     assert stream.stats.processed == 21
     assert stream.stats.fps <= 13

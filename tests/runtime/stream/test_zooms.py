@@ -5,11 +5,11 @@ import time
 import numpy as np
 import pytest
 from diinn.runtime import SuperResolver
+from diinn.runtime.errors import OutOfMemory
 from diinn.runtime.geometry.view_spec import ViewSpec
-from diinn.runtime.gpu.device import OutOfMemory
 from diinn.runtime.sources import Frame, demo, open_source
 from diinn.runtime.stream.camera_denoise import CameraDenoise
-from diinn.runtime.stream.camera_lane import Lane
+from diinn.runtime.stream.camera_lane import CameraLane
 from diinn.runtime.stream.result import BICUBIC, WHOLE, Result
 from diinn.runtime.stream.zooms import Zooms
 
@@ -18,23 +18,23 @@ LARGE = ViewSpec(dsize=(2400, 1800))
 
 
 @pytest.fixture
-def lane(nano: SuperResolver) -> Lane:
+def lane(nano: SuperResolver) -> CameraLane:
     source = open_source("demo")
-    return Lane(source, {"full": FULL}, CameraDenoise(0, source, nano))
+    return CameraLane(source, {"full": FULL}, CameraDenoise(0, source, nano))
 
 
 def frame(number: int) -> Frame:
     return Frame(demo.frame(number / 10, (160, 120)), "demo", number, time.time(), time.monotonic())
 
 
-def offered(nano: SuperResolver, lane: Lane, given: list[Result]) -> Zooms:
+def offered(nano: SuperResolver, lane: CameraLane, given: list[Result]) -> Zooms:
     zooms = Zooms(nano, given.append)
     first = frame(0)
     zooms.offer(lane, first, nano.encode([first.image])[0])
     return zooms
 
 
-def test_cameras_never_wait_for_what_was_saved_up(nano: SuperResolver, lane: Lane) -> None:
+def test_cameras_never_wait_for_what_was_saved_up(nano: SuperResolver, lane: CameraLane) -> None:
     given: list[Result] = []
     lane.publish({}, zooms={"~1": LARGE})
     zooms = offered(nano, lane, given)
@@ -48,7 +48,7 @@ def test_cameras_never_wait_for_what_was_saved_up(nano: SuperResolver, lane: Lan
     assert not given
 
 
-def test_where_no_frame_waits_they_get_half_of_the_time(nano: SuperResolver, lane: Lane) -> None:
+def test_where_no_frame_waits_they_get_half_of_the_time(nano: SuperResolver, lane: CameraLane) -> None:
     given: list[Result] = []
     lane.publish({}, zooms={"~1": LARGE, "~2": FULL})
     zooms = offered(nano, lane, given)
@@ -71,7 +71,7 @@ def test_where_no_frame_waits_they_get_half_of_the_time(nano: SuperResolver, lan
     assert [result.quality for result in given[2:]] == [BICUBIC, BICUBIC]
 
 
-def test_what_its_viewer_left_is_let_go(nano: SuperResolver, lane: Lane) -> None:
+def test_what_its_viewer_left_is_let_go(nano: SuperResolver, lane: CameraLane) -> None:
     given: list[Result] = []
     lane.publish({}, zooms={"~1": LARGE})
     zooms = offered(nano, lane, given)
@@ -84,7 +84,7 @@ def test_what_its_viewer_left_is_let_go(nano: SuperResolver, lane: Lane) -> None
 
 
 def test_want_of_memory_ends_one_picture(
-    nano: SuperResolver, lane: Lane, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    nano: SuperResolver, lane: CameraLane, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     given: list[Result] = []
     lane.publish({}, zooms={"~1": FULL})
@@ -111,7 +111,7 @@ def raising(*_: object) -> None:
     raise OutOfMemory("out of device memory")
 
 
-def test_what_cannot_be_is_the_viewers_affair(nano: SuperResolver, lane: Lane) -> None:
+def test_what_cannot_be_is_the_viewers_affair(nano: SuperResolver, lane: CameraLane) -> None:
     lane.publish({}, zooms={"~1": ViewSpec.parse("roi:150,0,20,20:64x64")})
     zooms = offered(nano, lane, [])
     zooms.step()

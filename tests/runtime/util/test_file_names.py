@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from diinn.runtime.errors import InputError, SourceError
 from diinn.runtime.sinks import result_paths
-from diinn.runtime.sources import Asked, open_input, open_source
+from diinn.runtime.sources import CaptureOptions, open_input, open_source
 from diinn.runtime.stream import settings
 from diinn.runtime.stream.settings import CameraSettings
 from diinn.runtime.util.command_line import guarded
@@ -120,7 +120,7 @@ def test_paths_in_a_file_of_cameras_may_have_colons(tmp_path: Path) -> None:
         "demo",
     ]
     with pytest.raises(InputError, match=r"--input takes files, 'rtsp:/h' is a stream"):
-        open_input("rtsp:/u:p@h/x", Asked())
+        open_input("rtsp:/u:p@h/x", CaptureOptions())
 
 
 LONG = ("x" * 251, "中" * 83, "\udce9" * 251)

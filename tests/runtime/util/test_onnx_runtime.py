@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from diinn.runtime import InputError, SuperResolver
 from diinn.runtime.bundles import bundle as bundles
+from diinn.runtime.errors import OutOfMemory
 from diinn.runtime.gpu import driver
-from diinn.runtime.gpu.device import OutOfMemory
 from diinn.runtime.sources import demo
 from diinn.runtime.util import onnx_runtime
 from diinn.runtime.util.onnx_runtime import ort
@@ -81,7 +81,7 @@ def test_the_encoder_goes_to_a_gpu_that_answers(monkeypatch: Patch, asked: list[
         with SuperResolver.open("nano", backend="onnxruntime") as resolver:
             assert asked == wanted
             assert said in resolver.backend.describe()
-            many = resolver.backend.most_frames((640, 480))
+            many = resolver.backend.max_batch((640, 480))
             assert many is None if CUDA in wanted else many == 1
     asked.clear()
     SuperResolver.open("nano", backend="onnxruntime", provider="cpu").close()

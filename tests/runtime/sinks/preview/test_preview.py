@@ -17,7 +17,7 @@ import aiohttp
 import cv2
 import numpy as np
 import pytest
-from diinn.benchmarks.camera import burnt
+from diinn.benchmarks.mjpeg_server import burnt
 from diinn.runtime import CameraSettings, DiinnError, InputError, Stream, SuperResolver
 from diinn.runtime.geometry.view_spec import ViewSpec
 from diinn.runtime.sinks.preview import Preview, metrics, shown

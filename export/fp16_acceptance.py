@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from diinn.export import half
+from diinn.export import fp16_graph
 from diinn.export.reference import Reference, fast
 from diinn.runtime.bundles import golden
 from diinn.runtime.errors import DiinnError
@@ -21,7 +21,7 @@ from onnx import ModelProto, TensorProto, helper
 
 Pair = tuple[ModelProto, ModelProto]  # encoder and decoder
 LARGEST_LOSS = 1e-3  # rms in units of [0, 1]: a quarter of an 8-bit step, 0.01 dB at 35 dB
-LARGEST_VALUE = half.LARGEST / 2
+LARGEST_VALUE = fp16_graph.LARGEST / 2
 SIZE = (32, 24)
 DSIZES = ((32, 24), (87, 64), (256, 192))  # scales 1, 2.7 and 8
 
@@ -65,7 +65,7 @@ def make(encoder: ModelProto, decoder: ModelProto, layout: grid.Layout, dial: Di
 
 
 def _make(plain: Pair, layout: grid.Layout, dial: Dial | None, *, arguments: bool) -> Typed:
-    graphs = half.convert(plain[0], arguments=arguments), half.convert(plain[1], arguments=arguments)
+    graphs = fp16_graph.convert(plain[0], arguments=arguments), fp16_graph.convert(plain[1], arguments=arguments)
     lost = loss(plain, graphs, layout, dial)
     if not lost <= LARGEST_LOSS:
         raise DiinnError(f"fp16 differs from fp32 by {lost:.2g} rms, allowed are {LARGEST_LOSS:g}: keep fp32")
@@ -132,7 +132,7 @@ def _half_tensors(typed: ModelProto) -> set[str]:
     """Names in the fp32 graph of the tensors that ``typed`` holds in fp16, casts included."""
     graph = onnx.shape_inference.infer_shapes(typed).graph
     values = [*graph.input, *graph.value_info, *graph.output]
-    names = {v.name for v in values if v.type.tensor_type.elem_type == half.HALF}
+    names = {v.name for v in values if v.type.tensor_type.elem_type == fp16_graph.HALF}
     return {name.removesuffix(".fp16").removesuffix(".computed") for name in names}
 
 

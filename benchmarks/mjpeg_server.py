@@ -1,6 +1,6 @@
 """A network camera to test with: MJPEG over HTTP on the loopback, a number burnt into each frame.
 
-``python -m diinn.benchmarks.camera --port 0`` prints the address it serves and goes on until it is ended.
+``python -m diinn.benchmarks.mjpeg_server --port 0`` prints the address it serves and goes on until it is ended.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 from diinn.runtime.cli.run_options import rate, size
-from diinn.runtime.images.files import UInt8
+from diinn.runtime.images.arrays import UInt8
 from diinn.runtime.sources import demo
 from diinn.runtime.util.command_line import Parser, guarded
 
@@ -95,7 +95,7 @@ class Stream(BaseHTTPRequestHandler):
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = Parser(prog="python -m diinn.benchmarks.camera", description=__doc__)
+    top = Parser(prog="python -m diinn.benchmarks.mjpeg_server", description=__doc__)
     top.add_argument("--port", type=int, default=0, help="default: any that is free")
     top.add_argument("--size", type=size, default=(160, 120), metavar="WxH", help="default: 160x120")
     top.add_argument("--rate", type=rate, default=30.0, metavar="FPS", help="default: 30")

@@ -8,14 +8,14 @@ import cv2
 import numpy as np
 from diinn.runtime.errors import DiinnError
 from diinn.runtime.geometry.bicubic import bicubic
-from diinn.runtime.images.files import UInt8
+from diinn.runtime.images.arrays import UInt8
 from diinn.runtime.stream.result import Result
 
 LARGEST = (1920, 1080)  # what a pane is sent; a still has the whole size
 QUALITY = 88
 
 
-class Shown:
+class JpegPair:
     """One result; its ``jpegs`` may be asked for from any thread."""
 
     def __init__(self, result: Result) -> None:
@@ -31,7 +31,7 @@ class Shown:
     def _jpeg(self, plain: bool) -> bytes:
         if plain not in self._jpegs:
             result = self.result
-            image = bicubic(result.frame.image, result.geometry) if plain else result.image
+            image = bicubic(result.frame.image, result.view_geometry) if plain else result.image
             self._jpegs[plain] = encoded(".jpg", _reduced(image), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
         return self._jpegs[plain]
 

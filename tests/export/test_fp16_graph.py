@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import ramp
 from diinn.benchmarks import scores
-from diinn.export import graphs, half, typed, writer
+from diinn.export import fp16_acceptance, fp16_graph, graphs, writer
 from diinn.export.reference import Reference
 from diinn.runtime import DiinnError, InputError
 from diinn.runtime.bundles import bundle as bundles
@@ -52,20 +52,20 @@ def types(model: ModelProto) -> dict[str, int]:
 
 @pytest.mark.parametrize("arguments", [False, True])
 def test_what_is_held_in_which_type(pair: tuple[Pair, grid.Layout], arguments: bool) -> None:
-    encoder, decoder = (half.convert(graph, arguments=arguments) for graph in pair[0])
+    encoder, decoder = (fp16_graph.convert(graph, arguments=arguments) for graph in pair[0])
     for model in (encoder, decoder):
         found = types(model)
         for value in [*model.graph.input, *model.graph.output]:
             full = value.name in ("frame", "query", "rgb")
-            assert found[value.name] == (half.FULL if full else half.HALF), value.name
+            assert found[value.name] == (fp16_graph.FULL if full else fp16_graph.HALF), value.name
         for node in model.graph.node:
             if node.op_type == "Sin":
-                assert found[node.input[0]] == found[node.output[0]] == half.FULL
+                assert found[node.input[0]] == found[node.output[0]] == fp16_graph.FULL
     convolutions = [node for node in encoder.graph.node if node.op_type == "Conv"]
     kinds = types(encoder)
     for node in convolutions:  # unfolds move values, and have no kernel in fp16 in TensorRT 11.2
         unfolds = any(a.name == "group" and a.i > 1 for a in node.attribute)
-        assert {kinds[name] for name in node.input} == {half.FULL if unfolds else half.HALF}, node.name
+        assert {kinds[name] for name in node.input} == {fp16_graph.FULL if unfolds else fp16_graph.HALF}, node.name
     makers = {name: node for node in decoder.graph.node for name in node.output}
     arguments_of = [makers[node.input[0]].op_type for node in decoder.graph.node if node.op_type == "Sin"]
     assert not arguments_of or ("Cast" in arguments_of) is not arguments  # from a product in fp16
@@ -85,7 +85,7 @@ def test_the_reference_is_onnx_runtime_in_fp32_and_near_it_in_fp16(pair: tuple[P
         return decoder.run(["rgb"], {**dict(zip(maps, rows, strict=True)), "query": query})[0].reshape(20, 31, 3)
 
     np.testing.assert_allclose(Reference(*graphs_, layout).resize(frame, dsize), in_onnxruntime(graphs_), atol=1e-5)
-    made = typed.make(*graphs_, layout)
+    made = fp16_acceptance.make(*graphs_, layout)
     rounded = Reference(made.encoder, made.decoder, layout).resize(frame, dsize)
     assert rounded.dtype == np.float32
     np.testing.assert_allclose(rounded, in_onnxruntime((made.encoder, made.decoder)), atol=2e-3)
@@ -101,9 +101,9 @@ def test_an_overflow_is_seen_by_the_rounding_reference_and_by_the_ranges(tmp_pat
         model.decoder.get_submodule("last").weight *= 1e-9
     both, layout = plain(model, tmp_path), model.decoder.layout
     with pytest.raises(DiinnError, match=r"differs from fp32 by (inf|nan|\d)"):
-        typed.make(*both, layout)
-    graphs_ = tuple(half.convert(graph, arguments=False) for graph in both)
-    assert max(typed.ranges(both, (graphs_[0], graphs_[1]), layout).values()) > half.LARGEST
+        fp16_acceptance.make(*both, layout)
+    graphs_ = tuple(fp16_graph.convert(graph, arguments=False) for graph in both)
+    assert max(fp16_acceptance.ranges(both, (graphs_[0], graphs_[1]), layout).values()) > fp16_graph.LARGEST
 
 
 def test_a_weight_beyond_fp16_is_named(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_weight_beyond_fp16_is_named(tmp_path: Path) -> None:
     with torch.no_grad():
         model.encoder.get_submodule("head").weight[0, 0, 0, 0] = 1e5
     with pytest.raises(DiinnError, match=r"encoder\.head\.weight reaches 1e\+05, fp16 ends at 65504: keep fp32"):
-        half.convert(plain(model, tmp_path)[0], arguments=False)
+        fp16_graph.convert(plain(model, tmp_path)[0], arguments=False)
 
 
 def test_near_overflow_is_named_though_nothing_is_lost(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_near_overflow_is_named_though_nothing_is_lost(tmp_path: Path) -> None:
         for layer in model.decoder.get_submodule("modulation"):
             layer.weight *= 1e-6
     with pytest.raises(DiinnError, match="half of fp16's end is 32752: keep fp32"):
-        typed.make(*plain(model, tmp_path), model.decoder.layout)
+        fp16_acceptance.make(*plain(model, tmp_path), model.decoder.layout)
 
 
 def test_a_bundle_without_fp16_says_why(tmp_path: Path) -> None:
@@ -143,11 +143,11 @@ def test_a_bundle_without_fp16_says_why(tmp_path: Path) -> None:
 def test_shipped_fp16_graphs_are_what_todays_exporter_makes_and_stay_in_range(name: str) -> None:
     bundle = bundles.load(name)
     both = tuple(onnx.load(bundle.graph(role)) for role in ("encoder", "decoder"))
-    made = typed.make(both[0], both[1], bundle.layout, bundle.dial)
+    made = fp16_acceptance.make(both[0], both[1], bundle.layout, bundle.dial)
     for role, model in (("encoder", made.encoder), ("decoder", made.decoder)):
         assert types(model) == types(onnx.load(bundle.graph(role, "fp16")))
     card = bundle.measured["fp16"]
-    assert made.largest[1] <= typed.LARGEST_VALUE
+    assert made.largest[1] <= fp16_acceptance.LARGEST_VALUE
     assert card["largest"]["magnitude"] == pytest.approx(made.largest[1], rel=1e-3)
     assert card["rms_to_fp32"] == pytest.approx(made.loss, rel=0.2)
 
@@ -160,7 +160,7 @@ def test_fp16_loses_no_more_than_a_fiftieth_of_a_decibel_on_set5(name: str, shar
     losses = []
 
     def told_nothing(frame: np.ndarray) -> np.ndarray:
-        return typed.with_strengths(frame, bundle.dial)[0]
+        return fp16_acceptance.with_strengths(frame, bundle.dial)[0]
 
     with scores.open_upscaler(name) as full:
         for path in find_images(shared_data / "benchmark" / "Set5"):
@@ -171,9 +171,9 @@ def test_fp16_loses_no_more_than_a_fiftieth_of_a_decibel_on_set5(name: str, shar
                     hr,
                     scale,
                     lambda lr, shape: torch.from_numpy(
-                        reference.resize(typed.with_strengths(lr.numpy(), bundle.dial)[0], shape[::-1]).transpose(
-                            2, 0, 1
-                        )
+                        reference.resize(
+                            fp16_acceptance.with_strengths(lr.numpy(), bundle.dial)[0], shape[::-1]
+                        ).transpose(2, 0, 1)
                     ),
                 )
                 losses.append(wanted - got)

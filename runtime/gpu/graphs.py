@@ -1,0 +1,58 @@
+"""Work that comes again, replayed as CUDA graphs."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+from diinn.runtime.errors import DiinnError
+from diinn.runtime.gpu.device import Device
+
+log = logging.getLogger(__name__)
+MOST_GRAPHS = 16
+
+
+class GraphCache:
+    """Work that comes again: done as it is the first time, captured as a CUDA graph the second, replayed from then on.
+
+    A key must name all that the work depends on but what lies in memory: shapes, addresses, counts.
+    count: of replays so far
+    """
+
+    def __init__(self, device: Device, *, wanted: bool) -> None:
+        self._device, self._wanted, self.count = device, wanted, 0
+        self._known: OrderedDict[Hashable, Callable[[], None] | None] = OrderedDict()
+
+    def run(self, key: Hashable, work: Callable[[], None]) -> None:
+        if not self._wanted:
+            work()
+            return
+        if key not in self._known:  # libraries set themselves up in the first run of a shape
+            work()
+            self._known[key] = None
+        else:
+            replay = self._known[key] or self._captured(work)
+            replay()
+            self.count += self._wanted  # not what could not be captured
+            self._known[key] = replay
+        self._known.move_to_end(key)
+        while len(self._known) > MOST_GRAPHS:
+            self._known.popitem(last=False)
+
+    def _captured(self, work: Callable[[], None]) -> Callable[[], None]:
+        try:
+            return self._device.capture(work)
+        except DiinnError as error:
+            log.warning("no CUDA graphs from here on: %s", error)
+            self._wanted = False
+            self._known.clear()
+            return work
+
+    def refuse(self) -> None:
+        """Replay nothing."""
+        self._wanted = False
+
+    def forget(self) -> None:
+        """What was captured does not hold any more."""
+        self._known.clear()

@@ -1,0 +1,109 @@
+"""Memory on the device and pinned memory beside it, used again and again."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from diinn.runtime.errors import OutOfMemory
+from diinn.runtime.gpu.device import Device
+
+MOST_IDLE, IDLE_BYTES = 32, 2**29  # of memory kept for another use
+RECENT = 128  # takes: what came back since then is in steady use
+RECENT_BYTES = 2**31  # of that, too, no more is kept
+
+
+class Buffers:
+    """Device memory that is used again: ``take`` gives (size, address) of at least so many bytes, ``give`` keeps it.
+
+    idle: (size, address) of what nobody holds, longest idle first
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device, self._closed = device, False
+        self.idle: list[tuple[int, int]] = []
+        self._taken = 0
+        self._came_back: dict[int, int] = {}  # address: how many were taken before
+
+    def take(self, size: int) -> tuple[int, int]:
+        """Raises OutOfMemory, after giving back all that is idle. What fits is taken before anything is given back: the
+        maps of one batch may be more than is kept idle."""
+        self._taken += 1
+        fitting = [block for block in self.idle if size <= block[0] <= 2 * size]
+        if fitting:
+            self.idle.remove(min(fitting))
+            return min(fitting)
+        self._keep(MOST_IDLE, IDLE_BYTES, RECENT)
+        try:
+            return size, self._device.allocate(size)
+        except OutOfMemory:
+            self._keep(0, 0, 0)
+            return size, self._device.allocate(size)
+
+    def give(self, blocks: Sequence[tuple[int, int]]) -> None:
+        """Frees nothing, since the garbage collector may call it at any time: while a graph is captured, too."""
+        if not self._closed:  # else the device has freed them already
+            self._came_back.update((address, self._taken) for _, address in blocks)
+            self.idle.extend(blocks)
+
+    @contextlib.contextmanager
+    def borrowed(self, *sizes: int) -> Iterator[list[int]]:
+        """Addresses of so many bytes each, within."""
+        blocks: list[tuple[int, int]] = []
+        try:
+            for size in sizes:
+                blocks.append(self.take(size))
+            yield [address for _, address in blocks]
+        finally:
+            self.give(blocks)
+
+    def _keep(self, most: int, size: int, recent: int) -> None:
+        """Free what is idle beyond so many blocks or bytes, longest idle first, but not what came back within the last
+        ``recent`` takes, up to ``RECENT_BYTES``."""
+        while self.idle and (len(self.idle) > most or sum(block[0] for block in self.idle) > size):
+            address = self.idle[0][1]
+            steady = self._taken - self._came_back[address] < recent
+            if steady and sum(block[0] for block in self.idle) <= RECENT_BYTES:
+                return
+            del self.idle[0], self._came_back[address]
+            self._device.free(address)
+
+    def close(self) -> None:
+        """The device is about to free everything itself."""
+        self._closed = True
+
+
+class Pinned:
+    """Pinned host memory that grows to the largest array asked for."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._bytes: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
+
+    def array(self, shape: Sequence[int], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """An array on the same memory as the last one."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if size > self._bytes.nbytes:
+            old, self._bytes = self._bytes, np.empty(0, np.uint8)
+            if old.nbytes:
+                self._device.unpin(old)
+            self._bytes = self._device.pinned((size,), np.uint8)
+        return self._bytes[:size].view(dtype).reshape(tuple(shape))
+
+
+class DeviceMaps:
+    """The maps of one batch on the device, [B·H·W, C] each; their memory is used again when nobody holds them.
+
+    addresses: of each map; table: of memory for these addresses, which kernels read
+    """
+
+    def __init__(self, buffers: Buffers, sizes: Sequence[int]) -> None:
+        blocks: list[tuple[int, int]] = []
+        self._return = weakref.finalize(self, buffers.give, blocks)
+        for size in (*sizes, 8 * len(sizes)):
+            blocks.append(buffers.take(size))
+        *self.addresses, self.table = [address for _, address in blocks]
