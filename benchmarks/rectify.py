@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from diinn.runtime.cli.run_options import count
 from diinn.runtime.errors import InputError
-from diinn.runtime.geometry.calibration import Calibration, pinhole, scaling
+from diinn.runtime.geometry.calibration import Calibration, pinhole
+from diinn.runtime.geometry.calibration_file import scaling
 from diinn.runtime.geometry.view_spec import RECTIFY, ViewSpec
 from diinn.runtime.images import files as image_files
 from diinn.runtime.images import folders as searching

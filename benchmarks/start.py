@@ -1,6 +1,6 @@
 """Where ``diinn-eval`` begins: PyTorch takes seconds to import, and Ctrl-C then prints no trace."""
 
-from diinn.runtime.cli.start import quietly
+from diinn.runtime.util.early_interrupt import quietly
 
 
 def main() -> int:

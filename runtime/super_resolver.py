@@ -16,6 +16,9 @@ from diinn.runtime import backends
 from diinn.runtime.backends.base import Backend, BackendOptions, Maps, Segment
 from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.bundles import golden
+from diinn.runtime.engines import verify
+from diinn.runtime.engines.profiles import Profile
+from diinn.runtime.engines.verify import Verdict
 from diinn.runtime.errors import BundleError, DiinnError, InputError
 from diinn.runtime.geometry import grid
 from diinn.runtime.geometry.grid import Size
@@ -95,7 +98,9 @@ class SuperResolver:
             if value is not None and value < 1:
                 raise InputError(f"{what} = {value} is not a whole number from 1 up")
         found = bundles.load(model)
-        options = BackendOptions(provider, threads, chunk, precision, cuda_graphs=cuda_graphs)
+        options = BackendOptions(
+            provider, threads, chunk, precision, cuda_graphs=cuda_graphs, compare=_compared_with_cpu
+        )
         *better, last = backends.candidates(backend)
         for name in better:
             try:
@@ -408,3 +413,15 @@ def bands(size: Size, bundle: bundles.Bundle, budget: int) -> list[tuple[int, in
         (top, bottom, max(0, top - bundle.radius), min(height, bottom + bundle.radius))
         for top, bottom in itertools.pairwise(edges)
     ]
+
+
+def _compared_with_cpu(backend: Backend, precision: str, profile: Profile) -> Verdict:
+    """The engines of an open backend against ONNX Runtime on the CPU; no rows where that is not installed."""
+    try:
+        backends.load("onnxruntime")
+    except InputError as error:
+        return verify.not_compared(precision, str(error))
+    ours = SuperResolver(backend.bundle, backend, 2**40)  # never in bands
+    same = "int8" if precision == "int8" else None
+    with SuperResolver.open(backend.bundle.path, backend="onnxruntime", provider="cpu", precision=same) as theirs:
+        return verify.compare(ours, theirs, precision, profile)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from threading import Event, Lock
@@ -13,16 +13,28 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from diinn.runtime.bundles.bundle import Bundle, Levels
+from diinn.runtime.engines.profiles import Profile
+from diinn.runtime.engines.verify import Verdict, not_compared
 from diinn.runtime.geometry.grid import Float32, Ids, Int32, Queries
 from diinn.runtime.images.arrays import Image
 
 
+def _no_reference(backend: Backend, precision: str, profile: Profile) -> Verdict:
+    return not_compared(precision, "nothing to compare with")
+
+
 @dataclass(frozen=True)
 class BackendOptions:
-    """provider: which of the backend's devices, None for its default; threads: CPU threads, None for
-    all this process may use; chunk: queries decoded at once, None for what suits the model's width; precision:
-    which of the bundle's graphs, None for the backend's choice; may_build: whether to build engines that are not there,
-    which takes minutes; cuda_graphs: whether to replay work on a GPU that comes again as CUDA graphs."""
+    """What a backend is opened with.
+
+    provider: which of the backend's devices, None for its default
+    threads: CPU threads, None for all this process may use
+    chunk: queries decoded at once, None for what suits the model's width
+    precision: which of the bundle's graphs, None for the backend's choice
+    may_build: whether to build engines that are not there, which takes minutes
+    cuda_graphs: whether to replay work on a GPU that comes again as CUDA graphs
+    compare: compares engines of (backend, precision, profile of the encoder) with the CPU
+    """
 
     provider: str | None = None
     threads: int | None = None
@@ -30,6 +42,7 @@ class BackendOptions:
     precision: str | None = None
     may_build: bool = True
     cuda_graphs: bool = False
+    compare: Callable[[Backend, str, Profile], Verdict] = _no_reference
 
     @property
     def thread_count(self) -> int:

@@ -196,7 +196,9 @@ class CudaBackend(DeviceBackend):
         why = []
         if self.options.may_build or _engine_there(self.bundle, self.options, self.device):
             try:
-                self._engines = Engines(self.bundle, self.device, self.options)
+                self._engines = Engines(
+                    self.bundle, self.device, self.options.precision, may_build=self.options.may_build
+                )
                 encoder = EngineEncoder(self._engines)
                 if encoder.opened.metadata.verify:
                     verify.require_passed(encoder.opened.metadata)
@@ -261,7 +263,7 @@ class CudaBackend(DeviceBackend):
     def verify(self, *, again: bool = False) -> None:
         if self._engines is not None and isinstance(self._encoder, EngineEncoder):
             try:
-                self._engines.verify(self, [self._encoder.opened], self._encoding.forget, again=again)
+                self._engines.verify([self._encoder.opened], self.compared, self._encoding.forget, again=again)
             except OutOfMemory:
                 raise
             except DiinnError as error:  # found wrong: as if it had been known when it was opened

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from diinn.runtime.backends.base import Backend, BackendOptions, Chunk, Segment
 from diinn.runtime.bundles.bundle import Bundle, Levels
+from diinn.runtime.engines.profiles import Profile
+from diinn.runtime.engines.verify import Verdict
 from diinn.runtime.errors import OutOfMemory
 from diinn.runtime.geometry.grid import Size
 from diinn.runtime.gpu.device import Device
@@ -49,6 +51,10 @@ class DeviceBackend(Backend):
         """Bytes a value of the maps that ``encode_planar`` makes."""
 
     @abstractmethod
+    def compared(self, precision: str, profile: Profile) -> Verdict:
+        """This backend, by engines of ``precision`` whose encoder takes ``profile``, against the CPU."""
+        return self.options.compare(self, precision, profile)
+
     def prepare_for(self, size: Size) -> None:
         """Be ready for frames of ``size`` (width, height); DiinnError where that cannot be."""
 

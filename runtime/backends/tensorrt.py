@@ -49,7 +49,7 @@ class TensorRtBackend(DeviceBackend):
     def load(self) -> None:
         if self.options.provider is not None:
             raise InputError(f"--provider {self.options.provider} is of ONNX Runtime: leave it out with TensorRT")
-        self._engines = Engines(self.bundle, self.device, self.options)
+        self._engines = Engines(self.bundle, self.device, self.options.precision, may_build=self.options.may_build)
         self.precision = self._engines.precision
         self.tolerance = golden.SATURATED if self.precision == "int8" else verify.TOLERANCES[self.precision]
         self.encoder = EngineEncoder(self._engines)
@@ -140,7 +140,7 @@ class TensorRtBackend(DeviceBackend):
         return [self.encoder.opened, self.decoder]
 
     def verify(self, *, again: bool = False) -> None:
-        self._engines.verify(self, self._opened, self._changed, again=again)
+        self._engines.verify(self._opened, self.compared, self._changed, again=again)
 
     def _changed(self) -> None:
         """Other engines are there: what was captured does not hold any more."""

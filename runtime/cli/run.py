@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from diinn.runtime.cli.start import quietly
+    from diinn.runtime.util.early_interrupt import quietly
 
     quietly()
 

@@ -6,23 +6,20 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from diinn.runtime.bundles.bundle import Bundle
 from diinn.runtime.engines import build, profiles, verify
 from diinn.runtime.engines.cache import Cache, EngineMetadata, Key
 from diinn.runtime.engines.engine import Engine, EngineLoader, NotRunnable
 from diinn.runtime.engines.profiles import Profile
+from diinn.runtime.engines.verify import Verdict
 from diinn.runtime.errors import InputError, OutOfMemory
 from diinn.runtime.geometry.grid import Size
 from diinn.runtime.gpu.device import Device
 from diinn.runtime.util.private_files import FileRejected
 
-if TYPE_CHECKING:
-    from diinn.runtime.backends.base import BackendOptions
-    from diinn.runtime.backends.gpu_base import DeviceBackend
-
 log = logging.getLogger(__name__)
+Compare = Callable[[str, Profile], Verdict]  # (precision, profile of the encoder) of a backend in use
 RETRY = 30.0  # seconds until a size for which memory was short is tried again
 
 
@@ -41,10 +38,10 @@ class LoadedEngine:
 class Engines:
     """Opens engines of one bundle in one precision on one device."""
 
-    def __init__(self, bundle: Bundle, device: Device, options: BackendOptions) -> None:
+    def __init__(self, bundle: Bundle, device: Device, precision: str | None, *, may_build: bool) -> None:
         """Raises InputError where TensorRT is missing."""
-        self.bundle, self.device, self._options = bundle, device, options
-        self.precision = bundle.engine_precision(options.precision)
+        self.bundle, self.device, self._may_build = bundle, device, may_build
+        self.precision = bundle.engine_precision(precision)
         self._cache, self._loader = Cache(), EngineLoader(build.tensorrt(), device, bundle)
         self.version = self._loader.version
 
@@ -62,7 +59,7 @@ class Engines:
             sizes = (size, (width, height))
         new = profiles.encoder(self.bundle, sizes, cameras) if role == "encoder" else profiles.decoder(self.bundle)
         key = known[0] if known else Key(ways[0], new)
-        if not self._options.may_build:
+        if not self._may_build:
             return self._deserialise(*self._cache.read(key))
         try:
             return self._built(key)
@@ -89,27 +86,27 @@ class Engines:
         return LoadedEngine(self._loader.open(data, metadata.key.identity.role), metadata)
 
     def verify(
-        self, backend: DeviceBackend, opened: Sequence[LoadedEngine], changed: Callable[[], None], *, again: bool
+        self, opened: Sequence[LoadedEngine], compare: Compare, changed: Callable[[], None], *, again: bool
     ) -> None:
-        """Compare ``backend``, which uses ``opened``, with the CPU where one of them has no verdict yet, or ``again``.
+        """Compare the backend that uses ``opened`` with the CPU where one of them has no verdict yet, or ``again``.
 
         Where they differ and this TensorRT has another way to build them, they are built that way and compared once
         more; ``changed`` is called when others stand in ``opened``. DiinnError where one of them stays bad.
         """
-        if not self._compare(backend, opened, again):
+        if not self._compare(opened, compare, again):
             return
         bad = [one for one in opened if not one.metadata.verify["passed"]]
-        others = [one for one in bad if self._options.may_build and self._another_way(one)]
+        others = [one for one in bad if self._may_build and self._another_way(one)]
         if others:
             changed()
-            self._compare(backend, opened, again)
+            self._compare(opened, compare, again)
         for one in opened:
             verify.require_passed(one.metadata)
 
-    def _compare(self, backend: DeviceBackend, opened: Sequence[LoadedEngine], again: bool) -> bool:
+    def _compare(self, opened: Sequence[LoadedEngine], compare: Compare, again: bool) -> bool:
         """Whether all of ``opened`` have a verdict now."""
         fresh = [one for one in opened if again or not one.metadata.verify]
-        verdict = verify.compare(backend, self.precision, opened[0].profile) if fresh else None
+        verdict = compare(self.precision, opened[0].profile) if fresh else None
         if verdict is not None and not verdict.rows:
             log.warning("the engines were not compared with the CPU: %s", verdict.compared)
             return False

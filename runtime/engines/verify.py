@@ -11,11 +11,10 @@ import numpy as np
 from diinn.runtime.bundles.bundle import Bundle
 from diinn.runtime.engines.cache import EngineMetadata
 from diinn.runtime.engines.profiles import Profile, Shape
-from diinn.runtime.errors import DiinnError, InputError
+from diinn.runtime.errors import DiinnError
 from diinn.runtime.noise.strength import NONE, Strength
 
 if TYPE_CHECKING:
-    from diinn.runtime.backends.gpu_base import DeviceBackend
     from diinn.runtime.geometry.grid import Size
     from diinn.runtime.geometry.view import Rect
     from rich.table import Table
@@ -61,23 +60,18 @@ class Verdict:
         return asdict(self) | {"passed": self.passed, "summary": self.summary}
 
 
-def compare(backend: DeviceBackend, precision: str, profile: Profile) -> Verdict:
-    """An open backend, whose encoder takes ``profile``, at the size that is tuned to and at random ones, batches too,
-    part of each frame by part; no rows where ONNX Runtime is not installed."""
-    from diinn.runtime import backends
-    from diinn.runtime.super_resolver import SuperResolver
+def compare(ours: Any, theirs: Any, precision: str, profile: Profile) -> Verdict:
+    """How two ``SuperResolver`` of one bundle differ: ours by engines of ``precision``, theirs on the CPU.
 
-    bundle = backend.bundle
-    tolerance = TOLERANCES[precision]
-    ours = SuperResolver(bundle, backend, 2**40)
-    try:
-        backends.load("onnxruntime")
-    except InputError as error:
-        return Verdict((), tolerance, str(error), time.time())
-    same = "int8" if precision == "int8" else None
-    with SuperResolver.open(bundle.path, backend="onnxruntime", provider="cpu", precision=same) as theirs:
-        rows = tuple(_rows(ours, theirs, profile, _photograph if same else _noise))
-    return Verdict(rows, tolerance, theirs.backend.describe(), time.time())
+    At the size ``profile``, the encoder's, is tuned to and at random ones, batches too, part of each frame by part.
+    """
+    rows = tuple(_rows(ours, theirs, profile, _photograph if precision == "int8" else _noise))
+    return Verdict(rows, TOLERANCES[precision], theirs.backend.describe(), time.time())
+
+
+def not_compared(precision: str, why: str) -> Verdict:
+    """There is nothing to compare with."""
+    return Verdict((), TOLERANCES[precision], why, time.time())
 
 
 def _rows(ours: Any, theirs: Any, profile: Profile, frame: Callable[[Any, Size], Any]) -> Iterator[Row]:

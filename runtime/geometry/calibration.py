@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -16,38 +16,23 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from diinn.runtime.errors import InputError
+from diinn.runtime.geometry import calibration_file
+from diinn.runtime.geometry.calibration_file import CameraInfo, Float64, scaling
 from diinn.runtime.geometry.grid import Size
 
 log = logging.getLogger(__name__)
-Float64 = npt.NDArray[np.float64]
 ASSUMED_FOV = 60.0  # degrees, across: of a camera nobody calibrated
 OUTSIDE = np.float32(-1e6)  # a position in no frame
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """A camera's geometry.
-
-    name: where it is from, for messages; size: (width, height) of the frames it holds for
-    k: camera matrix [3, 3]; distortion: OpenCV's coefficients; fisheye: whose model they are
-    rotation, projection: [3, 3] each, of the rectified camera (ROS: R and the left of P); unit and k without one
-    """
-
-    name: str
-    size: Size
-    k: Float64
-    distortion: Float64
-    fisheye: bool
-    rotation: Float64
-    projection: Float64
+class Calibration(CameraInfo):
+    """A camera's geometry, and what follows from it; its fields are those of ``CameraInfo``."""
 
     @staticmethod
     def load(path: str | Path) -> Calibration:
         """A camera_info of ROS (a file or a message), or an OpenCV calibration file. InputError says what is wrong with
         it."""
-        from diinn.runtime.geometry import calibration_file
-
-        return calibration_file.load(Path(path))
+        return Calibration(**vars(calibration_file.load(Path(path))))
 
     @staticmethod
     def assumed(size: Size) -> Calibration:
@@ -147,15 +132,3 @@ def turned(pan: float, tilt: float) -> Float64:
     about_x = np.array([[1, 0, 0], [0, math.cos(t), math.sin(t)], [0, -math.sin(t), math.cos(t)]])
     turn: Float64 = about_x @ about_y
     return turn
-
-
-def scaling(across: float, down: float, left: float = 0.0, top: float = 0.0) -> Float64:
-    """What takes pixel positions to those of a picture that starts at (left, top) and is so many times larger; the
-    centre of the first pixel is 0 in both."""
-    return np.array(
-        [
-            [across, 0, (0.5 - left) * across - 0.5],
-            [0, down, (0.5 - top) * down - 0.5],
-            [0, 0, 1.0],
-        ]
-    )

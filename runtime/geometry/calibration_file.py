@@ -7,17 +7,19 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+import numpy.typing as npt
 from diinn.runtime.errors import InputError, unknown
-from diinn.runtime.geometry.calibration import Calibration, Float64, scaling
+from diinn.runtime.geometry.grid import Size
 from diinn.runtime.util import reading
 
 log = logging.getLogger(__name__)
+Float64 = npt.NDArray[np.float64]
 FISHEYE = ("equidistant", "fisheye")
 PINHOLE = ("plumb_bob", "rational_polynomial", "thin_prism", "pinhole", "none")
 MODELS = (*FISHEYE, "kannala_brandt", *PINHOLE)
@@ -36,7 +38,25 @@ NAMES = {
 WANTED = {"fisheye_model", *(name for names in NAMES.values() for name in names)}
 
 
-def load(path: Path) -> Calibration:
+@dataclass(frozen=True)
+class CameraInfo:
+    """A camera's geometry.
+
+    name: where it is from, for messages; size: (width, height) of the frames it holds for
+    k: camera matrix [3, 3]; distortion: OpenCV's coefficients; fisheye: whose model they are
+    rotation, projection: [3, 3] each, of the rectified camera (ROS: R and the left of P); unit and k without one
+    """
+
+    name: str
+    size: Size
+    k: Float64
+    distortion: Float64
+    fisheye: bool
+    rotation: Float64
+    projection: Float64
+
+
+def load(path: Path) -> CameraInfo:
     """A camera_info of ROS, a file or ``ros2 topic echo``, or an OpenCV calibration file (YAML, XML or JSON).
 
     Raises InputError, one line that says what is wrong with it."""
@@ -51,7 +71,7 @@ def load(path: Path) -> Calibration:
         ) from None
 
 
-def _from_ros(path: Path, text: str) -> Calibration:
+def _from_ros(path: Path, text: str) -> CameraInfo:
     from diinn.runtime.util import yaml_file
 
     if len(text) > yaml_file.MOST_BYTES:
@@ -133,7 +153,7 @@ def _say_unstated(path: Path, key: str, remedy: str) -> None:
     log.warning("%r states no %s and is taken for a pinhole: write '%s' if it is a fisheye", str(path), key, remedy)
 
 
-def _read_out(whole: Calibration, info: Mapping[str, Any]) -> Calibration:
+def _read_out(whole: CameraInfo, info: Mapping[str, Any]) -> CameraInfo:
     """The calibration of the frames that are sent: a message's ``roi`` and ``binning`` say which part of the sensor's
     they are, and how many of its pixels make one."""
     roi = info.get("roi") or {}
@@ -154,7 +174,7 @@ def _read_out(whole: Calibration, info: Mapping[str, Any]) -> Calibration:
     return replace(whole, size=size, k=scale @ whole.k, projection=scale @ whole.projection)
 
 
-def _from_opencv(path: Path, text: str) -> Calibration:
+def _from_opencv(path: Path, text: str) -> CameraInfo:
     """OpenCV's own reader crashes on some files that were cut short or nested deep: this takes them for what they are,
     YAML, JSON or XML."""
     _check_depth(text)
@@ -213,7 +233,7 @@ def _check_depth(text: str) -> None:
 
 def _checked(
     path: Path, size: tuple[Any, Any], k: Float64, distortion: Float64, fisheye: bool, r: Float64, p: Float64
-) -> Calibration:
+) -> CameraInfo:
     width, height = (_whole(value, name) for value, name in zip(size, ("image_width", "image_height"), strict=True))
     if not all(np.isfinite(values).all() for values in (k, distortion, r, p)):
         raise ValueError("it holds values that are not finite")
@@ -231,7 +251,7 @@ def _checked(
         raise ValueError("its rectification matrix is no rotation")
     padded = np.zeros(max(len(distortion), 4 if fisheye else 5))
     padded[: len(distortion)] = distortion
-    return Calibration(str(path), (width, height), k, padded, fisheye, r, p)
+    return CameraInfo(str(path), (width, height), k, padded, fisheye, r, p)
 
 
 def _whole(value: Any, name: str) -> int:
@@ -249,3 +269,15 @@ def _matrix(values: Any, shape: tuple[int, int]) -> Float64:
     if matrix.size != shape[0] * shape[1]:
         raise ValueError(f"a matrix of {matrix.size} values is not {shape[0]}x{shape[1]}")
     return matrix.reshape(shape)
+
+
+def scaling(across: float, down: float, left: float = 0.0, top: float = 0.0) -> Float64:
+    """What takes pixel positions to those of a picture that starts at (left, top) and is so many times larger; the
+    centre of the first pixel is 0 in both."""
+    return np.array(
+        [
+            [across, 0, (0.5 - left) * across - 0.5],
+            [0, down, (0.5 - top) * down - 0.5],
+            [0, 0, 1.0],
+        ]
+    )

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 from diinn.runtime.errors import InputError, unknown
-from diinn.runtime.geometry.calibration import Calibration, pinhole, scaling, turned
+from diinn.runtime.geometry.calibration import Calibration, pinhole, turned
+from diinn.runtime.geometry.calibration_file import scaling
 from diinn.runtime.geometry.grid import Float32, Size, check_rect
 from diinn.runtime.geometry.view import Rect, View, check_size
 from diinn.runtime.util import memory

@@ -3,11 +3,35 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from diinn.runtime.geometry.view_spec import ViewSpec
+    from diinn.runtime.noise.strength import Denoise
+    from diinn.runtime.stream.camera_lane import CameraLane
     from diinn.runtime.stream.result import Result
-    from diinn.runtime.stream.stream import Stream
+    from diinn.runtime.super_resolver import SuperResolver
+
+
+class LiveStream(Protocol):
+    """What a sink may ask of the stream whose results it gets: see ``Stream``, which says what each does."""
+
+    resolver: SuperResolver
+
+    @property
+    def lanes(self) -> Sequence[CameraLane]: ...
+
+    def lane(self, camera: str) -> CameraLane: ...
+
+    def zoom(self, camera: str, spec: ViewSpec) -> str: ...
+
+    def unzoom(self, camera: str, zoom: str) -> None: ...
+
+    def set_denoise(self, camera: str, denoise: Denoise) -> None: ...
+
+    def snapshot(self) -> dict[str, Any]: ...
 
 
 class Sink(ABC):
@@ -26,7 +50,7 @@ class Sink(ABC):
     link = ""
     closing_seconds = 0.8
 
-    def attach(self, stream: Stream) -> None:  # noqa: B027  most do not care
+    def attach(self, stream: LiveStream) -> None:  # noqa: B027  most do not care
         """Called once, before the first result, by the stream whose results these will be."""
 
     @abstractmethod

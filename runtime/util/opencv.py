@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 from diinn.runtime.errors import InputError, SourceError
-from diinn.runtime.geometry.grid import Size
 from diinn.runtime.util.file_names import as_utf8
 
 try:
@@ -95,7 +94,7 @@ def open_camera(address: int | str, api: int, parameters: Sequence[int]) -> cv2.
     return cv2.VideoCapture(address, api, parameters)
 
 
-def open_writer(path: Path, codec: str, rate: float, size: Size) -> cv2.VideoWriter:
+def open_writer(path: Path, codec: str, rate: float, size: tuple[int, int]) -> cv2.VideoWriter:
     """A video file to write, open or not; codec: four letters of ``LARGEST_SIDE``."""
     width, height = size
     if max(size) > LARGEST_SIDE[codec] or (width + 128) * (height + 128) >= LARGEST_AREA:

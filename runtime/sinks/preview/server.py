@@ -25,7 +25,7 @@ from diinn.runtime.stream.sink import Sink
 from diinn.runtime.stream.sink_thread import Key
 
 if TYPE_CHECKING:
-    from diinn.runtime.stream.stream import Stream
+    from diinn.runtime.stream.sink import LiveStream
 
 log = logging.getLogger(__name__)
 STATE_SECONDS = 1.0
@@ -74,7 +74,7 @@ class Preview(Sink):
         self.link = f"{address.reachable}/" + (f"?token={self._guard.token}" if self._guard.token else "")
         self._shown: dict[Key, JpegPair] = {}
         self._viewers: set[Viewer] = set()
-        self._stream: Stream | None = None
+        self._stream: LiveStream | None = None
         self._loop = asyncio.new_event_loop()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="diinn-preview-encode")
         self._thread = threading.Thread(target=self._serve, name="diinn-preview", daemon=True)
@@ -85,7 +85,7 @@ class Preview(Sink):
         """Listening at ``HOST:PORT``; InputError where that cannot be."""
         return Preview(Address(address), viewers)
 
-    def attach(self, stream: Stream) -> None:
+    def attach(self, stream: LiveStream) -> None:
         self._stream = stream
         self._thread.start()
 

@@ -27,7 +27,7 @@ from diinn.runtime.stream.result import ZOOM, Result
 from diinn.runtime.stream.sink_thread import Key
 
 if TYPE_CHECKING:
-    from diinn.runtime.stream.stream import Stream
+    from diinn.runtime.stream.sink import LiveStream
 
 MOST_PANES = 64  # of one viewer
 MOST_ZOOMS = 4  # of one viewer
@@ -59,7 +59,7 @@ class Pane:
 class Viewer:
     """One open page. state: to be sent"""
 
-    stream: Stream
+    stream: LiveStream
     socket: web.WebSocketResponse
     panes: dict[str, Pane] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
