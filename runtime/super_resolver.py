@@ -27,6 +27,7 @@ from diinn.runtime.images.arrays import Image, as_bgr, as_dtype
 from diinn.runtime.noise.strength import AUTO, NONE, Denoise, Strength, parse_denoise
 from diinn.runtime.util import memory
 from diinn.runtime.util.memory import MIB
+from diinn.runtime.util.once import Once
 from diinn.runtime.util.opencv import cv2
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class SuperResolver:
 
     def __init__(self, bundle: bundles.Bundle, backend: Backend, memory_budget: int) -> None:
         self.bundle, self.backend, self.memory_budget = bundle, backend, memory_budget
-        self._told: set[str] = set()
+        self._logged = Once()
         self._estimator: Estimator | None = None
 
     @classmethod
@@ -379,8 +380,7 @@ class SuperResolver:
             )
 
     def _once(self, about: str, message: str) -> None:
-        if about not in self._told:
-            self._told.add(about)
+        if self._logged.first(about):
             log.warning(message)
 
     def close(self) -> None:

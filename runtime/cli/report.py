@@ -20,10 +20,10 @@ from diinn.runtime.sinks import Sink
 from diinn.runtime.sinks.files import VideoFile, even
 from diinn.runtime.sources import Frame
 from diinn.runtime.stream.stream import Stream
+from diinn.runtime.util.once import Once
 from diinn.runtime.util.text import redacted
 
 log = logging.getLogger(__name__)
-MOST_SAID = 1000
 REFRESH_SECONDS = 0.1
 BAR_SECONDS = 2.0  # for the progress bar to go; its terminal may be held
 LINES_SECONDS, INTERRUPTED_LINES_SECONDS = 10.0, 1.0  # for the last lines of statistics, and after a signal
@@ -53,7 +53,7 @@ def finish(stream: Stream, stopped_by: int | None, said: Announcements, *, asked
         total = len(failures) + summary["processed"]
         log.error("%d of %d images could not be read", len(failures), total)
     for line in (*lost, *broken):
-        if line not in stream.said:  # when it happened
+        if line not in stream.logged:  # when it happened
             log.error("%s", line)
     if failures or lost or broken:
         return 1
@@ -82,7 +82,7 @@ class Announcements:
 
     def __init__(self, human: LineWriter) -> None:
         self._human = human
-        self._said: set[str] = set()
+        self._printed = Once()
 
     def note(self, stream: Stream, frame: Frame, name: str, view: View) -> None:
         """A view whose frames have a new size."""
@@ -91,8 +91,7 @@ class Announcements:
 
     def say(self, line: str) -> None:
         """Print ``line`` soon, unless it was said before; sizes may come and go."""
-        if line not in self._said and len(self._said) < MOST_SAID:
-            self._said.add(line)
+        if self._printed.first(line):
             self._human.say(line)
 
 

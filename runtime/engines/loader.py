@@ -16,6 +16,7 @@ from diinn.runtime.engines.verify import Verdict
 from diinn.runtime.errors import InputError, OutOfMemory
 from diinn.runtime.geometry.grid import Size
 from diinn.runtime.gpu.device import Device
+from diinn.runtime.util.once import Once
 from diinn.runtime.util.private_files import FileRejected
 
 log = logging.getLogger(__name__)
@@ -137,7 +138,7 @@ class EngineEncoder:
         self._engines = engines
         self.opened = engines.open("encoder")
         self._short: dict[Size, tuple[float, str]] = {}  # until when a size is not tried again for want of memory, why
-        self._said: set[Size] = set()
+        self._logged = Once()
 
     @property
     def map_bytes(self) -> int:
@@ -162,9 +163,8 @@ class EngineEncoder:
         if time.monotonic() < until:
             raise OutOfMemory(why)
         wanted, bundle = f"{size[0]}x{size[1]}", self._engines.bundle
-        level = logging.DEBUG if size in self._said else logging.WARNING
+        level = logging.WARNING if self._logged.first(size) else logging.DEBUG
         log.log(level, "the encoder engine is not for %s frames: opening one that is", wanted)
-        self._said.add(size)
         before = self.opened
         try:
             self.opened = self._engines.open("encoder", size, before.profile)
@@ -186,7 +186,7 @@ class EngineEncoder:
             self.opened = before
             raise
         self._short.pop(size, None)
-        self._said.discard(size)
+        self._logged.forget(size)
 
     def _remembered(self, size: Size, error: Exception) -> OutOfMemory:
         self._short[size] = time.monotonic() + RETRY, str(error)

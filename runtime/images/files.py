@@ -15,6 +15,7 @@ from diinn.runtime.errors import DiinnError, InputError, SourceError
 from diinn.runtime.images import headers
 from diinn.runtime.images.arrays import UInt8
 from diinn.runtime.util import opencv
+from diinn.runtime.util.once import Once
 from diinn.runtime.util.opencv import cv2
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ WRITTEN_AS = {".jfif": ".jpg", ".mpo": ".jpg"}  # endings of formats that OpenCV
 LONGEST_SIDE = {".jpg": 65500, ".jpeg": 65500, ".jpe": 65500, ".webp": 16383}  # pixels
 FILMS = (".mjpeg", ".mjpg")  # whose first bytes are those of an image
 RAWS = (".dng", ".nef", ".nrw", ".cr2", ".arw", ".sr2", ".pef", ".orf", ".rw2", ".srw", ".raw")  # whose first is small
+_LOGGED = Once()
 _NUMBERS = itertools.count()
 
 
@@ -117,9 +119,9 @@ def _divided(whole: npt.NDArray[Any] | None, image: npt.NDArray[Any]) -> npt.NDA
     return np.rint(np.minimum(255.0, 255.0 * whole[..., :3] / np.maximum(alpha, 1.0)))
 
 
-@cache
 def _warn_once(message: str) -> None:
-    log.warning(message)
+    if _LOGGED.first(message):
+        log.warning(message)
 
 
 def write(path: Path, image: UInt8) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from diinn.runtime.stream.sink import Sink
 from diinn.runtime.util import opencv
 from diinn.runtime.util.containers import extent
 from diinn.runtime.util.file_names import fitting
+from diinn.runtime.util.once import Once
 from diinn.runtime.util.opencv import cv2
 
 log = logging.getLogger(__name__)
@@ -48,13 +48,18 @@ class ImageFolder(Sink):
     def __init__(self, folder: Path, suffix: str = "", *, live: bool = False) -> None:
         self.where, self._folder, self._suffix, self._live = str(folder), folder, suffix, live
         self._count = self._failures = 0
+        self._logged = Once()
 
     def write(self, result: Result) -> None:
         frame = result.frame
         name = f"{frame.captured:.6f}" if self._live else f"{frame.sequence:06d}"
         relative = still_name(frame.path, self._suffix) if frame.path else Path(name + self._suffix)
         if frame.path and relative.suffix != (self._suffix or frame.path.suffix):
-            _other_format_is_said(frame.path.suffix)
+            suffix = frame.path.suffix
+            if self._logged.first(suffix):
+                log.warning(
+                    "results of %s images are written as %s.png: OpenCV does not write them as they are", suffix, suffix
+                )
         path = self._folder / relative
         make_folder(path.parent)
         check_disk(path.parent, f"the images in {self.where!r}", self._count)
@@ -92,7 +97,7 @@ class VideoFile(Sink):
         self._last: UInt8 | None = None
         self._start = 0.0
         self._count = 0
-        self._told = False
+        self._logged = Once()
 
     def write(self, result: Result) -> None:
         arrived, image = result.frame.arrived, result.image
@@ -100,8 +105,7 @@ class VideoFile(Sink):
             self._open((image.shape[1], image.shape[0]))
             self._start = arrived
         if (image.shape[1], image.shape[0]) != self._size:
-            self._told = fitted_is_said(self._told, result, self._size, self.where)
-            image = np.asarray(cv2.resize(image, self._size, interpolation=cv2.INTER_AREA), np.uint8)
+            image = fitted(result, self._size, self.where, self._logged)
         check_disk(self._path.parent, f"the video {self.where!r}", self._count)
         if self._live:
             due = round((arrived - self._start) * self._rate)
@@ -181,20 +185,15 @@ def still_name(path: Path, suffix: str) -> Path:
     return path if image_files.can_write(path.suffix) else path.with_name(fitting(path.name + ".png"))
 
 
-@cache
-def _other_format_is_said(suffix: str) -> None:
-    log.warning("results of %s images are written as %s.png: OpenCV does not write them as they are", suffix, suffix)
-
-
-def fitted_is_said(told: bool, result: Result, size: Size, where: str) -> bool:
-    """Say once that a view no longer has the size with which ``where`` began; True."""
-    if not told:
-        height, width = result.image.shape[:2]
+def fitted(result: Result, size: Size, where: str, logged: Once) -> UInt8:
+    """A result's image at the ``size`` (width, height) with which ``where`` began."""
+    height, width = result.image.shape[:2]
+    if logged.first("fitted"):
         log.warning(
             "%s changed its size to %dx%d: fitted to the %dx%d of %s; --out-size keeps one size",
             *(result.camera, width, height, *size, where),
         )
-    return True
+    return np.asarray(cv2.resize(result.image, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def check_folder(folder: Path) -> None:

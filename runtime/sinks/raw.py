@@ -6,14 +6,13 @@ import logging
 import os
 import sys
 
-import cv2
-import numpy as np
 from diinn.runtime.errors import DiinnError, InputError
 from diinn.runtime.geometry.grid import Size
-from diinn.runtime.sinks.files import fitted_is_said
+from diinn.runtime.sinks.files import fitted
 from diinn.runtime.sinks.shared_memory import SharedWriter
 from diinn.runtime.stream.result import QUALITIES, Result
 from diinn.runtime.stream.sink import Sink
+from diinn.runtime.util.once import Once
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +30,7 @@ class Pipe(Sink):
             raise InputError("--output - writes raw frames, standard output is a terminal: pipe it into a program")
         self._file = os.dup(sys.stdout.fileno())
         self._size: Size | None = None
-        self._told = False
+        self._logged = Once()
 
     def write(self, result: Result) -> None:
         image = result.image
@@ -40,8 +39,7 @@ class Pipe(Sink):
             self._size = size
             log.warning("raw frames on standard output: BGR, %dx%d, %d bytes each", *size, image.nbytes)
         elif size != self._size:
-            self._told = fitted_is_said(self._told, result, self._size, "standard output")
-            image = np.asarray(cv2.resize(image, self._size, interpolation=cv2.INTER_AREA), np.uint8)
+            image = fitted(result, self._size, "standard output", self._logged)
         rest = memoryview(image.tobytes())
         try:
             while rest:

@@ -25,6 +25,7 @@ from diinn.runtime.errors import DiinnError, SourceError
 from diinn.runtime.images.arrays import UInt8
 from diinn.runtime.sources.base import FAILED, LIVE, OPENING, RETRYING, Frame, Source
 from diinn.runtime.sources.capture import CaptureRequest
+from diinn.runtime.util.once import Once
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -160,7 +161,7 @@ class Camera(Source):
         self.retry = retry or RetryPolicy()
         self.device = replace(device, opening=self.retry.opening, stall=self.retry.stall)
         self.rate, self.remedy = device.rate, device.remedy
-        self._undecodable_said = False
+        self._logged = Once()
         self._stop = threading.Event()
         self._worker: Worker | None = None
         self._lock = threading.Lock()
@@ -239,8 +240,7 @@ class Camera(Source):
                     image = worker.image(message)
                     self.captured = before + message["count"]
                     self.undecodable = undecodable_before + message["undecodable"]
-                    if self.undecodable and not self._undecodable_said:
-                        self._undecodable_said = True
+                    if self.undecodable and self._logged.first("undecodable"):
                         log.warning("camera %s: a frame could not be decoded; such are left out and counted", self.name)
                     times = message["captured"], message["arrived"]
                     if self._last:  # all that were counted, whether they came this far or not

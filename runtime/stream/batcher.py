@@ -28,6 +28,7 @@ from diinn.runtime.stream.sink_thread import Mailbox
 from diinn.runtime.stream.statistics import Stats
 from diinn.runtime.stream.zooms import Zooms
 from diinn.runtime.super_resolver import Encoded, SuperResolver
+from diinn.runtime.util.once import Once
 
 log = logging.getLogger(__name__)
 FADING = 0.98  # of the slowest batch, with each that is faster
@@ -72,7 +73,7 @@ class Batcher:
         self._stop = False
         self._worked: set[str] = set()  # cameras of which something was seen
         self._unfit: set[str] = set()  # those of which nothing that came could be done
-        self._lowered: set[tuple[str, str]] = set()  # (camera, quality) that were told of
+        self._logged = Once()  # (camera, quality) that was lowered
         self._together = len(self.lanes) or 1  # frames encoded at once: fewer where the device's memory is short
         self._without: set[str] = set()  # cameras of the batch for which the device has no memory
         self._slowest = 0.0  # batch of late, seconds
@@ -222,8 +223,7 @@ class Batcher:
             self._refuse(lane, error)
             return
         self._without.add(lane.name)
-        if (lane.name, "memory") not in self._lowered:
-            self._lowered.add((lane.name, "memory"))
+        if self._logged.first((lane.name, "memory")):
             log.warning("%s; views of %s are %s meanwhile, the statistics count them", error, lane.name, BICUBIC)
 
     def _computed(self, jobs: Sequence[_Job]) -> _Computed:
@@ -264,8 +264,7 @@ class Batcher:
         jobs = []
         for lane, frame, whole, half in parts:
             quality = levels[lane.name]
-            if quality != WHOLE and (lane.name, quality) not in self._lowered:
-                self._lowered.add((lane.name, quality))
+            if quality != WHOLE and self._logged.first((lane.name, quality)):
                 log.warning(
                     "a deadline of %.0f ms is short for %s here: views of %s are %s now, the statistics count them",
                     *(self.deadline.seconds * 1e3, self.resolver.bundle.name, lane.name, quality),

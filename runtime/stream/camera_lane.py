@@ -13,10 +13,10 @@ from diinn.runtime.geometry.view import View
 from diinn.runtime.geometry.view_spec import ViewSpec
 from diinn.runtime.sources import Frame, Source
 from diinn.runtime.stream.camera_denoise import CameraDenoise
+from diinn.runtime.util.once import Once
 
 log = logging.getLogger(__name__)
 Made = tuple[ViewSpec, Size, "View | InputError"]  # what was asked for, of frames of a size, and what came of it
-MOST_SAID = 100  # different things that are logged of one camera
 
 
 class CameraLane:
@@ -52,7 +52,7 @@ class CameraLane:
         self._views: dict[tuple[int, int], Made] = {}  # by the spec's identity and what divides its size
         self._lock = threading.Lock()
         self.due, self._credit, self._replaced = 0.0, 0.0, 0  # due: of time.monotonic
-        self._said: set[str] = set()
+        self._logged = Once()
 
     @property
     def name(self) -> str:
@@ -121,6 +121,5 @@ class CameraLane:
     def say(self, error: DiinnError) -> None:
         """Note what is wrong, and log it once."""
         self.trouble = str(error)
-        if self.trouble not in self._said and len(self._said) < MOST_SAID:
-            self._said.add(self.trouble)
+        if self._logged.first(self.trouble):
             log.warning("camera %s: %s", self.name, error)

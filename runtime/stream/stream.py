@@ -28,6 +28,7 @@ from diinn.runtime.stream.sink import Sink
 from diinn.runtime.stream.sink_thread import Key, Mailbox, SinkThread
 from diinn.runtime.stream.statistics import Stats
 from diinn.runtime.super_resolver import SuperResolver
+from diinn.runtime.util.once import Once
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 TICK_SECONDS = 0.05
 HURRY_SECONDS = 0.8  # for the batch in work, once somebody hurries
-MOST_SAID = 1000
 LIVE_SECONDS = 30.0  # for a batch, and for all sinks, where nothing but live cameras would be lost
 
 
@@ -111,7 +111,7 @@ class Stream:
         self._wait_for_cameras = wait_for_cameras
         self._error: BaseException | None = None
         self._zooms = 0
-        self.said: set[str] = set()  # what was logged of cameras and sinks
+        self.logged = Once()  # of cameras and sinks
         self._views_lock = threading.Lock()
         self._shown = threading.Event()  # something for a window has come
         self._closing, self._closed = threading.Lock(), threading.Event()
@@ -142,7 +142,7 @@ class Stream:
 
     def _sink_failed(self, text: str, error: Exception | None) -> None:
         if any(not outlet.done for outlet in self.outlets):  # otherwise it ends, and says so
-            self.said.add(text)
+            self.logged.first(text)
             log.error("%s", text, exc_info=error)
 
     def _taken(self, result: Result, used: bool) -> None:
@@ -221,8 +221,7 @@ class Stream:
             text = str(source.failure) if source.failure is not None else ""
             if source.live and source.state == RETRYING and not source.captured:
                 text = f"camera {source.name} {source.trouble}: it is tried again"
-            if text and text not in self.said and len(self.said) < MOST_SAID:
-                self.said.add(text)
+            if text and self.logged.first(text):
                 log.error("%s", text)
 
     def check(self) -> None:

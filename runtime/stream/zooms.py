@@ -18,6 +18,7 @@ from diinn.runtime.sources import Frame
 from diinn.runtime.stream.camera_lane import CameraLane
 from diinn.runtime.stream.result import BICUBIC, WHOLE, Result
 from diinn.runtime.super_resolver import Encoded, SuperResolver
+from diinn.runtime.util.once import Once
 
 log = logging.getLogger(__name__)
 LEAST_SHARE = 0.1  # of the batches' time, where cameras leave none
@@ -51,7 +52,7 @@ class Zooms:
         self._newest: dict[str, tuple[CameraLane, Frame, Encoded | None]] = {}  # by camera
         self._shown: dict[Key, tuple[float, Frame]] = {}  # when, and of which frame
         self._work: _Work | None = None
-        self._short: set[Key] = set()  # for which memory was short, and it was said
+        self._logged = Once()  # pictures for which memory was short
         self._credit = self._resting = 0.0  # seconds that are due; time.monotonic
 
     def offer(self, lane: CameraLane, frame: Frame, encoded: Encoded | None) -> None:
@@ -127,8 +128,7 @@ class Zooms:
             return
         except OutOfMemory as error:  # the next frame's may do
             key = work.lane.name, work.name
-            if key not in self._short:
-                self._short.add(key)
+            if self._logged.first(key):
                 log.warning("%s: a viewer's picture of %s is left out", error, work.lane.name)
             self._work = None
             self._shown[key] = time.monotonic(), work.frame
