@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import graphlib
 import os
 import re
 import shutil
@@ -56,6 +57,28 @@ def test_arrows_run_one_way(room: str) -> None:
                 assert any(name == a or name.startswith(a + ".") for a in allowed), f"{path} imports {name}"
             elif room == "runtime":
                 assert name.split(".")[0] not in HEAVY - {"yaml"}, f"{path} imports {name}"
+
+
+# Each of the runtime's folders and files may import those that stand before it.
+ORDER = ["errors", "util", "images", "geometry", "noise", "bundles", "sources", "gpu", "engines", "backends"]
+ORDER += ["super_resolver", "stream", "sinks", "cli", "examples"]
+
+
+def test_arrows_within_the_runtime_run_one_way_too() -> None:
+    """Imports for types count; and no modules import each other in a circle."""
+    home = ROOT / "runtime"
+    modules = {("diinn", *path.relative_to(ROOT).with_suffix("").parts): path for path in home.rglob("*.py")}
+    names = {".".join(parts).removesuffix(".__init__"): path for parts, path in modules.items()}
+    depends: dict[str, set[str]] = {}
+    for name, path in names.items():
+        found = {i for i in imports(path) if i.startswith("diinn.runtime.")}
+        if name != "diinn.runtime":
+            here = name.split(".")[2]
+            for other in {i.split(".")[2] for i in found} & {*ORDER}:
+                assert ORDER.index(other) <= ORDER.index(here), f"{path} imports {other}"
+            depends[name] = {i if i in names else i.rpartition(".")[0] for i in found} & names.keys() - {name}
+    assert {name.split(".")[2] for name in depends} == {*ORDER}
+    graphlib.TopologicalSorter(depends).prepare()  # raises for a circle
 
 
 def test_the_runtime_reads_yaml_and_graphs_in_one_place_each() -> None:
@@ -160,6 +183,39 @@ sys.exit(main(sys.argv[1:]))
     assert out.exists()
 
 
+def test_types_reach_a_users_script(tmp_path: Path) -> None:
+    """Every name that ``diinn.runtime`` gives, with its type: one wrong call in a script is one error."""
+    from diinn import runtime
+
+    names = ", ".join(runtime.__all__)
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"from diinn.runtime import {names}\n"
+        "with SuperResolver.open('small') as resolver:\n"
+        "    reveal_type(resolver.resize)\n"
+        "    resolver.resise(3)\n"
+        "for result in Stream(['demo'], 'small'):\n"
+        "    reveal_type(result)\n"
+    )
+    rooms = tmp_path / "typed" / "diinn"
+    rooms.mkdir(parents=True)
+    for room in ROOMS:
+        (rooms / room).symlink_to(ROOT / room)
+    options = ["--strict", "--explicit-package-bases", "--namespace-packages", "--ignore-missing-imports"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", *options, "--cache-dir", str(ROOT / "build" / "mypy-script"), str(script)],
+        env={**os.environ, "MYPYPATH": str(rooms.parent)},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    wrong = [line for line in done.stdout.splitlines() if "script.py" in line and "error" in line]
+    assert len(wrong) == 1, done.stdout
+    assert '"SuperResolver" has no attribute "resise"' in wrong[0]
+    assert "diinn.runtime.stream.result.Result" in done.stdout
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from a copy of what git would ship."""
@@ -182,7 +238,7 @@ def test_the_wheel_holds_every_file(wheel: Path) -> None:
             data = (
                 path.suffix in (".yaml", ".cu", ".h", ".c", ".html", ".css", ".js")
                 or path.parent.parent.name == "shipped"
-                or path.name == "paper.csv"
+                or path.name in ("paper.csv", "py.typed")
             )
             if path.is_file() and (path.suffix == ".py" or data):
                 wanted.add(f"diinn/{path.relative_to(ROOT).as_posix()}")
