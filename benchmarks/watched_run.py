@@ -53,10 +53,10 @@ class Running:
     standard output and error"""
 
     def __init__(self, words: Sequence[str], stats: Path, environment: Mapping[str, str] | None = None) -> None:
-        self.stats, self.out, self.said = stats, stats.with_suffix(".out"), stats.with_suffix(".err")
+        self.stats, self.out, self.log = stats, stats.with_suffix(".out"), stats.with_suffix(".err")
         command = [sys.executable, "-m", "diinn.runtime.cli.run", *words, "--stats", str(stats), "--no-progress"]
-        with self.out.open("wb") as out, self.said.open("wb") as said:
-            self.process = subprocess.Popen(command, stdout=out, stderr=said, env=os.environ | dict(environment or {}))
+        with self.out.open("wb") as out, self.log.open("wb") as log:
+            self.process = subprocess.Popen(command, stdout=out, stderr=log, env=os.environ | dict(environment or {}))
         self.watched = psutil.Process(self.process.pid)
 
     def tree(self) -> list[psutil.Process]:
@@ -92,7 +92,7 @@ class Running:
             self.process.send_signal(signal.SIGINT)
         code = self.process.wait(30)
         lines = self.stats.read_text(encoding="utf-8").splitlines() if self.stats.exists() else []
-        return code, self.said.read_text(encoding="utf-8"), json.loads(lines[-1]) if lines else {}
+        return code, self.log.read_text(encoding="utf-8"), json.loads(lines[-1]) if lines else {}
 
     def lines(self) -> list[dict[str, Any]]:
         """The whole lines of statistics so far."""

@@ -43,7 +43,7 @@ class Encoded:
 
     frame: the frame, uint8 or float32 [H, W, 3] BGR
     maps: rows of all frames encoded with it; offset: this frame's first row
-    strength: what the network was told of it
+    strength: what the network was given beside it
     A frame whose maps would exceed the memory budget has none: it is encoded band by band, anew at
     each decode.
     """
@@ -93,7 +93,7 @@ class SuperResolver:
         cuda_graphs: replay the work on a GPU as CUDA graphs, where the backend can
         check: replay the bundle's golden sample first; engines are compared with the CPU once, too
 
-        Raises BundleError or InputError, or DiinnError for engines that fail or differ; all say what to do.
+        Raises BundleError or InputError, or DiinnError for engines that fail or differ; their messages say what to do.
         """
         for what, value in (("threads", threads), ("memory_budget", memory_budget), ("chunk", chunk)):
             if value is not None and value < 1:
@@ -185,8 +185,8 @@ class SuperResolver:
         """Encode frames, those of equal size in one batch as far as the memory budget reaches.
 
         denoise: how strongly the frames were degraded, so how much is cleaned: 0 (nothing, the default), the root mean
-            square of their noise in grey levels, a ``Strength``, or "auto", which tells it from each frame by itself; a
-            list gives each frame its own. What is beyond the model's range is clamped and said once
+            square of their noise in grey levels, a ``Strength``, or "auto", which estimates it for each frame; a
+            list gives each frame its own. What is beyond the model's range is clamped and logged once
         """
         self._check_open()
         ready = [as_bgr(frame) for frame in frames]
@@ -211,7 +211,7 @@ class SuperResolver:
         return [encoded for encoded in out if encoded is not None]
 
     def _strengths(self, frames: Sequence[Image], denoise: Denoise | Sequence[Denoise]) -> list[Strength]:
-        """What the network is told of each frame; InputError for what it cannot be told."""
+        """What the network is given beside each frame; InputError for what it does not take."""
         if isinstance(denoise, list):
             if len(denoise) != len(frames):
                 raise InputError(f"denoise has {len(denoise)} values for {len(frames)} frames: give one, or as many")
@@ -245,19 +245,19 @@ class SuperResolver:
         return f"model {self.bundle.name} has no dial ({shipped}), so that no noise can be taken away"
 
     def estimate(self, frame: Image) -> Strength:
-        """What "auto" tells of one frame, [H, W, 3] BGR or grey, uint8 or float32. InputError where the bundle cannot
-        tell."""
+        """What "auto" estimates of one frame, [H, W, 3] BGR or grey, uint8 or float32. InputError where the bundle has
+        no estimator."""
         self._check_open()
         return self.open_estimator()(as_bgr(frame))
 
     def open_estimator(self) -> Estimator:
-        """What tells a frame's strength. InputError where the bundle cannot, or ONNX Runtime is missing."""
+        """The estimator of frames' strengths. InputError where the bundle has none, or ONNX Runtime is missing."""
         if self._estimator is None:
             if self.bundle.dial is None:
                 raise InputError(f"{self._dialless}: leave denoise out, or use a model with a dial")
             if self.bundle.estimator is None:
                 raise InputError(
-                    f"model {self.bundle.name} holds no {bundles.ESTIMATOR}, which tells the noise: give a number "
+                    f"model {self.bundle.name} holds no {bundles.ESTIMATOR}, which estimates the noise: give a number "
                     "in place of auto, or export it again with --estimator"
                 )
             from diinn.runtime.noise.estimator import Estimator

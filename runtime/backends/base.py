@@ -158,7 +158,7 @@ class Backend(ABC):
     def encode(self, frames: Sequence[Image], levels: Sequence[Levels]) -> Maps:
         """Frames of one size to the maps: rows of all frames together, [B·H·W, C] each.
 
-        levels: what the network is told of each frame, ``Bundle.levels`` of its strength
+        levels: the encoder's inputs beside each frame, ``Bundle.levels`` of its strength
         """
 
     @abstractmethod

@@ -79,19 +79,23 @@ class DeviceBackend(Backend):
         staged = self._frames.array((batch, height, width, 3), kind)
         for place, frame in zip(staged, frames, strict=True):
             np.copyto(place, as_dtype(frame, kind))
-        told = self._levels.array((batch, planes - 3), np.float32)
-        told[...] = levels
-        with self._buffers.borrowed(staged.nbytes, max(told.nbytes, 1), pixels * planes * FLOAT) as (bgr, at, planar):
+        strengths = self._levels.array((batch, planes - 3), np.float32)
+        strengths[...] = levels
+        with self._buffers.borrowed(staged.nbytes, max(strengths.nbytes, 1), pixels * planes * FLOAT) as (
+            bgr,
+            at,
+            planar,
+        ):
 
             def work() -> None:
                 self.device.upload(bgr, staged)
-                if told.size:
-                    self.device.upload(at, told)
+                if strengths.size:
+                    self.device.upload(at, strengths)
                 sizes = (np.int64(pixels), np.int32(height * width), np.int32(kind == np.uint8), np.int32(planes - 3))
                 self._convert["planar_rgb"](pixels, *sizes, np.uint64(bgr), np.uint64(at), np.uint64(planar))
                 self.encode_planar(planar, batch, (width, height), maps.addresses)
 
-            staging = (staged.shape, kind, staged.ctypes.data, told.ctypes.data, bgr, at, planar)
+            staging = (staged.shape, kind, staged.ctypes.data, strengths.ctypes.data, bgr, at, planar)
             self._encoding.run((*staging, *maps.addresses), work)
             self.device.wait()  # the staged frames and their memory are free again
         return maps

@@ -75,7 +75,12 @@ class OnnxRuntimeBackend(Backend):
             tolerance = min(float(self.bundle.golden()["tolerance"]), golden.LARGEST_TOLERANCE)
             if not gap <= tolerance:
                 raise DiinnError(f"provider CUDA differs by {gap:.3g} from it (tolerance {tolerance:.3g})")
-        except (DiinnError, KeyError, ValueError, TypeError) as error:  # a damaged sample is said where it is replayed
+        except (
+            DiinnError,
+            KeyError,
+            ValueError,
+            TypeError,
+        ) as error:  # a damaged sample is reported where it is replayed
             self._encoder = on_cpu
             log.warning("the encoder runs on the CPU: %s", error)
         else:
@@ -98,7 +103,7 @@ class OnnxRuntimeBackend(Backend):
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # what goes wrong is said once, by us
+        options.log_severity_level = 4  # what goes wrong is reported once, by us
         # Without its arena and its planned pattern ONNX Runtime gives memory back as soon as it can: half the
         # peak on large frames, at the same speed.
         options.enable_cpu_mem_arena = options.enable_mem_pattern = False
@@ -148,7 +153,7 @@ class OnnxRuntimeBackend(Backend):
         return max(1, CPU_PIXELS // (size[0] * size[1])) if self.encoder_provider == "CPU" + SUFFIX else None
 
     def encode(self, frames: Sequence[Image], levels: Sequence[Levels]) -> list[Float32]:
-        batch = np.concatenate([planar_rgb(frame, told) for frame, told in zip(frames, levels, strict=True)])
+        batch = np.concatenate([planar_rgb(frame, inputs) for frame, inputs in zip(frames, levels, strict=True)])
         maps = self._call(self._encoder, [m.name for m in self.bundle.maps], {"frame": batch})
         return [m.reshape(-1, m.shape[-1]) for m in maps]
 

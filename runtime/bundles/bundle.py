@@ -27,8 +27,8 @@ SUFFIX = ".diinn"
 MODELS = Path(__file__).parent / "shipped"
 GOLDEN = "golden.npz"
 LAYERS = "layers.npz"  # in the bundles of decoders that the fused kernel takes
-ESTIMATOR = "estimator.onnx"  # in bundles with a dial: tells a frame's strength
-Levels = tuple[float, ...]  # what the encoder graph is told of one frame, a plane each behind RGB
+ESTIMATOR = "estimator.onnx"  # in bundles with a dial: estimates a frame's strength
+Levels = tuple[float, ...]  # inputs of the encoder graph beside one frame, a plane each behind RGB
 # Graphs of each precision; fp32 is in every bundle. ``gather_decoder`` is the decoder with the gather inside, for CPUs.
 ROLES = {
     "fp32": ("encoder", "decoder", "gather_decoder"),
@@ -56,7 +56,7 @@ class Bundle:
     workspace: bytes per LR pixel that the encoder graph needs at its peak, maps included
     maps, layout: what one sample of a query consists of: a row of each map, and the layout's numbers
     graphs, files: file names by precision and role (``ROLES``); sha256 by file name, checked when it was loaded
-    dial: the highest noise and compression its encoder was trained to be told, None for one that is told nothing
+    dial: the highest noise and compression its encoder was trained for, None without a dial
     measured: what each precision but fp32 loses, for people
     quality: scores and the protocol they were measured under; empty if never measured
     licence, source: terms of the weights; sha256 and step of the checkpoint
@@ -87,12 +87,12 @@ class Bundle:
         return 3 if self.dial is None else 5
 
     def levels(self, strength: Strength) -> Levels:
-        """What the encoder graph is told of a frame of ``strength``, in the order of its planes behind RGB."""
+        """The inputs of the encoder graph for a frame of ``strength``, in the order of its planes behind RGB."""
         return () if self.dial is None else (strength.noise, strength.compression)
 
     @property
     def estimator(self) -> Path | None:
-        """The graph that tells a frame's strength (``estimator.Estimator``), None where the bundle holds none."""
+        """The graph that estimates a frame's strength (``estimator.Estimator``), None where the bundle holds none."""
         return self.path / ESTIMATOR if ESTIMATOR in self.files else None
 
     def graph(self, role: str, precision: str = "fp32") -> Path:

@@ -59,7 +59,7 @@ def views(sample: Sample, layout: grid.Layout) -> dict[str, View]:
 
 
 def strengths(sample: Sample, *, dial: bool) -> list[Strength]:
-    """What a sample's outputs were told: none, half and all, or none alone where the model has no dial.
+    """The strengths that a sample's outputs were made for: none, half and all, or none alone without a dial.
 
     Raises BundleError for a sample with other strengths."""
     rows = sample["strengths"] if dial and "strengths" in sample else np.zeros((1, 2))

@@ -38,7 +38,7 @@ class LineWriter:
         self._waiting: queue.Queue[Callable[[], None] | None] = queue.Queue(MOST_WAITING)
         self._thread = threading.Thread(target=self._run, name="diinn-writer", daemon=True)
 
-    def say(self, line: str) -> None:
+    def write(self, line: str) -> None:
         """Print ``line`` soon."""
         self.do(lambda: self._print(line))
 
@@ -57,7 +57,7 @@ class LineWriter:
     def _started(self) -> bool:
         try:
             self._thread.start()
-        except RuntimeError:  # no room for a thread: what is to be said is said all the same
+        except RuntimeError:  # no room for a thread: it is written all the same
             self._thread = threading.Thread(target=self._run, name="diinn-writer", daemon=True)
             return False
         return True
@@ -99,7 +99,7 @@ class LineWriter:
     def _try(self, work: Callable[[], None]) -> None:
         try:
             work()
-        except Exception as error:  # a full disk, a reader that is gone: who asks is told
+        except Exception as error:  # a full disk, a reader that is gone: ``error`` shows it
             self.error = self.error or error
 
 
@@ -133,13 +133,13 @@ class Handler(logging.Handler):
         self._writer = writer
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(Exception):  # as logging does: what cannot be said stops nothing
+        with contextlib.suppress(Exception):  # as logging does: a line that cannot be written stops nothing
             error = record.exc_info[1] if record.exc_info else None
             plain = copy.copy(record)
             plain.exc_info = plain.exc_text = None
             line = self.format(plain)
             if error is not None and str(error) not in line:
                 line += f": {unforeseen(error)}"
-            self._writer.say(redacted(line))
+            self._writer.write(redacted(line))
             if error is not None:
                 trace(error)

@@ -83,7 +83,7 @@ def _clean(cache: Cache, which: str) -> int:
 
 
 def machine() -> Iterator[Fact]:
-    """Versions and devices, each found or said to be missing."""
+    """Versions and devices, each found or named as missing."""
     yield "diinn", _or_missing(lambda: version("diinn"))
     yield "Python", f"{platform.python_version()} on {platform.machine()} {platform.system()} {platform.release()}"
     if TEGRA.exists():
@@ -187,8 +187,8 @@ def judge(bundle: bundles.Bundle) -> Iterator[tuple[str, tuple[bool, str]]]:
                 continue
             with SuperResolver.open(bundle.path, backend=name) as resolver:
                 found = resolver.check()
-                said = f"{max(found.values()):.1e} from the golden sample" if found else "golden sample not replayed"
-                yield name, (True, f"{resolver.backend.describe()}, {said}")  # opening it checked it, as "auto" does
+                against = f"{max(found.values()):.1e} from the golden sample" if found else "golden sample not replayed"
+                yield name, (True, f"{resolver.backend.describe()}, {against}")  # opening it checked it, as "auto" does
         except DiinnError as error:
             yield name, (False, str(error))
         except Exception as error:  # a broken installation is what a doctor is for

@@ -29,7 +29,9 @@ BAR_SECONDS = 2.0  # for the progress bar to go; its terminal may be held
 LINES_SECONDS, INTERRUPTED_LINES_SECONDS = 10.0, 1.0  # for the last lines of statistics, and after a signal
 
 
-def finish(stream: Stream, stopped_by: int | None, said: Announcements, *, asked: bool, benchmark: bool) -> int:
+def finish(
+    stream: Stream, stopped_by: int | None, announcements: Announcements, *, asked: bool, benchmark: bool
+) -> int:
     """Say how a run ended; its exit code.
 
     stopped_by: the signal; asked: whether an output was named; benchmark: whether stage times are wanted"""
@@ -43,12 +45,14 @@ def finish(stream: Stream, stopped_by: int | None, said: Announcements, *, asked
     ]
     if not summary["processed"] and stopped_by is None and not (failures or lost):
         raise DiinnError("no frame arrived: check the camera, or give it more time with a longer --duration")
-    said.say(redacted(_closing_line(summary)))
+    announcements.print(redacted(_closing_line(summary)))
     if {output["where"] for output in summary["outputs"]} == {"none"} and not asked and not benchmark:
-        said.say("nothing was shown or saved, there is no display here: add --output FILE or FOLDER")
+        announcements.print("nothing was shown or saved, there is no display here: add --output FILE or FOLDER")
     if benchmark:
         for stage, times in summary["ms"].items():
-            said.say(f"  {stage:7} median {times['p50']:8.2f} ms   p95 {times['p95']:8.2f}   p99 {times['p99']:8.2f}")
+            announcements.print(
+                f"  {stage:7} median {times['p50']:8.2f} ms   p95 {times['p95']:8.2f}   p99 {times['p99']:8.2f}"
+            )
     if failures:
         total = len(failures) + summary["processed"]
         log.error("%d of %d images could not be read", len(failures), total)
@@ -78,7 +82,7 @@ def _closing_line(summary: dict[str, Any]) -> str:
 
 
 class Announcements:
-    """What people are told of a run: among other things what is done with each view, once per frame size."""
+    """What a run prints: among other things what is done with each view, once per frame size."""
 
     def __init__(self, human: LineWriter) -> None:
         self._human = human
@@ -87,12 +91,12 @@ class Announcements:
     def note(self, stream: Stream, frame: Frame, name: str, view: View) -> None:
         """A view whose frames have a new size."""
         for line in _announcement(stream, frame, name, view):
-            self.say(redacted(line))
+            self.print(redacted(line))
 
-    def say(self, line: str) -> None:
-        """Print ``line`` soon, unless it was said before; sizes may come and go."""
+    def print(self, line: str) -> None:
+        """Print ``line`` soon, unless it was before; sizes may come and go."""
         if self._printed.first(line):
-            self._human.say(line)
+            self._human.write(line)
 
 
 def _announcement(stream: Stream, frame: Frame, name: str, view: View) -> Iterator[str]:
@@ -127,7 +131,7 @@ def statistics(
     target: str | None, stream: Stream, out: LineWriter, interrupted: Callable[[], bool]
 ) -> Iterator[Callable[[], None]]:
     """Writes a line of JSON whenever it is called and a second has passed, and the summary at the end, to a file or
-    (``-``) by ``out``. A disk that is full is said once, and is an error at the end; so is a pipe that nobody reads, at
+    (``-``) by ``out``. A full disk is logged once, and is an error at the end; so is a pipe that nobody reads, at
     the end alone.
 
     interrupted: whether the end is not to wait for long
@@ -137,11 +141,11 @@ def statistics(
         return
     writer = out if target == "-" else FileLineWriter(target)
     due = time.monotonic() + 1
-    told = False
+    logged = False
 
     def write(*, final: bool) -> None:
         head = {"model": stream.resolver.bundle.name, "backend": stream.resolver.backend.describe()} if final else {}
-        writer.say(json.dumps({**head, **stream.snapshot(final=final)}))
+        writer.write(json.dumps({**head, **stream.snapshot(final=final)}))
 
     def problem() -> str:
         if writer is out or writer.error is None:
@@ -149,12 +153,12 @@ def statistics(
         return f"cannot write --stats {target!r}: {getattr(writer.error, 'strerror', None) or writer.error}"
 
     def tick() -> None:
-        nonlocal due, told
+        nonlocal due, logged
         if time.monotonic() >= due:
             due += 1
             write(final=False)
-        if problem() and not told:
-            told = True
+        if problem() and not logged:
+            logged = True
             log.warning("%s", problem())
 
     try:
@@ -173,7 +177,7 @@ def progress(
     stream: Stream, frames: int | None, out: LineWriter, err: LineWriter, *, wanted: bool
 ) -> Iterator[Callable[[], None]]:
     """A progress line with frames per second and frame age on ``err``, where that is a terminal that can show one;
-    refreshed by whoever calls now and then. Lines stand above it."""
+    refreshed at each call. Lines stand above it."""
     if not (wanted and err.file is not None and err.file.isatty()):
         yield lambda: None
         return

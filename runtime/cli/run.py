@@ -40,13 +40,13 @@ SIGNALLED = 128  # exit codes above are those of signals
 INTERRUPTED_SECONDS, READER_SECONDS = (
     0.3,
     10.0,
-)  # for what is still to be said where nobody reads it: after a signal, else
+)  # for lines that are still to be written where nobody reads them: after a signal, else
 STARTING_SECONDS = 10.0  # that --duration waits for the first frame
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns 0, 1 for a failure while running, 2 for bad input, 128 + n after signal n."""
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # what goes wrong is said once, by us
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # what goes wrong is reported once, by us
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     for number in range(3):  # what is closed would become somebody else's socket
         try:
@@ -59,12 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     out, err = LineWriter(sys.stdout), LineWriter(sys.stderr)
     before, threading.excepthook = threading.excepthook, _thread_failed
     try:
-        code = guarded(name, remedy, lambda: _main(argv, out, err), err.say, hint)
+        code = guarded(name, remedy, lambda: _main(argv, out, err), err.write, hint)
     finally:
         threading.excepthook = before
     seconds = INTERRUPTED_SECONDS if code > SIGNALLED else READER_SECONDS
     written = [writer.close(seconds) for writer in (out, err)]
-    if not all(written):  # whoever should read it holds what an ordinary end would wait for
+    if not all(written):  # its reader holds what an ordinary end would wait for
         os._exit(code or 1)
     after = guarded(name, remedy, lambda: _check(out))
     return code or after
@@ -140,7 +140,7 @@ def run(args: argparse.Namespace, out: LineWriter, err: LineWriter) -> int:
 
     backend = _checked_backend(args)
     frames = args.max_frames or (BENCHMARK_FRAMES if args.benchmark and not args.duration else None)
-    said = report.Announcements(err if STANDARD_OUTPUT in (*args.output, args.stats) else out)
+    announcements = report.Announcements(err if STANDARD_OUTPUT in (*args.output, args.stats) else out)
     stream: Stream | None = None
     resolver: SuperResolver | None = None
     sources: Sequence[Source] = ()
@@ -157,11 +157,13 @@ def run(args: argparse.Namespace, out: LineWriter, err: LineWriter) -> int:
                     threads=args.threads,
                     memory_budget=args.memory_budget * MIB,
                 )
-                stream = _stream(args, stop, cameras, sources, resolver, frames, said)
+                stream = _stream(args, stop, cameras, sources, resolver, frames, announcements)
             with report.statistics(args.stats, stream, out, stop.by_signal) as count:
                 with report.progress(stream, frames, out, err, wanted=not args.no_progress) as show:
                     _run(stream, stop, args.duration or math.inf, out, (count, show))
-                return report.finish(stream, stop.signal, said, asked=bool(args.output), benchmark=args.benchmark)
+                return report.finish(
+                    stream, stop.signal, announcements, asked=bool(args.output), benchmark=args.benchmark
+                )
         finally:
             if stream is None:
                 for source in sources:
@@ -217,7 +219,7 @@ def _checked_backend(args: argparse.Namespace) -> str:
 
 
 def settings(args: argparse.Namespace) -> tuple[list[CameraSettings], list[Source]]:
-    """What the arguments say of each camera and input, and their sources."""
+    """What the arguments ask of each camera and input, and their sources."""
     from diinn.runtime.geometry.calibration import Calibration
     from diinn.runtime.sinks import result_paths
     from diinn.runtime.sources import CaptureOptions, RetryPolicy, open_camera, open_input
@@ -282,7 +284,7 @@ def _stream(
     sources: Sequence[Source],
     resolver: SuperResolver,
     frames: int | None,
-    said: Announcements,
+    announcements: Announcements,
 ) -> Stream:
     from diinn.runtime.sinks import Streams, open_sinks
     from diinn.runtime.stream.stream import Stream
@@ -301,12 +303,12 @@ def _stream(
             max_frames=frames,
             wait_for_cameras=args.retries is not None,
             sources=sources,
-            announce=lambda *what: said.note(stream, *what),
+            announce=lambda *what: announcements.note(stream, *what),
         )
         failing.pop_all()
     for sink, _ in sinks:
         if sink.link:
-            said.say(f"open {sink.link} in a browser")
+            announcements.print(f"open {sink.link} in a browser")
     return stream
 
 

@@ -101,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
         type=denoise,
         metavar="auto|LEVEL",
         help="noise to take away, in grey levels, 0 for none, or NOISE,COMPRESSION (compression: 100 - JPEG quality); "
-        "auto tells it from the frames (default: auto for cameras and videos, 0 for images)",
+        "auto estimates it from the frames (default: auto for cameras and videos, 0 for images)",
     )
     model.add_argument("--list-models", action="store_true", help="list the shipped models and exit")
     model.add_argument("--backend", default="auto", help="cuda, tensorrt, onnxruntime or auto (default)")
@@ -151,7 +151,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--benchmark",
         action="store_true",
-        help=f"as fast as it goes, {BENCHMARK_FRAMES} frames unless said otherwise, and print stage times",
+        help=f"as fast as it goes, {BENCHMARK_FRAMES} frames unless given otherwise, and print stage times",
     )
     run.add_argument("--no-progress", action="store_true", help="no progress line")
     run.add_argument("--log-level", default="warning", choices=("debug", "info", "warning", "error"))

@@ -74,9 +74,9 @@ class Job:
 
     @classmethod
     def parse(cls, text: str) -> Job:
-        said = json.loads(text)
-        tactics = None if said["tactics"] is None else tuple(said["tactics"])
-        return cls(**said | {"profile": profiles.from_plain(said["profile"]), "tactics": tactics})
+        fields = json.loads(text)
+        tactics = None if fields["tactics"] is None else tuple(fields["tactics"])
+        return cls(**fields | {"profile": profiles.from_plain(fields["profile"]), "tactics": tactics})
 
 
 class BuildError(DiinnError):
@@ -111,8 +111,8 @@ def no_builder() -> str:
         return "TensorRT does not answer within a minute: check the driver with nvidia-smi"
     if done.returncode < 0:
         return f"TensorRT crashes ({failure.signal_name(-done.returncode)}): check the driver with nvidia-smi"
-    said = (done.stdout.strip() or done.stderr.strip()).splitlines()
-    return failure.line(said[-1] if said else f"exit code {done.returncode}") if done.returncode else ""
+    output = (done.stdout.strip() or done.stderr.strip()).splitlines()
+    return failure.line(output[-1] if output else f"exit code {done.returncode}") if done.returncode else ""
 
 
 def identities(bundle: Bundle, role: str, precision: str, device: Device) -> list[Identity]:
@@ -211,20 +211,20 @@ def _workspace(bundle: Bundle, key: Key, device: Device, options: BuildOptions) 
         least = needed
         if options.workspace is not None:
             least = chosen
-            said = f"--workspace {chosen // MIB}: the device has only {free // MIB} MiB free: lower it"
+            problem = f"--workspace {chosen // MIB}: the device has only {free // MIB} MiB free: lower it"
         else:
             what = "the decoder needs"
             if role == "encoder":
                 batch, _, height, width = key.profile.most["frame"]
                 what = f"{batch} frames of {width}x{height} need"
                 least = int((needed - SPARE) / LAYOUTS) + SPARE  # an input may do with one layout
-            said = (
+            problem = (
                 f"{what} some {needed / MIB:.0f} MiB, the device has {free / MIB:.0f} of {total / MIB:.0f} MiB free: "
                 + (failure.LOWER.format(bundle=bundle.path) if role == "encoder" else "close other programs")
             )
         if not shared and least > free:
-            raise TooLarge(said)
-        log.warning("%s; trying all the same", said)
+            raise TooLarge(problem)
+        log.warning("%s; trying all the same", problem)
     elif chosen < needed:
         log.warning("--workspace %d: the %s needs some %d MiB: the build may fail", chosen // MIB, role, needed // MIB)
     return chosen
@@ -251,13 +251,13 @@ def _in_process(bundle: Bundle, key: Key, options: BuildOptions, workspace: int,
         (folder / "job.json").write_text(job.text(), encoding="utf-8")
     log.info("%s: building in %s with a workspace of %d MiB; this takes minutes", role, precision, workspace // MIB)
     command = [sys.executable, "-m", "diinn.runtime.engines.build_worker", str(folder / "job.json"), str(os.getpid())]
-    code, said = _wait(command, role, options.interval)
+    code, output = _wait(command, role, options.interval)
     report = _report(out)
     for said_by_tensorrt in [*report["errors"], *report["warnings"]]:
         ours = said_by_tensorrt.startswith("timing cache")
         log.log(logging.WARNING if ours else logging.DEBUG, "TensorRT: %s", said_by_tensorrt)
     if code or not out.exists():
-        text, short = failure.explained(code, report, said, workspace, str(bundle.path))
+        text, short = failure.explained(code, report, output, workspace, str(bundle.path))
         raise BuildError(f"{role}: {text}", memory=short)
     kept = out.with_suffix(".timing")
     if kept.exists():

@@ -3,7 +3,7 @@
 With ``--try`` in place of a job it makes a builder and ends.
 
 A build takes minutes, cannot be interrupted and is what a small machine kills for memory. In a process of its own it
-can be ended, and its end can be explained. Writes the engine to the job's ``out`` and what TensorRT said to
+can be ended, and its end can be explained. Writes the engine to the job's ``out`` and TensorRT's messages to
 ``out.log.json``.
 """
 
@@ -82,12 +82,12 @@ def _check_tactics(names: tuple[str, ...]) -> None:
 
 def _parse(parser: trt.OnnxParser, graph: str) -> None:
     if not parser.parse_from_file(graph):
-        said = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
-        raise DiinnError(f"TensorRT {trt.__version__} cannot read {Path(graph).name}: {said}")
+        errors = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
+        raise DiinnError(f"TensorRT {trt.__version__} cannot read {Path(graph).name}: {errors}")
 
 
 def _hold_fp32(network: trt.INetworkDefinition) -> None:
-    """Where types are wishes (8.x), tell every layer with an fp32 result to compute it in fp32, sines first of all; but
+    """Where types are wishes (8.x), mark every layer with an fp32 result to compute it in fp32, sines first of all; but
     those whose inputs are dequantised: they are to be int8."""
     fixed = {trt.LayerType.CONSTANT, trt.LayerType.SHAPE, trt.LayerType.QUANTIZE, trt.LayerType.DEQUANTIZE}
     dequantised: set[str] = set()
@@ -139,8 +139,8 @@ def main(path: str) -> int:
         Path(job.out).write_bytes(build(job, log))
     except (DiinnError, OSError) as error:
         failed = str(error)
-    said = {"failed": failed, "errors": log.errors, "warnings": log.warnings}
-    Path(f"{job.out}.log.json").write_text(json.dumps(said), encoding="utf-8")
+    report = {"failed": failed, "errors": log.errors, "warnings": log.warnings}
+    Path(f"{job.out}.log.json").write_text(json.dumps(report), encoding="utf-8")
     return 1 if failed else 0
 
 

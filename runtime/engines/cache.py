@@ -61,8 +61,8 @@ class Key:
     @property
     def name(self) -> str:
         """Name of its files, without ending."""
-        said = json.dumps([asdict(self.identity), self.profile.plain()], sort_keys=True)
-        return f"{self.identity.role}-{self.identity.precision}-{hashlib.sha256(said.encode()).hexdigest()[:32]}"
+        text = json.dumps([asdict(self.identity), self.profile.plain()], sort_keys=True)
+        return f"{self.identity.role}-{self.identity.precision}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ class EngineMetadata:
     verify: Mapping[str, Any] = field(default_factory=dict)
 
     def text(self) -> str:
-        said = asdict(self) | {"format": FORMAT, "version": VERSION}
-        said["key"] = {"identity": asdict(self.key.identity), "profile": self.key.profile.plain()}
-        return json.dumps(said, indent=1) + "\n"
+        fields = asdict(self) | {"format": FORMAT, "version": VERSION}
+        fields["key"] = {"identity": asdict(self.key.identity), "profile": self.key.profile.plain()}
+        return json.dumps(fields, indent=1) + "\n"
 
 
 class Cache:
@@ -136,7 +136,7 @@ class Cache:
         return data, metadata
 
     def write(self, key: Key, data: bytes, seconds: float) -> EngineMetadata:
-        """Keep an engine; whoever reads meanwhile finds the old one, a whole new one, or none."""
+        """Keep an engine; a reader meanwhile finds the old one, a whole new one, or none."""
         metadata = EngineMetadata(key, hashlib.sha256(data).hexdigest(), len(data), time.time(), seconds)
         with writing(self.path):
             self._prepare()
@@ -147,15 +147,15 @@ class Cache:
 
     def write_verdict(self, metadata: EngineMetadata, verify: Mapping[str, Any]) -> EngineMetadata:
         """Record what ``verify.py`` found, unless another engine stands there by now or the cache cannot be written."""
-        told = EngineMetadata(metadata.key, metadata.sha256, metadata.size, metadata.built, metadata.seconds, verify)
+        judged = EngineMetadata(metadata.key, metadata.sha256, metadata.size, metadata.built, metadata.seconds, verify)
         try:
             with self.lock(metadata.key):
                 if _read_metadata(self.metadata_path(metadata.key)).sha256 == metadata.sha256:
                     with writing(self.path):
-                        replace(self.metadata_path(metadata.key), told.text().encode())
+                        replace(self.metadata_path(metadata.key), judged.text().encode())
         except (InputError, FileRejected) as error:
             log.warning("the verdict is not kept: %s", error)
-        return told
+        return judged
 
     @contextlib.contextmanager
     def lock(self, key: Key) -> Iterator[Path]:
@@ -254,18 +254,18 @@ def _read_metadata(path: Path) -> EngineMetadata:
         raise FileRejected(f"the engine has no metadata {path.name}")
     data = read_own(path, LARGEST_METADATA)
     try:
-        said = json.loads(data)
-        if said["format"] != FORMAT or said["version"] != VERSION:
-            raise FileRejected(f"{path.name} is of version {said['version']!r}, this runtime reads {VERSION}")
-        key = Key(Identity(**said["key"]["identity"]), profiles.from_plain(said["key"]["profile"]))
-        verify = said["verify"]
-        if not isinstance(verify, dict) or not isinstance(said["sha256"], str) or not _is_verdict(verify):
+        fields = json.loads(data)
+        if fields["format"] != FORMAT or fields["version"] != VERSION:
+            raise FileRejected(f"{path.name} is of version {fields['version']!r}, this runtime reads {VERSION}")
+        key = Key(Identity(**fields["key"]["identity"]), profiles.from_plain(fields["key"]["profile"]))
+        verify = fields["verify"]
+        if not isinstance(verify, dict) or not isinstance(fields["sha256"], str) or not _is_verdict(verify):
             raise TypeError("a field is of another type")
-        size, built, seconds = (float(said[name]) for name in ("size", "built", "seconds"))
+        size, built, seconds = (float(fields[name]) for name in ("size", "built", "seconds"))
         time.localtime(built)  # raises for a time that is none
         if not math.isfinite(seconds):
             raise ValueError(f"seconds = {seconds}")
-        return EngineMetadata(key, said["sha256"], int(size), built, seconds, verify)
+        return EngineMetadata(key, fields["sha256"], int(size), built, seconds, verify)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError, InputError) as error:
         raise FileRejected(f"{path.name} is damaged: {error}") from None
 

@@ -133,11 +133,11 @@ class EngineLoader:
         return opened
 
     def _deserialised(self, data: bytes, what: str) -> Engine:
-        self._logger.said.clear()
+        self._logger.errors.clear()
         try:
             return Engine(self._library, self._runtime, self._device, data, what)
         except NotRunnable:
-            if any(failure.is_memory(said) for said in self._logger.said):
+            if any(failure.is_memory(error) for error in self._logger.errors):
                 raise _no_memory(self._device, what) from None
             raise
 
@@ -186,17 +186,17 @@ def _no_memory(device: Device, what: str) -> OutOfMemory:
 @functools.cache
 def _logger(trt: Any) -> Any:
     """What TensorRT says while engines run goes to our log. One a process, kept for good: TensorRT takes the first that
-    it is given, and may speak to it whenever it likes. ``said`` are its last errors."""
+    it is given, and may use it at any time. ``errors`` are its last ones."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.said: deque[str] = deque(maxlen=8)
+            self.errors: deque[str] = deque(maxlen=8)
 
         def log(self, severity: Any, msg: str) -> None:
             bad = severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR)
             if bad:
-                self.said.append(msg)
+                self.errors.append(msg)
             log.log(logging.ERROR if bad else logging.DEBUG, "TensorRT: %s", msg)
 
     return Logger()

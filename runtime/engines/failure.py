@@ -1,4 +1,4 @@
-"""What TensorRT said of a build that failed, as one line with what to do about it."""
+"""Why TensorRT's build failed, as one line with what to do about it."""
 
 from __future__ import annotations
 
@@ -35,11 +35,13 @@ ELSE = "run it with --log-level debug"
 NOISE = re.compile(r"--- (Begin|End) node ---|While parsing node number|catchCudaError|ScopedCudaStream")
 
 
-def explained(code: int, report: dict[str, Any], said: str, workspace: int, bundle: str = "BUNDLE") -> tuple[str, bool]:
-    """What failed, TensorRT's word that tells why, what to do; and whether memory was short.
+def explained(
+    code: int, report: dict[str, Any], output: str, workspace: int, bundle: str = "BUNDLE"
+) -> tuple[str, bool]:
+    """What failed, TensorRT's message that explains it, what to do; and whether memory was short.
 
     code: of the process, minus a signal's number; report: ``failed``, ``errors`` and ``warnings`` of the worker
-    said: the process's last words; workspace: bytes that TensorRT was allowed
+    output: what the process printed; workspace: bytes that TensorRT was allowed
     bundle: path of what was built
     """
     command = COMMAND.format(bundle=bundle)
@@ -53,7 +55,7 @@ def explained(code: int, report: dict[str, Any], said: str, workspace: int, bund
     word, advice = _why([text, *report["errors"]], report["warnings"], workspace)
     short = advice in MEMORY
     advice = advice.format(bundle=bundle, workspace=workspace // MIB)
-    others = [w for w in map(line, [*report["errors"], *said.splitlines()[-1:]]) if w and not NOISE.search(w)]
+    others = [w for w in map(line, [*report["errors"], *output.splitlines()[-1:]]) if w and not NOISE.search(w)]
     word = word or next(iter(others), "")
     if word and word not in text:
         text += f": {word[:300]}"
@@ -69,23 +71,23 @@ def signal_name(number: int) -> str:
 
 
 def _why(errors: Sequence[str], warnings: Sequence[str], workspace: int) -> tuple[str, str]:
-    """The line that tells why, empty where none does, and the advice, as ``HINTS`` has it."""
+    """The line that explains it, empty where none does, and the advice, as ``HINTS`` has it."""
     for lines, hints in ((errors, HINTS), (warnings, HINTS), (errors, NOTHING)):
         for words, advice in hints:
-            for said in map(line, lines):
-                found = re.search(words, said.lower())
+            for message in map(line, lines):
+                found = re.search(words, message.lower())
                 if found is None:
                     continue
                 wanted = found.groupdict().get("bytes")
                 if wanted and int(wanted) <= workspace:  # allowed, and still not to be had
                     advice = FREE
-                return said, advice
+                return message, advice
     return "", ELSE
 
 
-def is_memory(said: str) -> bool:
+def is_memory(message: str) -> bool:
     """Whether a line of TensorRT's is about memory."""
-    return any(re.search(words, said.lower()) for words, advice in HINTS if advice in MEMORY)
+    return any(re.search(words, message.lower()) for words, advice in HINTS if advice in MEMORY)
 
 
 def line(text: str) -> str:

@@ -29,7 +29,7 @@ class Rules:
 
     @property
     def constrained(self) -> bool:
-        """Whether every fp32 layer has to be told to stay fp32."""
+        """Whether every fp32 layer has to be marked to stay fp32."""
         return self.route == FLAGS
 
     def trtexec(self, precision: str) -> list[str]:

@@ -129,7 +129,7 @@ def _numbers(info: Mapping[str, Any], wanted: str, default: Any = None) -> Float
 
 def _is_fisheye(path: Path, info: Mapping[str, Any]) -> bool:
     """Which of the two models, by ``distortion_model`` or, in files of older ROS, ``camera_model``. What states neither
-    is taken for a pinhole, and that is said: which it is cannot be told from numbers."""
+    is taken for a pinhole, and that is logged: numbers do not show which it is."""
     distortion, camera = (_model(info.get(key)) for key in ("distortion_model", "camera_model"))
     for key, model in (("distortion_model", distortion), ("camera_model", "" if distortion else camera)):
         if model and model not in MODELS:

@@ -36,7 +36,7 @@ def positions(
 
 
 def area_ratio(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """|det J| of the map, LR px² per output px, [h, w]; 1 where it cannot be told."""
+    """|det J| of the map, LR px² per output px, [h, w]; 1 where it is not known."""
     with np.errstate(invalid="ignore", over="ignore"):  # maps may hold infinities where they leave the frame
         dx_du, dy_du = _derivative(x, y, 1)
         dx_dv, dy_dv = _derivative(x, y, 0)

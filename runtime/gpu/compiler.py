@@ -85,11 +85,11 @@ def compiled(nvcc: Path, source: Path, arguments: Sequence[str]) -> tuple[bytes,
             done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         except OSError as error:
             raise DiinnError(f"{nvcc} does not run: {error.strerror}") from None
-        said = done.stdout + done.stderr
+        output = done.stdout + done.stderr
         if done.returncode or not out.exists():
-            wrong = next((line for line in said.splitlines() if "error" in line.lower()), said.strip()[:300])
+            wrong = next((line for line in output.splitlines() if "error" in line.lower()), output.strip()[:300])
             raise DiinnError(f"{nvcc} cannot compile {source.name}: {wrong.strip() or f'exit code {done.returncode}'}")
-        return out.read_bytes(), said
+        return out.read_bytes(), output
 
 
 def digest(source: Path) -> str:
@@ -99,7 +99,7 @@ def digest(source: Path) -> str:
 
 
 def version(nvcc: Path) -> str:
-    """Of the toolkit, like "13.0"; empty if it does not say."""
+    """Of the toolkit, like "13.0"; empty where it is not known."""
     try:
         done = subprocess.run([str(nvcc), "--version"], capture_output=True, text=True, errors="replace", check=False)
     except OSError:
@@ -129,8 +129,8 @@ def _codes(nvcc: Path) -> set[str]:
 
 
 def _kept(source: Path, capability: str, toolkit: str) -> Path:
-    said = f"{digest(source)} {capability} {toolkit}"
-    return cache_folder().parent / "kernels" / f"{source.stem}-{hashlib.sha256(said.encode()).hexdigest()[:32]}.cubin"
+    key = f"{digest(source)} {capability} {toolkit}"
+    return cache_folder().parent / "kernels" / f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.cubin"
 
 
 def _prebuilt(source: Path, capability: str, driver: int) -> bytes | None:

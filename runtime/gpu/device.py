@@ -1,4 +1,4 @@
-"""The one door to CUDA: device memory, pinned host memory, a stream, kernels, graphs. On pycuda.
+"""All of CUDA that the runtime uses: device memory, pinned host memory, a stream, kernels, graphs. On pycuda.
 
 Another binding would replace this file alone. Everything runs in the device's primary context, which TensorRT and ONNX
 Runtime share, on one stream of its own. Errors of the driver become DiinnError.

@@ -50,9 +50,11 @@ def _animated(path: Path) -> bool:
 
 
 def read_bgr(path: Path) -> UInt8:
-    """An image file as uint8 [H, W, 3] BGR; grey becomes BGR, 16 bits become 8, transparency is dropped, of several
-    pictures the first is taken (said once per file). Raises SourceError for one that is missing, empty, cut short or no
-    image."""
+    """An image file as uint8 [H, W, 3] BGR.
+
+    Grey becomes BGR, 16 bits become 8, transparency is dropped, of several pictures the first is taken (logged once per
+    file). Raises SourceError for one that is missing, empty, cut short or no image.
+    """
     try:
         if path.stat().st_size > MOST_BYTES:
             raise SourceError(
@@ -158,7 +160,7 @@ def can_write(suffix: str) -> bool:
 
 
 def _not_encoded(path: Path, image: UInt8, why: str = "") -> str:
-    """What to say of an image that could not be encoded."""
+    """The message for an image that could not be encoded."""
     height, width = image.shape[:2]
     most = LONGEST_SIDE.get(_format(path.suffix))
     if most is not None and max(width, height) > most:

@@ -25,7 +25,7 @@ class Search:
     left_out: Counter[str] = field(default_factory=Counter)
     results: int = 0
 
-    def said(self) -> str:
+    def summary(self) -> str:
         """What was left out in one line, empty for nothing."""
         count = self.left_out.total()
         kinds = sorted(self.left_out)

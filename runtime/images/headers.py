@@ -35,7 +35,7 @@ class Facts:
 
 
 def facts(data: bytes) -> Facts | None:
-    """What the first bytes say; None of a format that is not looked into here. Plain ``Facts`` for a damaged one: its
+    """What the first bytes state; None of a format that is not looked into here. Plain ``Facts`` for a damaged one: its
     decoder says so."""
     try:
         if data.startswith(PNG):
@@ -124,7 +124,7 @@ def as_associated(data: bytes, found: Facts) -> bytes:
 
 
 def cut_short(data: bytes) -> bool:
-    """Whether a JPEG or PNG lacks its end or a PNG chunk is damaged; decoders fill in and say nothing."""
+    """Whether a JPEG or PNG lacks its end or a PNG chunk is damaged; decoders fill in without a warning."""
     if data.startswith(PNG):
         return _png_damaged(data)
     if not data.startswith(b"\xff\xd8"):

@@ -1,1 +1,1 @@
-"""How noisy and how compressed frames are: told to a model with a dial, or estimated."""
+"""How noisy and how compressed frames are: given to a model with a dial, or estimated."""

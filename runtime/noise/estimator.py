@@ -1,4 +1,4 @@
-"""What tells a frame's noise and compression from the frame, for ``denoise="auto"``."""
+"""Estimates a frame's noise and compression, for ``denoise="auto"``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Estimator:
         self._dial = dial
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # what goes wrong is said once, by us
+        options.log_severity_level = 4  # what goes wrong is reported once, by us
         try:
             self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
             inputs, outputs = self._session.get_inputs(), self._session.get_outputs()

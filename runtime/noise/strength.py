@@ -1,4 +1,4 @@
-"""How strongly a frame was degraded, as networks with a dial are told it, and the patches of a frame that tell."""
+"""How strongly a frame was degraded, as networks with a dial take it, and the patches of a frame that show it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORMS = "auto, a noise level in grey levels (0 for none), or NOISE,COMPRESSION (
 
 @dataclass(frozen=True)
 class Strength:
-    """What a network with a dial is told of a frame; nothing at all is 0 and 0.
+    """What a network with a dial is given beside a frame; none is 0 and 0.
 
     noise: root mean square of a frame's noise, grey levels of 255
     compression: what lossy coding did, as 100 - JPEG quality
@@ -54,7 +54,7 @@ Denoise = Literal["auto"] | float | Strength  # as users give it; a number is a 
 
 @dataclass(frozen=True)
 class Dial:
-    """What a network was trained to be told: the highest noise and compression, as in ``Strength``."""
+    """What a network was trained for: the highest noise and compression, as in ``Strength``."""
 
     noise: float
     compression: float

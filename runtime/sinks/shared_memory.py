@@ -181,7 +181,7 @@ class SharedWriter:
             os.close(old)
 
     def _renew(self, pixels: int) -> None:
-        """A segment that holds frames of ``pixels`` bytes; who reads the old one is told."""
+        """A segment that holds frames of ``pixels`` bytes; readers of the old one see that it ended."""
         if self._map is not None:
             self._shut()
             self._take_name()

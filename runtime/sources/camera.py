@@ -112,7 +112,7 @@ class Worker:
         return message
 
     def image(self, message: dict[str, Any]) -> UInt8:
-        """A copy of the frame a message tells of."""
+        """A copy of the frame a message announces."""
         height, width, channels = message["shape"]
         size, start = height * width * channels, message["at"]
         if self._map is None or len(self._map) < start + size:
@@ -195,7 +195,7 @@ class Camera(Source):
                 self._stream()
             except SourceError as error:
                 reason = str(error)
-            except Exception as error:  # a full process table, no memory: as passing as a cable
+            except Exception as error:  # a full process table, no memory: as temporary as a loose cable
                 reason = f"{type(error).__name__}: {error}"
             if self._stop.is_set():
                 return
@@ -207,7 +207,7 @@ class Camera(Source):
                 self._wake()
                 return
             pause = self.retry.pause(failures)
-            # The first attempt of all is told by whoever runs the stream, if no other camera opens either.
+            # The first attempt of all is reported by the stream, if no other camera opens either.
             level = logging.WARNING if self.captured or failures > 1 else logging.INFO
             log.log(level, "camera %s: %s; next try in %.1f s", self.name, reason, pause)
             self.state = RETRYING

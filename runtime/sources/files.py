@@ -57,7 +57,7 @@ class BlockingSource(Source):
                 upright = replace(frame, image=FLIPS[self._flip](frame.image)) if self._flip else frame
                 if not self.slot.put(upright):
                     break
-        except Exception as error:  # handed to whoever runs the stream
+        except Exception as error:  # handed to the stream
             self.failure = error if isinstance(error, DiinnError) else DiinnError(f"{self.name}: {error}")
             ending = FAILED
         finally:
@@ -99,7 +99,7 @@ class ImageFiles(BlockingSource):
 
 
 class VideoFile(BlockingSource):
-    """A video file; every frame that can be decoded is delivered. Others are left out, counted and said."""
+    """A video file; every frame that can be decoded is delivered. Others are left out, counted and logged."""
 
     def __init__(self, name: str, path: Path, loop: bool, flip: str | None = None) -> None:
         super().__init__(name, flip)
@@ -171,7 +171,7 @@ class VideoFile(BlockingSource):
             )
 
     def _cut_short(self) -> str:
-        """What to say of a file whose end is missing and frames with it, empty for any other."""
+        """The message for a file whose end is missing and frames with it, empty for any other."""
         try:
             found = extent(self._path)
         except OSError as error:

@@ -8,7 +8,7 @@ QUICK_SECONDS = 0.002  # on average: nothing was read, nothing waited for
 
 
 class Misses:
-    """Reads without a frame, in a row; OpenCV goes on after each, and does not tell a bad frame from the end.
+    """Reads without a frame, in a row; OpenCV goes on after each, and does not distinguish a bad frame from the end.
 
     At the end, or where the connection is gone, they take no time: so many of these mean that nothing more comes.
     Frames that cannot be decoded come at their pace (``paced``); they are waited out for so many seconds.

@@ -24,7 +24,7 @@ CODECS = {
     "bayer-grbg": "GRBG",
     "bayer-rggb": "RGGB",
 }
-# OpenCV's older names, which all versions know: they tell the second and third pixel of the second row.
+# OpenCV's older names, which all versions know: they name the second and third pixel of the second row.
 BAYER = {
     "bayer-bggr": cv2.COLOR_BayerRG2BGR,
     "bayer-gbrg": cv2.COLOR_BayerGR2BGR,

@@ -207,12 +207,12 @@ def _film(path: Path, options: CaptureOptions) -> Source:
 def _folder(path: Path, options: CaptureOptions) -> Source:
     """The images of a folder and all below it."""
     found = folders.search(path, options.results)
-    said = found.said()
+    left_out = found.summary()
     if not found.files:
         looked = f"looked for {', '.join(sorted(image_files.SUFFIXES))} and what else OpenCV can read"
-        raise SourceError(f"no image in folder {str(path)!r}: {looked}{'; ' if said else ''}{said}")
-    if said:
-        log.warning("%s: %s", path, said)
+        raise SourceError(f"no image in folder {str(path)!r}: {looked}{'; ' if left_out else ''}{left_out}")
+    if left_out:
+        log.warning("%s: %s", path, left_out)
     return ImageFiles(path.resolve().name, [(p, p.relative_to(path)) for p in found.files], options.flip)
 
 
@@ -235,9 +235,9 @@ def _glob(pattern: str, options: CaptureOptions) -> Source:
     twice = next((name for name, count in Counter(p.name for p in files).items() if count > 1), None)
     if twice is not None:
         raise SourceError(f"{pattern!r} matches several files called {twice!r}: give their folder instead")
-    said = folders.Search(left_out=Counter(p.suffix.lower() or "no ending" for p in others)).said()
-    if said:
-        log.warning("%s: %s", pattern, said)
+    left_out = folders.Search(left_out=Counter(p.suffix.lower() or "no ending" for p in others)).summary()
+    if left_out:
+        log.warning("%s: %s", pattern, left_out)
     return ImageFiles(pattern, [(p, Path(p.name)) for p in files], options.flip)
 
 
@@ -258,7 +258,7 @@ def public(uri: str) -> str:
 
 
 def _host(address: str) -> tuple[str, str]:
-    """Host and port of a network address without its scheme, empty where none can be told, and what follows them."""
+    """Host and port of a network address without its scheme, empty where there is none, and what follows them."""
     authority = re.split("[/?#]", address, maxsplit=1)[0]
     host = authority.rpartition("@")[2].partition(";")[0]
     return host if HOST.fullmatch(host) else "", address[len(authority) :]

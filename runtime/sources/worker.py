@@ -39,7 +39,7 @@ class Wire:
         self._selector = selectors.DefaultSelector()
         self._selector.register(connection, selectors.EVENT_READ)
 
-    def say(self, **message: Any) -> None:
+    def send(self, **message: Any) -> None:
         self._connection.sendall(json.dumps(message).encode() + b"\n")
 
     def give(self, image: UInt8, captured: float, arrived: float, count: int, undecodable: int) -> bool:
@@ -55,7 +55,7 @@ class Wire:
         np.frombuffer(self._map, np.uint8, image.nbytes, at)[:] = image.reshape(-1)
         self._unanswered += 1
         times = {"captured": captured, "arrived": arrived}
-        self.say(at=at, shape=image.shape, **times, count=count, undecodable=undecodable)
+        self.send(at=at, shape=image.shape, **times, count=count, undecodable=undecodable)
         return True
 
     def _grow(self, size: int) -> None:
@@ -78,7 +78,7 @@ def main() -> None:
     """Open, read and hand over until the camera fails or the parent has had enough."""
     connection, memory, parent = map(int, sys.argv[1:])
     die_with(parent)
-    for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides; a service manager tells all its processes
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides; a service manager signals all its processes
         signal.signal(number, signal.SIG_IGN)
     os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", FFMPEG_OPTIONS)
     cv2.setNumThreads(1)
@@ -86,18 +86,18 @@ def main() -> None:
         wire = Wire(line, memory)
         try:
             request = CaptureRequest.from_json(lines.readline())
-            wire.say(ready=True)
+            wire.send(ready=True)
             device = open_capture(request)
-            wire.say(rate=device.rate)
+            wire.send(rate=device.rate)
             count = 0
             while True:
                 image, captured, arrived = device.read()
                 count += 1
                 wire.give(image, captured, arrived, count, device.undecodable)
         except (SourceError, cv2.error) as error:
-            wire.say(failed=" ".join(str(error).split()))
+            wire.send(failed=" ".join(str(error).split()))
         except ConnectionError:  # the parent is gone
             sys.exit(0)
-        except Exception as error:  # no memory, a driver's odd word: said where it can be heard
+        except Exception as error:  # no memory, an odd error of a driver: sent to the parent
             traceback.print_exc()  # at --log-level debug, else to nowhere
-            wire.say(failed=f"failed with {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            wire.send(failed=f"failed with {type(error).__name__}: {' '.join(str(error).split())[:300]}")

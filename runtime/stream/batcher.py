@@ -50,7 +50,7 @@ _Computed = tuple[dict[str, tuple[Encoded, list[UInt8]]], float, float]
 
 
 class Batcher:
-    """Takes, encodes, decodes and hands on, until it is told to stop or its sources have ended.
+    """Takes, encodes, decodes and hands on, until it is stopped or its sources have ended.
 
     announce: called with a frame, a view's name and the view when a camera's frames have a new size
     """
@@ -117,7 +117,7 @@ class Batcher:
                 raise error
             if not self._worked and all(other.name in self._unfit or other.source.ended for other in self.lanes):
                 raise InputError(f"camera {lane.name}: {error}")
-            lane.say(error)
+            lane.report(error)
             return
         if not self._others(lane):
             raise error
@@ -218,7 +218,7 @@ class Batcher:
         return found, encode, decode
 
     def _do_without(self, lane: CameraLane, error: OutOfMemory) -> None:
-        """Bicubic views for a live camera, said once; a file, whose every frame is wanted, ends."""
+        """Bicubic views for a live camera, logged once; a file, whose every frame is wanted, ends."""
         if not lane.source.live:
             self._refuse(lane, error)
             return

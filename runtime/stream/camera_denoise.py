@@ -1,4 +1,4 @@
-"""What the network is told of one camera's frames: what was set, or what the frames tell."""
+"""What the network is given beside one camera's frames: what was set, or what is estimated of them."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ class CameraDenoise:
     """A camera's dial.
 
     wanted: "auto" or a strength; may be replaced at any time, from any thread
-    latest: what the network was told last
+    latest: what the network was given last
     """
 
     def __init__(self, wanted: Denoise | None, source: Source, resolver: SuperResolver) -> None:
         """wanted: None for "auto" where the source is a camera or video and the model can, else nothing.
 
-        Raises InputError for what the model cannot be told."""
+        Raises InputError for what the model does not take."""
         self._source, self._resolver = source, resolver
         self._smoothed = Smoothed()
         self.latest = NONE
         self.wanted: Literal["auto"] | Strength = self._default() if wanted is None else self.allowed(wanted)
 
     def allowed(self, wanted: Denoise) -> Literal["auto"] | Strength:
-        """``wanted`` as the model can be told it; InputError where it cannot."""
+        """``wanted`` as the model takes it; InputError where it does not."""
         found = parse_denoise(wanted)
         if isinstance(found, Strength):
             return self._resolver.allowed(found)
@@ -75,7 +75,7 @@ class CameraDenoise:
 
     @property
     def statistics(self) -> dict[str, bool | float]:
-        """As ``--stats`` tells it."""
+        """As ``--stats`` has it."""
         return {
             "auto": self.wanted == AUTO,
             "noise": round(self.strength.noise, 2),

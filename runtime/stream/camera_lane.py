@@ -26,7 +26,7 @@ class CameraLane:
     weight: its share when there is not time for all
     interval: seconds between two of its frames at least; calibration: the camera's own
     size: (width, height) of its last frame; dropped: frames of a live source that newer ones have replaced
-    denoise: what the network is told of its frames
+    denoise: what the network is given beside its frames
     trouble: what is wrong with its views; zoom_troubles: with a viewer's, by name
     """
 
@@ -118,7 +118,7 @@ class CameraLane:
             for key in [key for key in self._views if key[0] not in wanted]:
                 del self._views[key]
 
-    def say(self, error: DiinnError) -> None:
+    def report(self, error: DiinnError) -> None:
         """Note what is wrong, and log it once."""
         self.trouble = str(error)
         if self._logged.first(self.trouble):

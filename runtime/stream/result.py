@@ -24,7 +24,7 @@ class Result:
     image: uint8 [h, w, 3] BGR; camera, view: their names; frame: what it was made from
     quality: one of ``QUALITIES``; view_geometry: the view itself; finished: ``time.monotonic`` seconds
     expires: ``time.monotonic`` seconds after which it is too old to be taken
-    strength: what the network was told of the frame, so how much was cleaned; none of a bicubic one
+    strength: what the network was given beside the frame, so how much was cleaned; none of a bicubic one
     """
 
     image: UInt8

@@ -1,4 +1,4 @@
-"""What a stream is told about each camera, by arguments or by a file."""
+"""The settings of each camera of a stream, by arguments or by a file."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class CameraSettings:
     capture: what is wanted of the source; views: what is made of each frame, by name, as ``ViewSpec`` or in words
     weight: its share when there is not time for all; max_fps: frames a second processed at most
     calibration: of rectified and virtual views
-    denoise: what the network is told of its frames: "auto", a noise level in grey levels or a ``Strength``; None for
-        "auto" where it is a camera or video, else 0
+    denoise: what the network is given beside its frames: "auto", a noise level in grey levels or a ``Strength``; None
+        for "auto" where it is a camera or video, else 0
     """
 
     uri: str = field(repr=False)  # with what may be secret
@@ -84,7 +84,7 @@ class CameraSettings:
                 parse_denoise(self.denoise)
             except InputError as error:
                 raise InputError(f"camera {who}: {error}") from None
-        self.specs  # noqa: B018  what is wrong with their words is said now
+        self.specs  # noqa: B018  what is wrong with their words is reported now
 
     @property
     def specs(self) -> dict[str, ViewSpec]:

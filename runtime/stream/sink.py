@@ -37,7 +37,7 @@ class LiveStream(Protocol):
 class Sink(ABC):
     """A place for results; ``close`` finishes what is being written.
 
-    where: its URI; closed: whether whoever watches has had enough
+    where: its URI; closed: whether its viewer has closed it
     threaded: whether a thread of its own writes (a window must not); zooms: whether viewers' own views go there too
     link: what to open in a browser
     closing_seconds: how long the end of a run waits for all of its kind after Ctrl-C

@@ -93,7 +93,7 @@ class SinkThread(Mailbox):
 
     @property
     def done(self) -> bool:
-        """Whether nothing goes there any more: it failed, or whoever watches has had enough."""
+        """Whether nothing goes there any more: it failed, or its viewer has closed it."""
         return self.failure is not None or self.sink.closed
 
     def start(self) -> None:
@@ -128,7 +128,7 @@ class SinkThread(Mailbox):
             self._write(result)
         try:
             self.sink.close(failed=self._failed or self.failure is not None)
-        except Exception as error:  # told to whoever finishes the stream
+        except Exception as error:  # reported when the stream ends
             self.failure = self.failure or error
 
     def _write(self, result: Result) -> None:

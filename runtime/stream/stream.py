@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 TICK_SECONDS = 0.05
-HURRY_SECONDS = 0.8  # for the batch in work, once somebody hurries
+INTERRUPTED_SECONDS = 0.8  # for the batch in work, once interrupted
 LIVE_SECONDS = 30.0  # for a batch, and for all sinks, where nothing but live cameras would be lost
 
 
@@ -242,7 +242,7 @@ class Stream:
         """Other views of a camera from its next frame on, by name, as ``ViewSpec`` or in words. InputError where one
         does not fit: then all stay."""
         lane = self.lane(camera)
-        specs = CameraSettings(lane.name, views=views).specs  # what is wrong with them is said there
+        specs = CameraSettings(lane.name, views=views).specs  # what is wrong with them is reported there
         made = self._made(lane, *specs.values())
         with self._views_lock:
             lane.publish(made, specs=specs)
@@ -301,7 +301,7 @@ class Stream:
         here = threading.current_thread()
         self._leaving = True
         with self._closing:
-            mine = self._state != "closed" and self._runner in (None, here)  # whoever runs it closes it
+            mine = self._state != "closed" and self._runner in (None, here)  # the thread that runs it closes it
             running = self._state == "running"
             if mine:
                 self._state, self._closer = "closed", here
@@ -323,7 +323,7 @@ class Stream:
         seconds = LIVE_SECONDS if all(source.live for source in self.sources) else math.inf
         limit = ShutdownDeadline(interrupted, seconds)
         if running and self._thread is not threading.current_thread():
-            join(self._thread, lambda: limit.after(HURRY_SECONDS))
+            join(self._thread, lambda: limit.after(INTERRUPTED_SECONDS))
         for outlet in self.outlets:  # all begin to finish, then each is waited for
             outlet.end(failed=self._error is not None or not running)
         limit = ShutdownDeadline(interrupted, seconds)

@@ -112,7 +112,7 @@ class Zooms:
                 return _Work(lane, name, spec, frame, BICUBIC, view, NONE, iter([bicubic(frame.image, view)]))
             steps = self._resolver.decode_in_steps(encoded, view)
             return _Work(lane, name, spec, frame, WHOLE, view, encoded.strength, steps)
-        except InputError as error:  # the viewer's affair, who is told
+        except InputError as error:  # it concerns the viewer, who gets the message
             lane.zoom_troubles[name] = str(error)
             return None
 

@@ -70,12 +70,12 @@ def _to_stderr(line: str) -> None:
 
 
 def guarded(
-    name: str, remedy: str, work: Callable[[], int], say: Callable[[str], None] = _to_stderr, hint: str = ""
+    name: str, remedy: str, work: Callable[[], int], report: Callable[[str], None] = _to_stderr, hint: str = ""
 ) -> int:
     """The exit code of ``work``: its own, or 2 for bad input, 1 for a failure while running, 130 for Ctrl-C.
 
-    remedy: what to install where a library is missing; say: how a failure is told; hint: how to see the trace of one
-    that nobody foresaw
+    remedy: what to install where a library is missing; report: prints a message; hint: how to see the trace of what
+        nobody foresaw
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
@@ -87,7 +87,7 @@ def guarded(
         message, code = f"{' '.join(str(error).split())}: {remedy}", 2
     except MemoryError:
         message, code = "out of memory: ask for a smaller size", 1
-    except BrokenPipeError:  # whoever read our output is gone, and says so itself
+    except BrokenPipeError:  # the reader of our output is gone, and reports that itself
         sys.stdout = None  # nothing is flushed to it at exit
         return 141
     except OSError as error:  # what no room foresaw: a name too long, a disk that went away
@@ -99,7 +99,7 @@ def guarded(
     except Exception as error:  # a fault of ours, or of a library's
         message, code = unforeseen(error, hint), 1
         trace(error)
-    say(f"{name}: {shown(message)}")
+    report(f"{name}: {shown(message)}")
     return code
 
 

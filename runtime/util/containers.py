@@ -20,7 +20,7 @@ class Extent:
     """Bytes of a video file.
 
     there: in the file; stated: by its container, None where that says nothing
-    finished: whether who wrote it came to the end, as far as can be told: sizes are stated, the index is there
+    finished: whether who wrote it came to the end, as far as can be seen: sizes are stated, the index is there
     """
 
     there: int

@@ -10,7 +10,7 @@ MIB = 2**20
 
 
 def available() -> int | None:
-    """Bytes the machine can still give, or None where that cannot be told."""
+    """Bytes the machine can still give, or None where that is not known."""
     try:
         with open("/proc/meminfo", encoding="ascii") as info:
             for line in info:
@@ -25,7 +25,7 @@ def available() -> int | None:
 
 
 def held(process: int) -> int:
-    """Bytes of memory a process holds, with its share of what others hold too; 0 where that cannot be told."""
+    """Bytes of memory a process holds, with its share of what others hold too; 0 where that is not known."""
     try:
         with open(f"/proc/{process}/smaps_rollup", encoding="ascii") as parts:
             return next(int(line.split()[1]) * 1024 for line in parts if line.startswith("Pss:"))

@@ -22,7 +22,7 @@ __all__ = ["failed", "open_session", "ort", "providers"]
 log = logging.getLogger(__name__)
 SUFFIX = "ExecutionProvider"
 # EXHAUSTIVE, its default, tries all of cuDNN's algorithms again at every new shape, seconds each; TF32 would make fp32
-# a lesser fp16, and can be told so from 1.18 on: what a version does not know, it refuses.
+# a lesser fp16, and has an option for it from 1.18 on: what a version does not know, it refuses.
 OPTIONS = {"CUDA": {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}}
 SINCE = {"use_tf32": (1, 18)}
 NO_MEMORY = re.compile(
@@ -35,10 +35,10 @@ def providers(name: str) -> list[tuple[str, dict[str, str]]]:
     loaded."""
     preload: Any = getattr(ort, "preload_dlls", None)  # from 1.21 on
     if name == "CUDA" and preload is not None:
-        said = io.StringIO()
-        with contextlib.redirect_stdout(said):  # where frames may go
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):  # where frames may go
             preload()
-        for line in said.getvalue().splitlines():
+        for line in printed.getvalue().splitlines():
             log.debug("ONNX Runtime: %s", line)
     here = tuple(int(number) for number in re.findall(r"\d+", ort.__version__)[:2])
     return [(name + SUFFIX, {key: value for key, value in OPTIONS.get(name, {}).items() if here >= SINCE.get(key, ())})]
@@ -82,5 +82,5 @@ def failed(error: Exception) -> DiinnError:
 
 
 def _first(error: Exception) -> str:
-    """The first line of what is said."""
+    """The first line of its message."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__

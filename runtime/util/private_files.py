@@ -15,7 +15,7 @@ class FileRejected(DiinnError):
 
 
 def check_owner(path: Path, what: str, found: os.stat_result) -> None:
-    """FileRejected unless ``path``, of which ``found`` tells, is this user's and nobody else can write it."""
+    """FileRejected unless ``path``, whose status is ``found``, is this user's and nobody else can write it."""
     if not hasattr(os, "getuid"):
         return
     if found.st_uid != os.getuid():

@@ -10,7 +10,7 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,20}:/+", re.IGNORECASE)
 _WORDS = re.compile(r"([\s'\"]+)")
 _NAMED = re.compile(r"((?:pass(?:word|wd)?|pwd|user-pw|token|secret|api_?key)=)[^\s'\"&]+", re.IGNORECASE)
 HIDDEN = "…"
-EXAMPLE, _KEPT = "USER:PASSWORD@", "USER:PASSWORD\0"  # in what we tell to write
+EXAMPLE, _KEPT = "USER:PASSWORD@", "USER:PASSWORD\0"  # in examples of our own
 
 
 def printable(text: str) -> str:

@@ -128,7 +128,7 @@ def _scalar(node: yaml.ScalarNode, kind: str) -> Any:
     text: str = node.value
     if _CONTROL.search(text):
         raise _RefusedError(None, None, "a control character stands in this text", node.start_mark)
-    if kind in _KINDS and not re.fullmatch(_KINDS[kind][0], text):  # a tag said so: !!int abc
+    if kind in _KINDS and not re.fullmatch(_KINDS[kind][0], text):  # by its tag: !!int abc
         raise _RefusedError(None, None, f"this is no {kind}, as its tag says", node.start_mark)
     return _VALUES[kind](text)
 

@@ -8,7 +8,7 @@
 #include "portable.h"
 
 extern "C" __global__ void planar_rgb(long long pixels, int each, int bytes, int levels, const void *bgr,
-                                      const float *told, float *planes) {
+                                      const float *strengths, float *planes) {
     const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;  // each: pixels of one frame
     if (i >= pixels) return;
     const long long frame = i / each, at = i % each;
@@ -18,5 +18,5 @@ extern "C" __global__ void planar_rgb(long long pixels, int each, int bytes, int
         planes[(frame * (3 + levels) + channel) * each + at] = value;
     }
     for (int level = 0; level < levels; ++level)
-        planes[(frame * (3 + levels) + 3 + level) * each + at] = told[frame * levels + level];
+        planes[(frame * (3 + levels) + 3 + level) * each + at] = strengths[frame * levels + level];
 }

@@ -1,4 +1,4 @@
-"""Who may see the preview: this machine alone, or whoever has the token."""
+"""Who may see the preview: this machine alone, or those who have the token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of requests that are none: a line now and then, however many come, whoever sends them."""
+"""The log of malformed requests: a line now and then, however many come."""
 
 from __future__ import annotations
 

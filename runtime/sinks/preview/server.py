@@ -43,7 +43,7 @@ HEADERS = {
 
 
 class _Gate(asyncio.Protocol):
-    """What meets a new connection: it goes to ``server``, or away where there are ``most`` already, whoever they are:
+    """What meets a new connection: it goes to ``server``, or away where there are ``most`` already, of any kind:
     each is an open file, and the cameras need some, too."""
 
     def __init__(self, server: web.Server, most: int) -> None:
@@ -251,7 +251,7 @@ class Preview(Sink):
                 self._forget()
                 state = await self._in_thread(self._state) if self._viewers else ""
             except Exception:  # the next second may do better, and pictures must not pile up
-                log.exception("the page's state could not be told")
+                log.exception("the page's state could not be sent")
                 continue
             for viewer in self._viewers:
                 viewer.state = state

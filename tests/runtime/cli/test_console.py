@@ -189,7 +189,7 @@ def test_a_reader_that_has_gone_is_told() -> None:
     os.close(reading)
     with contextlib.suppress(BrokenPipeError), open(writing, "w", encoding="utf-8", buffering=1) as pipe:
         writer = LineWriter(pipe)
-        writer.say("hello")
+        writer.write("hello")
         assert writer.close(10)
         assert isinstance(writer.error, BrokenPipeError)
 
@@ -197,7 +197,7 @@ def test_a_reader_that_has_gone_is_told() -> None:
 def test_names_that_are_no_text_are_said(tmp_path: Path) -> None:
     with (tmp_path / "said").open("w", encoding="ascii") as file:
         writer = LineWriter(file)
-        writer.say("caf\udce9.png, café")
+        writer.write("caf\udce9.png, café")
         assert writer.close(10)
     assert (tmp_path / "said").read_text() == "caf\\udce9.png, caf\\xe9\n"
     assert writer.error is None

@@ -59,7 +59,7 @@ def test_the_batch_is_halved(
     short_of(gpu, fits + 1)
     lanes = [
         SimpleNamespace(
-            name=f"camera{n}", weight=1, denoise=Auto(), source=SimpleNamespace(live=live, ended=False), say=print
+            name=f"camera{n}", weight=1, denoise=Auto(), source=SimpleNamespace(live=live, ended=False), report=print
         )
         for n in range(cameras)
     ]
@@ -89,7 +89,7 @@ def test_the_batch_is_halved(
 def jobs_of(cameras: int) -> tuple[list[SimpleNamespace], list[_Job]]:
     lanes = [
         SimpleNamespace(
-            name=f"camera{n}", weight=1, denoise=Auto(), source=SimpleNamespace(live=True, ended=False), say=print
+            name=f"camera{n}", weight=1, denoise=Auto(), source=SimpleNamespace(live=True, ended=False), report=print
         )
         for n in range(cameras)
     ]
