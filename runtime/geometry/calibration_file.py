@@ -38,7 +38,7 @@ NAMES = {
 WANTED = {"fisheye_model", *(name for names in NAMES.values() for name in names)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # it holds arrays: equal to itself alone
 class CameraInfo:
     """A camera's geometry.
 

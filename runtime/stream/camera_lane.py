@@ -16,7 +16,7 @@ from diinn.runtime.stream.camera_denoise import CameraDenoise
 from diinn.runtime.util.once import Once
 
 log = logging.getLogger(__name__)
-Made = tuple[ViewSpec, Size, "View | InputError"]  # what was asked for, of frames of a size, and what came of it
+Made = tuple[Size, "View | InputError"]  # what came of a view for frames of a size
 
 
 class CameraLane:
@@ -49,7 +49,7 @@ class CameraLane:
         self.trouble = ""
         self.dropped = 0
         self._next = 0  # the frame that would be taken if none were dropped
-        self._views: dict[tuple[int, int], Made] = {}  # by the spec's identity and what divides its size
+        self._views: dict[tuple[ViewSpec, int], Made] = {}  # by the spec and what divides its size
         self._lock = threading.Lock()
         self.due, self._credit, self._replaced = 0.0, 0.0, 0  # due: of time.monotonic
         self._logged = Once()
@@ -86,26 +86,26 @@ class CameraLane:
 
     def view(self, spec: ViewSpec, size: Size, reduce: int = 1) -> View:
         """A view of frames of ``size``, made once; InputError, each time, where it does not fit them."""
-        key = id(spec), reduce
+        key = spec, reduce
         known = self._views.get(key)
-        if known is None or known[1] != size:
+        if known is None or known[0] != size:
             try:
                 made: View | InputError = spec.view(size, self.calibration, reduce=reduce)
             except InputError as error:
                 made = error
-            known = self._views[key] = (spec, size, made)
-        if isinstance(known[2], InputError):
-            raise known[2]
-        return known[2]
+            known = self._views[key] = (size, made)
+        if isinstance(known[1], InputError):
+            raise known[1]
+        return known[1]
 
     def publish(
         self,
-        made: Mapping[tuple[int, int], Made],
+        made: Mapping[tuple[ViewSpec, int], Made],
         *,
         specs: Mapping[str, ViewSpec] | None = None,
         zooms: Mapping[str, ViewSpec] | None = None,
     ) -> None:
-        """From now on other views, or zooms; with what was made of them elsewhere, by identity and divisor."""
+        """From now on other views, or zooms; with what was made of them elsewhere."""
         with self._lock:
             self._views.update(made)
             self.specs = dict(specs) if specs is not None else self.specs
@@ -114,7 +114,7 @@ class CameraLane:
     def forget(self) -> None:
         """Let go of views that nobody wants any more."""
         with self._lock:
-            wanted = {id(spec) for spec in (*self.specs.values(), *self.zooms.values())}
+            wanted = {*self.specs.values(), *self.zooms.values()}
             for key in [key for key in self._views if key[0] not in wanted]:
                 del self._views[key]
 

@@ -265,14 +265,14 @@ class Stream:
             lane.publish(made, zooms={**lane.zooms, name: spec})
         return name
 
-    def _made(self, lane: CameraLane, *specs: ViewSpec) -> dict[tuple[int, int], Made]:
+    def _made(self, lane: CameraLane, *specs: ViewSpec) -> dict[tuple[ViewSpec, int], Made]:
         """Views with all their geometry, so that the batcher need not stop for them; none before the first frame."""
-        made: dict[tuple[int, int], Made] = {}
+        made: dict[tuple[ViewSpec, int], Made] = {}
         if (size := lane.size) is not None:
             for spec, reduce in itertools.product(specs, (1, 2) if self._batcher.deadline else (1,)):
                 view = spec.view(size, lane.calibration, reduce=reduce)
                 view.queries(size, self.resolver.bundle.scales, self.resolver.bundle.layout)
-                made[id(spec), reduce] = spec, size, view
+                made[spec, reduce] = size, view
         return made
 
     def unzoom(self, camera: str, name: str) -> None:
