@@ -64,7 +64,11 @@ class OnnxRuntimeBackend(Backend):
         """The encoder, which is most of the work, to a GPU where one answers and gives what the CPU gives: a provider
         that opens may still lack cuDNN, or code for the device."""
         cuda = "CUDA" + SUFFIX
-        if cuda not in ort.get_available_providers() or driver.missing():
+        if cuda not in ort.get_available_providers():
+            return
+        missing = driver.missing()
+        if missing:  # whoever installed an ONNX Runtime for GPUs meant to use one
+            log.warning("the encoder runs on the CPU: %s", missing)
             return
         on_cpu = self._encoder
         right = self._sample()

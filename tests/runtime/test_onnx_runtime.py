@@ -68,7 +68,9 @@ def asked(monkeypatch: Patch) -> list[Any]:
 CUDA, CPU = onnx_runtime.providers("CUDA"), onnx_runtime.providers("CPU")
 
 
-def test_the_encoder_goes_to_a_gpu_that_answers(monkeypatch: Patch, asked: list[Any]) -> None:
+def test_the_encoder_goes_to_a_gpu_that_answers(
+    monkeypatch: Patch, asked: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
     for missing, wanted, said in (
         ("", [CPU, CPU, CUDA], "encoder CUDA, CPU"),
         ("no NVIDIA driver here", [CPU, CPU], "(CPU"),
@@ -78,11 +80,15 @@ def test_the_encoder_goes_to_a_gpu_that_answers(monkeypatch: Patch, asked: list[
         with SuperResolver.open("nano", backend="onnxruntime") as resolver:
             assert asked == wanted
             assert said in resolver.backend.describe()
+            warned = [f"the encoder runs on the CPU: {missing}"] if missing else []
+            assert [r.message for r in caplog.records if r.levelname == "WARNING"] == warned
             many = resolver.backend.most_frames((640, 480))
             assert many is None if CUDA in wanted else many == 1
     asked.clear()
+    caplog.clear()
     SuperResolver.open("nano", backend="onnxruntime", provider="cpu").close()
     assert asked == [CPU, CPU]
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(
@@ -138,10 +144,12 @@ def test_memory_is_told_from_other_failures(said: str) -> None:
 
 
 def test_libraries_that_do_not_load(monkeypatch: Patch, asked: list[Any], caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(driver, "missing", lambda: "")
     monkeypatch.setattr(ort.InferenceSession, "get_providers", lambda _: ["CPUExecutionProvider"])
-    with pytest.raises(InputError, match="provider CUDA does not load here, its libraries are missing"):
-        SuperResolver.open("nano", backend="onnxruntime", provider="cuda")
+    for missing, said in (("", r"its libraries .*pip install 'onnxruntime-gpu\[cuda"), ("no driver", "no driver, or")):
+        monkeypatch.setattr(driver, "missing", lambda missing=missing: missing)
+        with pytest.raises(InputError, match=f"provider CUDA does not load here: {said}"):
+            SuperResolver.open("nano", backend="onnxruntime", provider="cuda")
+    monkeypatch.setattr(driver, "missing", lambda: "")
     SuperResolver.open("nano", backend="onnxruntime").close()
     assert [r.message for r in caplog.records if "the encoder runs on the CPU: provider CUDA" in r.message]
 
