@@ -258,6 +258,8 @@ def test_an_integrated_gpu_is_told_by_the_driver(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(driver, "_library", lambda s=started, i=integrated: Library(s, i))
         assert driver.integrated() is (not started and integrated == 1)
         assert ("CUDA error 100" in driver.missing()) is bool(started)
+        remedy = "see whether nvidia-smi lists a GPU" if started else "nvcc first on PATH (export PATH=/usr/local/cuda"
+        assert remedy in driver.why_no_pycuda(ImportError("No module named 'pycuda'"))
     monkeypatch.undo()
     monkeypatch.setattr(driver, "LIBRARY", "libnone.so.1")
     assert not driver.integrated()
