@@ -24,7 +24,7 @@ ort.set_default_logger_severity(4)  # what goes wrong is said once, by us
 __all__ = ["failed", "open_session", "ort", "providers"]
 log = logging.getLogger(__name__)
 SUFFIX = "ExecutionProvider"
-LIBRARIES = "its libraries are missing or do not fit: pip install 'onnxruntime-gpu[cuda,cudnn]'"
+LIBRARIES = "its libraries are missing or do not fit: pip install 'onnxruntime-gpu[cuda,cudnn]', update the driver"
 # EXHAUSTIVE, its default, tries all of cuDNN's algorithms again at every new shape, seconds each; TF32 would make fp32
 # a lesser fp16, and can be told so from 1.18 on: what a version does not know, it refuses.
 OPTIONS = {"CUDA": {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}}
@@ -71,8 +71,8 @@ def open_session(
             ) from error
         raise BundleError(f"ONNX Runtime cannot open {path}: {_first(error)}; export the bundle again") from error
     if session.get_providers()[0] != provider + SUFFIX:  # it falls back to the CPU and only logs it
-        why = driver.missing() or LIBRARIES if provider == "CUDA" else "install its libraries"
-        raise InputError(f"provider {provider} does not load here: {why}, or {remedy}")
+        lacking = driver.missing() or LIBRARIES if provider == "CUDA" else "install its libraries"
+        raise InputError(f"provider {provider} does not load here: {lacking}, or {remedy}")
     return session
 
 
