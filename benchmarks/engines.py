@@ -105,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; exit code 1 if an engine failed."""
     args = parser().parse_args(argv)
-    return guarded("engines", "pip install 'diinn[gpu,train,export]'", lambda: run(args))
+    return guarded("engines", "pip install 'diinn[cuda,train,export]'", lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -302,7 +302,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; exit code 1 where a result is wrong, 2 without a GPU."""
     args = parser().parse_args(argv)
-    return guarded("gpu", "pip install 'diinn[gpu,train,export]'", lambda: run(args))
+    return guarded("gpu", "pip install 'diinn[cuda,train,export]'", lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -330,7 +330,8 @@ def run(args: argparse.Namespace) -> int:
     except DiinnError as error:
         wrong = True
         report.add(f"ended by an error: {error}")
-    report.show(sys.stdout)
+    finally:  # torch raises what it likes
+        report.show(sys.stdout)
     return int(wrong)
 
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import ROOT
-from diinn.benchmarks import comparison, evaluate, figure3, figure4, jetson, rectify, soak, streaming, tables
+from diinn.benchmarks import comparison, evaluate, figure3, figure4, gpu, jetson, rectify, soak, streaming, tables
 from diinn.export import to_onnx, to_trt
 from diinn.runtime.cli import doctor, run
 from diinn.runtime.sources import demo
@@ -87,6 +87,18 @@ def test_command(
             assert f"\n{extra} =\n" in setup
     else:
         pytest.fail(f"the README has a command no test knows: {command}")
+
+
+def test_the_first_hour_is_two_commands_and_what_stands_around_them() -> None:
+    page = (ROOT / "docs" / "first-hour.md").read_text(encoding="utf-8")
+    _, two, after = re.findall(r"```text\n(.*?)```", page, re.DOTALL)
+    programs = {"diinn-doctor": doctor, "python -m diinn.benchmarks.gpu": gpu, "python export/to_trt.py": to_trt}
+    found = re.findall(r"^venv/bin/(.*?)(?= 2>&1| *$)", two + after, re.MULTILINE)
+    assert len(found) == 4
+    assert len(two.splitlines()) == 2
+    for command in found:
+        name = next(name for name in programs if command.startswith(name))
+        programs[name].parser().parse_args(shlex.split(command.removeprefix(name)))
 
 
 def test_the_outputs_the_commands_promise(workplace: Path) -> None:

@@ -57,6 +57,16 @@ def plan(width: int, depth: int, shared_bytes: int) -> Plan:
     raise InputError(f"a decoder {width} wide needs {3 * piece} bytes of shared memory, the device has {shared_bytes}")
 
 
+def planned(device: Device, layers: Mapping[str, Any]) -> Plan:
+    """How a decoder runs on a device. Raises InputError where it has no kernel.
+
+    layers: as ``Bundle.layers`` gives them
+    """
+    if tuple(map(int, device.capability.split("."))) < (7, 5):
+        raise InputError(f"no fused kernel for compute capability {device.capability}, only for 7.5 and later")
+    return plan(layers["first"].shape[0], len(layers["bias"]) + 1, device.shared_bytes)
+
+
 class FusedDecoder:
     """A decoder's weights on the device, and the kernel that takes them.
 
@@ -64,10 +74,8 @@ class FusedDecoder:
     """
 
     def __init__(self, device: Device, layers: Mapping[str, Any]) -> None:
-        if tuple(map(int, device.capability.split("."))) < (7, 5):
-            raise InputError(f"no fused kernel for compute capability {device.capability}, only for 7.5 and later")
         self._device, self.width, self.depth = device, layers["first"].shape[0], len(layers["bias"]) + 1
-        self.plan = plan(self.width, self.depth, device.shared_bytes)
+        self.plan = planned(device, layers)
         names = (self.plan.kernel, "pack_hidden", "pack_last")
         self._kernels = device.kernels(KERNELS / "fused_decoder.cu", names)
         self._weights = self._upload(layers)
@@ -171,8 +179,7 @@ class CudaBackend(DeviceBackend):
         except InputError as error:
             return str(error)
         try:
-            layers = _layers(bundle, options)
-            plan(layers["first"].shape[0], len(layers["bias"]) + 1, device.shared_bytes)
+            planned(device, _layers(bundle, options))
         except InputError as error:
             log.warning("not the fused decoder: %s", error)
             return str(error)
@@ -181,6 +188,9 @@ class CudaBackend(DeviceBackend):
             return f"{why}; and no encoder engine: python export/to_trt.py {bundle.path}" if why else ""
         finally:
             device.close()
+
+    def require(self, bundle: Bundle, options: BackendOptions) -> None:
+        planned(self.device, _layers(bundle, options))
 
     def load(self) -> None:
         layers = _layers(self.bundle, self.options)

@@ -34,6 +34,7 @@ class DeviceBackend(Backend):
     def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
         self.device = Device()
         try:
+            self.require(bundle, options)
             self._buffers = Buffers(self.device)
             self._tables = Tables(self.device, self._buffers)
             self._encoding = GraphCache(self.device, wanted=options.cuda_graphs)
@@ -45,6 +46,10 @@ class DeviceBackend(Backend):
         except BaseException:
             self.device.close()
             raise
+
+    @abstractmethod
+    def require(self, bundle: Bundle, options: BackendOptions) -> None:
+        """InputError for a device, bundle or options that this backend is not for: before anything is compiled."""
 
     @abstractmethod
     def map_bytes(self) -> int:

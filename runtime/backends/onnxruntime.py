@@ -14,9 +14,9 @@ from diinn.runtime.bundles.bundle import Levels
 from diinn.runtime.errors import BundleError, DiinnError, InputError, unknown
 from diinn.runtime.geometry.grid import Float32
 from diinn.runtime.geometry.view import View
-from diinn.runtime.gpu import driver
 from diinn.runtime.images.arrays import Image, planar_rgb
 from diinn.runtime.noise.strength import NONE
+from diinn.runtime.util import cuda_driver
 from diinn.runtime.util.onnx_runtime import SUFFIX, failed, open_session, ort
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int32)": np.int32}
@@ -65,7 +65,11 @@ class OnnxRuntimeBackend(Backend):
         """The encoder, which is most of the work, to a GPU where one answers and gives what the CPU gives: a provider
         that opens may still lack cuDNN, or code for the device."""
         cuda = "CUDA" + SUFFIX
-        if cuda not in ort.get_available_providers() or driver.missing():
+        if cuda not in ort.get_available_providers():
+            return
+        missing = cuda_driver.missing()
+        if missing:  # whoever installed an ONNX Runtime for GPUs meant to use one
+            log.warning("the encoder runs on the CPU: %s", missing)
             return
         on_cpu = self._encoder
         right = self._sample()

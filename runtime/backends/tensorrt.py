@@ -46,9 +46,12 @@ class TensorRtBackend(DeviceBackend):
             return ""
         return f"no {precision} engines of {bundle.name} for this machine yet: python export/to_trt.py {bundle.path}"
 
+    def require(self, bundle: Bundle, options: BackendOptions) -> None:
+        if options.provider is not None:
+            raise InputError(f"--provider {options.provider} is of ONNX Runtime: leave it out with TensorRT")
+        build.tensorrt()
+
     def load(self) -> None:
-        if self.options.provider is not None:
-            raise InputError(f"--provider {self.options.provider} is of ONNX Runtime: leave it out with TensorRT")
         self._engines = Engines(self.bundle, self.device, self.options.precision, may_build=self.options.may_build)
         self.precision = self._engines.precision
         self.tolerance = golden.SATURATED if self.precision == "int8" else verify.TOLERANCES[self.precision]

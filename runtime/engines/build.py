@@ -22,8 +22,7 @@ from diinn.runtime.engines import failure, profiles, versions
 from diinn.runtime.engines.cache import Cache, EngineMetadata, Identity, Key, writing
 from diinn.runtime.engines.profiles import Profile
 from diinn.runtime.errors import DiinnError, InputError
-from diinn.runtime.gpu import driver
-from diinn.runtime.util import memory
+from diinn.runtime.util import cuda_driver, memory
 from diinn.runtime.util.memory import MIB
 from diinn.runtime.util.private_files import FileRejected, replace
 
@@ -202,7 +201,7 @@ def _workspace(bundle: Bundle, key: Key, device: Device, options: BuildOptions) 
     """Bytes TensorRT may use, after a look whether the largest shapes can fit at all."""
     role = key.identity.role
     free, total = device.memory()
-    shared = driver.integrated()
+    shared = cuda_driver.integrated()
     if shared:  # page cache counts as used there
         free = max(free, memory.available() or 0)
     needed = least_workspace(bundle, role, key.identity.precision, key.profile)

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from diinn.runtime.errors import DiinnError, InputError, OutOfMemory
 from diinn.runtime.gpu import compiler
-from diinn.runtime.gpu.driver import why_no_pycuda
+from diinn.runtime.util.cuda_driver import why_no_pycuda
 
 log = logging.getLogger(__name__)
 Array = npt.NDArray[Any]

@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from diinn.runtime.errors import BundleError, DiinnError, InputError, OutOfMemory
+from diinn.runtime.util import cuda_driver
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort
 
+ort.set_default_logger_severity(4)  # what goes wrong is said once, by us
 __all__ = ["failed", "open_session", "ort", "providers"]
 log = logging.getLogger(__name__)
 SUFFIX = "ExecutionProvider"
+LIBRARIES = "its libraries are missing or do not fit: pip install 'onnxruntime-gpu[cuda,cudnn]', update the driver"
 # EXHAUSTIVE, its default, tries all of cuDNN's algorithms again at every new shape, seconds each; TF32 would make fp32
 # a lesser fp16, and has an option for it from 1.18 on: what a version does not know, it refuses.
 OPTIONS = {"CUDA": {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}}
@@ -67,10 +70,8 @@ def open_session(
             ) from error
         raise BundleError(f"ONNX Runtime cannot open {path}: {_first(error)}; export the bundle again") from error
     if session.get_providers()[0] != provider + SUFFIX:  # it falls back to the CPU and only logs it
-        raise InputError(
-            f"provider {provider} does not load here, its libraries are missing or do not fit: install them, "
-            f"or {remedy}"
-        )
+        lacking = cuda_driver.missing() or LIBRARIES if provider == "CUDA" else "install its libraries"
+        raise InputError(f"provider {provider} does not load here: {lacking}, or {remedy}")
     return session
 
 

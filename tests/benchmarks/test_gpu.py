@@ -10,7 +10,8 @@ from diinn.runtime.backends.fused import FusedDecoder
 Patch, Output = pytest.MonkeyPatch, pytest.CaptureFixture[str]
 
 
-def test_checks_and_times(trt: Patch, tmp_path: Path, capsys: Output) -> None:
+@pytest.mark.device
+def test_checks_and_times(trt: Patch, device_kind: type, tmp_path: Path, capsys: Output) -> None:
     trt.setattr(gpu, "CELLS", (((9, 7), (20, 16), 1), ((9, 7), (12, 10), 2)))
     out = tmp_path / "gpu.md"
     args = ["--widths", "16", "--depth", "2", "--repeats", "1", "--no-compile", "--skip", "sanitize"]
@@ -23,10 +24,11 @@ def test_checks_and_times(trt: Patch, tmp_path: Path, capsys: Output) -> None:
     forms = [row[3] for row in rows if row[2] == "diinn 16"]
     assert forms == ["published, fp32, eager", "published, TF32, eager", "folded, fp16, compiled", "fused kernel"] * 2
     assert {"liif 16", "metasr 16"} <= {row[2] for row in rows if len(row) > 3}
-    assert "Test double" in out.read_text()
+    assert device_kind.name in out.read_text()  # type: ignore[attr-defined]
     assert "fused kernel" in out.read_text()
 
 
+@pytest.mark.device
 def test_a_wrong_kernel_is_seen(trt: Patch, capsys: Output) -> None:
     right = FusedDecoder.decode
     trt.setattr(FusedDecoder, "decode", lambda self, maps, count, *rest: right(self, maps, count - 40, *rest))
@@ -34,6 +36,19 @@ def test_a_wrong_kernel_is_seen(trt: Patch, capsys: Output) -> None:
     assert "WRONG" in capsys.readouterr().out
 
 
+@pytest.mark.device
+def test_what_was_found_is_shown_however_it_ends(trt: Patch, capsys: Output) -> None:
+    def lost(*_: object) -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    trt.setattr(gpu, "card", lost)
+    assert gpu.main(["--widths", "16", "--depth", "2", "--skip", "sanitize"]) == 1
+    told = capsys.readouterr()
+    assert "| right" in told.out
+    assert "unspecified launch failure" in told.err
+
+
+@pytest.mark.device
 def test_graphs_that_were_never_replayed_are_not_the_same(trt: Patch, device_kind: type, capsys: Output) -> None:
     trt.setattr(device_kind, "captures", False)
     assert gpu.main(["--widths", "16", "--depth", "2", "--skip", "sanitize", "time"]) == 1

@@ -19,8 +19,7 @@ from diinn.runtime import DiinnError, InputError
 from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.engines import build, failure, profiles, versions
 from diinn.runtime.engines.cache import Cache, Key
-from diinn.runtime.gpu import driver
-from diinn.runtime.util import memory
+from diinn.runtime.util import cuda_driver, memory
 
 Trt, Log = pytest.MonkeyPatch, pytest.LogCaptureFixture
 BUILD = """
@@ -232,7 +231,7 @@ def test_on_a_gpu_that_shares_the_memory_page_cache_counts_as_free(
     from host_device import HostDevice
 
     trt.setattr(HostDevice, "free_bytes", 20 * 2**20)  # as cuMemGetInfo says after a copy
-    trt.setattr(driver, "integrated", lambda: True)
+    trt.setattr(cuda_driver, "integrated", lambda: True)
     trt.setattr(memory, "available", lambda: 2**31)
     assert build_encoder(small)["workspace"] == 2**29
     assert not caplog.records
@@ -257,13 +256,15 @@ def test_an_integrated_gpu_is_told_by_the_driver(monkeypatch: pytest.MonkeyPatch
             return 0
 
     for started, integrated in ((0, 1), (0, 0), (100, 1)):
-        monkeypatch.setattr(driver, "_library", lambda s=started, i=integrated: Library(s, i))
-        assert driver.integrated() is (not started and integrated == 1)
-        assert ("CUDA error 100" in driver.missing()) is bool(started)
+        monkeypatch.setattr(cuda_driver, "_library", lambda s=started, i=integrated: Library(s, i))
+        assert cuda_driver.integrated() is (not started and integrated == 1)
+        assert ("CUDA error 100" in cuda_driver.missing()) is bool(started)
+        remedy = "see whether nvidia-smi lists a GPU" if started else "nvcc first on PATH (export PATH=/usr/local/cuda"
+        assert remedy in cuda_driver.why_no_pycuda(ImportError("No module named 'pycuda'"))
     monkeypatch.undo()
-    monkeypatch.setattr(driver, "LIBRARY", "libnone.so.1")
-    assert not driver.integrated()
-    assert driver.missing() == "no NVIDIA driver here (libnone.so.1 does not load): install the driver"
+    monkeypatch.setattr(cuda_driver, "LIBRARY", "libnone.so.1")
+    assert not cuda_driver.integrated()
+    assert cuda_driver.missing() == "no NVIDIA driver here (libnone.so.1 does not load): install the driver"
 
 
 SAID = "Error Code 2: OutOfMemory (Requested size was 67819976 bytes.)"

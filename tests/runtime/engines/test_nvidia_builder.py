@@ -293,21 +293,31 @@ def test_every_graph_we_ship_is_built_by_the_builder_before(
     check(bundles.load(path), precision, caplog)
 
 
-@pytest.mark.aside
-def test_the_builder_before_has_no_int8_convolution_at_all(nvidia10: Patch, tmp_path: Path) -> None:
-    """Whatever stands around it: so there is no other way to write our int8 graphs that both would take."""
+def quantised(kind: str) -> onnx.ModelProto:
+    """x, quantised and dequantised, and nothing more or a convolution with int8 weights."""
     x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 32, 64, 64]) for name in "xy")
     scale, zero = np.float32(0.01), np.int8(0)
     tensors = {"scale": np.array(scale), "zero": np.array(zero), "weights": np.ones((32, 32, 3, 3), np.int8)}
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["x8"]),
-        helper.make_node("DequantizeLinear", ["x8", "scale", "zero"], ["xd"]),
-        helper.make_node("DequantizeLinear", ["weights", "scale", "zero"], ["wd"]),
-        helper.make_node("Conv", ["xd", "wd"], ["y"], pads=[1, 1, 1, 1]),
+        helper.make_node("DequantizeLinear", ["x8", "scale", "zero"], ["xd" if kind == "convolution" else "y"]),
     ]
+    if kind == "convolution":
+        nodes += [
+            helper.make_node("DequantizeLinear", ["weights", "scale", "zero"], ["wd"]),
+            helper.make_node("Conv", ["xd", "wd"], ["y"], pads=[1, 1, 1, 1]),
+        ]
     weights = [numpy_helper.from_array(values, name) for name, values in tensors.items()]
-    model = helper.make_model(
-        helper.make_graph(nodes, "one", [x], [y], weights), opset_imports=[helper.make_opsetid("", 17)], ir_version=9
-    )
-    said = refused(bundles.load("small"), "encoder", model)
-    assert "dtype == myelinTypeFloat || dtype == myelinTypeHalf" in said
+    graph = helper.make_graph(nodes, "one", [x], [y], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+@pytest.mark.aside
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("convolution", "dtype == myelinTypeFloat || dtype == myelinTypeHalf"), ("nothing more", "In generateForCurrent")],
+)
+def test_the_builder_before_takes_nothing_that_is_quantised(nvidia10: Patch, kind: str, said: str) -> None:
+    """It has no int8 convolution, and for a pair of Q and DQ alone it asks for the GPU that is there: so there is no
+    other way to write our int8 graphs that both would take on a CPU."""
+    assert said in refused(bundles.load("small"), "encoder", quantised(kind))

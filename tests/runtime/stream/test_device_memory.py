@@ -17,6 +17,7 @@ from diinn.runtime.stream.statistics import Stats
 from streamed import Kept, camera, clip
 
 Log = pytest.LogCaptureFixture
+pytestmark = pytest.mark.device
 VIEWS = {"full": View.resize((200, 150))}
 Auto = lambda: SimpleNamespace(of=lambda frame: NONE)  # noqa: E731
 

@@ -9,9 +9,8 @@ import pytest
 from diinn.runtime import InputError, SuperResolver
 from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.errors import OutOfMemory
-from diinn.runtime.gpu import driver
 from diinn.runtime.sources import demo
-from diinn.runtime.util import onnx_runtime
+from diinn.runtime.util import cuda_driver, onnx_runtime
 from diinn.runtime.util.onnx_runtime import ort
 
 Patch = pytest.MonkeyPatch
@@ -71,21 +70,27 @@ def asked(monkeypatch: Patch) -> list[Any]:
 CUDA, CPU = onnx_runtime.providers("CUDA"), onnx_runtime.providers("CPU")
 
 
-def test_the_encoder_goes_to_a_gpu_that_answers(monkeypatch: Patch, asked: list[Any]) -> None:
+def test_the_encoder_goes_to_a_gpu_that_answers(
+    monkeypatch: Patch, asked: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
     for missing, wanted, said in (
         ("", [CPU, CPU, CUDA], "encoder CUDA, CPU"),
         ("no NVIDIA driver here", [CPU, CPU], "(CPU"),
     ):
-        monkeypatch.setattr(driver, "missing", lambda missing=missing: missing)
+        monkeypatch.setattr(cuda_driver, "missing", lambda missing=missing: missing)
         asked.clear()
         with SuperResolver.open("nano", backend="onnxruntime") as resolver:
             assert asked == wanted
             assert said in resolver.backend.describe()
+            warned = [f"the encoder runs on the CPU: {missing}"] if missing else []
+            assert [r.message for r in caplog.records if r.levelname == "WARNING"] == warned
             many = resolver.backend.max_batch((640, 480))
             assert many is None if CUDA in wanted else many == 1
     asked.clear()
+    caplog.clear()
     SuperResolver.open("nano", backend="onnxruntime", provider="cpu").close()
     assert asked == [CPU, CPU]
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(
@@ -101,7 +106,7 @@ def test_the_encoder_goes_to_a_gpu_that_answers(monkeypatch: Patch, asked: list[
 def test_a_gpu_that_opens_and_does_not_work_leaves_the_cpu(
     monkeypatch: Patch, asked: list[Any], caplog: pytest.LogCaptureFixture, broken: str, reason: str
 ) -> None:
-    monkeypatch.setattr(driver, "missing", lambda: "")
+    monkeypatch.setattr(cuda_driver, "missing", lambda: "")
     frame = demo.frame(0, (40, 30))
     with SuperResolver.open("nano", backend="onnxruntime", provider="cpu") as resolver:
         right = resolver.resize(frame, (60, 50))
@@ -141,10 +146,12 @@ def test_memory_is_told_from_other_failures(said: str) -> None:
 
 
 def test_libraries_that_do_not_load(monkeypatch: Patch, asked: list[Any], caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(driver, "missing", lambda: "")
     monkeypatch.setattr(ort.InferenceSession, "get_providers", lambda _: ["CPUExecutionProvider"])
-    with pytest.raises(InputError, match="provider CUDA does not load here, its libraries are missing"):
-        SuperResolver.open("nano", backend="onnxruntime", provider="cuda")
+    for missing, said in (("", r"its libraries .*pip install 'onnxruntime-gpu\[cuda"), ("no driver", "no driver, or")):
+        monkeypatch.setattr(cuda_driver, "missing", lambda missing=missing: missing)
+        with pytest.raises(InputError, match=f"provider CUDA does not load here: {said}"):
+            SuperResolver.open("nano", backend="onnxruntime", provider="cuda")
+    monkeypatch.setattr(cuda_driver, "missing", lambda: "")
     SuperResolver.open("nano", backend="onnxruntime").close()
     assert [r.message for r in caplog.records if "the encoder runs on the CPU: provider CUDA" in r.message]
 

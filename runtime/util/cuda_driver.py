@@ -8,8 +8,8 @@ from typing import Any
 LIBRARY = "libcuda.so.1"
 INTEGRATED = 18  # CU_DEVICE_ATTRIBUTE_INTEGRATED
 PYCUDA = (
-    "pip install pycuda, which compiles it: the CUDA toolkit's nvcc on PATH (on a Jetson "
-    "export PATH=$PATH:/usr/local/cuda/bin), CUDA_ROOT at a toolkit elsewhere"
+    "pip install pycuda, which compiles it: that wants a C++ compiler, and the CUDA toolkit's own nvcc first on PATH "
+    "(export PATH=/usr/local/cuda/bin:$PATH)"
 )
 
 
