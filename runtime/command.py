@@ -33,6 +33,11 @@ class Parser(argparse.ArgumentParser):
             options["description"] = options["description"].replace("``", "")
         super().__init__(*args, **options)
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if action.nargs != argparse.PARSER and "" in arg_strings:
+            raise argparse.ArgumentError(action, "an empty word, '': is a variable of your script unset?")
+        return super()._get_values(action, arg_strings)
+
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments"):
             words = message.partition(": ")[2].split()
@@ -52,6 +57,8 @@ def check_output(path: Path | None, *endings: str) -> None:
         return
     if path.is_dir():
         raise InputError(f"cannot write {str(path)!r}: it is a folder; name a file in it")
+    if path.exists() and not path.is_file():  # a pipe, /dev/stderr
+        return
     if not path.parent.is_dir():
         raise InputError(f"cannot write {str(path)!r}: no folder {str(path.parent)!r}")
     if not os.access(path.parent, os.W_OK):

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diinn.runtime.command import guarded, trace, unforeseen
+from diinn.runtime.command import check_output, guarded, trace, unforeseen
 from diinn.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -207,8 +207,8 @@ def _checked_backend(args: argparse.Namespace) -> str:
     twice = next((output for output, place in zip(args.output, places, strict=True) if places.count(place) > 1), None)
     if twice is not None:
         raise InputError(f"--output {twice} is given twice: leave out one of them")
-    if args.stats not in (None, STANDARD_OUTPUT) and not Path(args.stats).parent.is_dir():
-        raise InputError(f"cannot write --stats {args.stats!r}: no such folder")
+    if args.stats not in (None, STANDARD_OUTPUT):
+        check_output(Path(args.stats))
     return backend
 
 

@@ -107,7 +107,8 @@ BAD = {
     "image of video": (["--camera", "demo", "--output", "x.png"], "do not go into one image"),
     "one file for two": (["--camera", "demo", "--camera", "demo", "--output", "x.mp4"], "cannot hold several sources"),
     "output below a file": (["--input", "photo.png", "--output", "photo.png/x.png"], "cannot make folder"),
-    "stats": (["--input", "photo.png", "--stats", "none/s.json"], "cannot write --stats"),
+    "stats": (["--input", "photo.png", "--stats", "none/s.json", "--output", "new/"], "no folder 'none'"),
+    "stats folder": (["--input", "photo.png", "--stats", "two", "--output", "new/"], "'two': it is a folder; name a"),
     "damaged png": (["--input", "badcrc.png"], "'badcrc.png' is cut short or damaged"),
     "an image of another kind": (["--input", "p.tga", "--output", "new/"], "cannot read: convert it to PNG"),
     "many into one": (["--input", "two", "--output", "one.png"], "cannot hold several sources, views or images"),
@@ -129,8 +130,8 @@ BAD = {
     "secret": (["--camera", "admin:secret@cam/live"], "camera 'cam/live' is neither"),
     "bare file": (["photo.png", "more.png"], "files are given as --input PATH, a glob in quotes"),
     "camera as input": (["--input", "0"], "for a camera use --camera 0"),
-    "empty input": (["--input", ""], "--input is empty"),
-    "empty output": (["--input", "photo.png", "--output", ""], "--output is empty"),
+    "empty input": (["--input", "file://"], "--input is empty"),
+    "empty output": (["--input", "photo.png", "--output", "file://"], "--output is empty"),
     "too many threads": (["--camera", "demo", "--threads", "99999"], "more threads than 1024"),
 }
 
@@ -163,6 +164,18 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert len([line for line in err.splitlines() if "was trained for" not in line]) == 1  # a warning, not an error
     assert code == 2
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+
+
+WORDS = ["input", "camera", "cameras", "calibration", "provider", "stats", "output", "view", "denoise", "decoder", "model"]
+
+
+@pytest.mark.parametrize("option", WORDS)
+def test_an_unset_variable_is_said_whatever_it_was_for(run, photo_path: Path, tmp_path: Path, option: str) -> None:
+    for words in ([f"--{option}", ""], [f"--{option}="]):
+        code, _, err = run("--input", photo_path, "--output", "new/", *words)
+        said = f"argument --{option}: an empty word, '': is a variable of your script unset?"
+        assert (code, err) == (2, f"diinn-run: {said}\n")
+    assert list(tmp_path.iterdir()) == [photo_path]
 
 
 def test_unknown_and_broken_models(run, photo_path: Path, tmp_path: Path) -> None:
