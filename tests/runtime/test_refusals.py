@@ -166,7 +166,19 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
 
 
-WORDS = ["input", "camera", "cameras", "calibration", "provider", "stats", "output", "view", "denoise", "decoder", "model"]
+WORDS = [
+    "input",
+    "camera",
+    "cameras",
+    "calibration",
+    "provider",
+    "stats",
+    "output",
+    "view",
+    "denoise",
+    "decoder",
+    "model",
+]
 
 
 @pytest.mark.parametrize("option", WORDS)
