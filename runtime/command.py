@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from diinn.runtime.errors import DiinnError, InputError
-from diinn.runtime.text import printable, redacted
+from diinn.runtime.text import redacted, shown
 
 log = logging.getLogger(__name__)
 
@@ -67,9 +67,11 @@ def check_output(path: Path | None, *endings: str) -> None:
         raise InputError(f"cannot write {str(path)!r}: name it {path.stem}{endings[0]}")
 
 
-def shown(message: str) -> str:
-    """A message as a terminal or a log may have it: one line, without passwords and control characters."""
-    return printable(redacted(message))
+class _Line(logging.Formatter):
+    """What is logged where no command says otherwise."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
 
 
 def _to_stderr(line: str) -> None:
@@ -86,6 +88,8 @@ def guarded(
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_Line())
     try:
         return work()
     except DiinnError as error:

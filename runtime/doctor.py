@@ -22,10 +22,11 @@ from typing import Any
 
 from diinn.runtime import backends
 from diinn.runtime import bundle as bundles
-from diinn.runtime.command import Parser, guarded, shown
+from diinn.runtime.command import Parser, guarded
 from diinn.runtime.engines.cache import Cache
 from diinn.runtime.errors import DiinnError, InputError
 from diinn.runtime.stopping import ended_by_signals
+from diinn.runtime.text import shown
 
 MIB = 2**20
 TEGRA = Path("/etc/nv_tegra_release")

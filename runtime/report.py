@@ -19,7 +19,7 @@ from diinn.runtime.sources import Frame
 from diinn.runtime.stream.stream import Stream
 from diinn.runtime.strength import NONE
 from diinn.runtime.teller import FileTeller, Teller
-from diinn.runtime.text import redacted
+from diinn.runtime.text import shown
 from diinn.runtime.view import View
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def finish(stream: Stream, stopped_by: int | None, said: Announcements, *, asked
     ]
     if not summary["processed"] and stopped_by is None and not (failures or lost):
         raise DiinnError("no frame arrived: check the camera, or give it more time with a longer --duration")
-    said.say(redacted(_closing_line(summary)))
+    said.say(shown(_closing_line(summary)))
     if {output["where"] for output in summary["outputs"]} == {"none"} and not asked and not benchmark:
         said.say("nothing was shown or saved, there is no display here: add --output FILE or FOLDER")
     if benchmark:
@@ -87,7 +87,7 @@ class Announcements:
     def note(self, stream: Stream, frame: Frame, name: str, view: View) -> None:
         """A view whose frames have a new size."""
         for line in _announcement(stream, frame, name, view):
-            self.say(redacted(line))
+            self.say(shown(line))
 
     def say(self, line: str) -> None:
         """Print ``line`` soon, unless it was said before; sizes may come and go."""

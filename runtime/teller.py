@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from diinn.runtime.command import trace, unforeseen
 from diinn.runtime.stream.ending import Limit, join
-from diinn.runtime.text import printable, redacted
+from diinn.runtime.text import printable, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -137,6 +137,6 @@ class Handler(logging.Handler):
             line = self.format(plain)
             if error is not None and str(error) not in line:
                 line += f": {unforeseen(error)}"
-            self._teller.say(redacted(line))
+            self._teller.say(shown(line))
             if error is not None:
                 trace(error)

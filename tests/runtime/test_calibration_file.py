@@ -129,7 +129,9 @@ def test_a_camera_model_that_is_none_is_said(tmp_path: Path, caplog: pytest.LogC
         caplog.clear()
         assert loaded(tmp_path, camera_model="omni", distortion_model=distortion).fisheye is fisheye
         (said,) = caplog.messages
-        assert f"camera_model 'omni' is none that is known here; its distortion_model '{distortion}' is followed" in said
+        assert (
+            f"camera_model 'omni' is none that is known here; its distortion_model '{distortion}' is followed" in said
+        )
 
 
 @pytest.mark.parametrize("value", ["", None, "~"])
