@@ -16,6 +16,7 @@ import cv2
 from diinn.runtime import demo, folders, images
 from diinn.runtime.errors import InputError, SourceError, unknown
 from diinn.runtime.grid import Size
+from diinn.runtime.names import local
 from diinn.runtime.sources.base import Source
 from diinn.runtime.sources.camera import Camera, Patience
 from diinn.runtime.sources.devices import DEMO, DEMO_RATE, Device
@@ -92,7 +93,7 @@ def open_source(uri: str, asked: Asked | None = None) -> Source:
     ``rtsp://…``, ``http://…``, ``demo``; ``file://PATH``, a folder, a file or a glob.
 
     Cameras are not opened before ``start``. SourceError for what can never work."""
-    asked = asked or Asked()
+    asked, uri = asked or Asked(), local(uri)
     if (uri.isascii() and uri.isdigit()) or uri.startswith("/dev/video") or scheme_of(uri) not in ("", "file"):
         return open_camera(uri, asked)
     return open_input(uri, asked)
@@ -100,7 +101,7 @@ def open_source(uri: str, asked: Asked | None = None) -> Source:
 
 def open_camera(uri: str, asked: Asked | None = None) -> Source:
     """The camera that ``uri`` names; ``file://`` too, but no bare path."""
-    asked = asked or Asked()
+    asked, uri = asked or Asked(), local(uri)
     scheme, rest = scheme_of(uri), uri.partition("://")[2]
     if asked.noise and scheme != DEMO:
         raise InputError(f"noise {asked.noise:g} is for the demo camera: {public(uri)} has its own, leave it out")
@@ -110,9 +111,13 @@ def open_camera(uri: str, asked: Asked | None = None) -> Source:
         return _demo(asked)
     if not scheme and not (uri.isascii() and uri.isdigit() and len(uri) < 5) and not uri.startswith("/dev/"):
         hint = f"; for a file use --input {uri}" if os.path.exists(uri) else ""  # noqa: PTH110  never raises
+        if uri.partition(":/")[0].lower() in SCHEMES:
+            hint = f": write {uri.partition(':')[0].lower()}:// with two slashes"
         raise SourceError(f"camera {public(uri)!r} is neither a number, a device nor a URI{hint}")
     if scheme and scheme not in (*SCHEMES, "rtsps"):
         raise SourceError(unknown("camera scheme", scheme, SCHEMES))
+    if scheme in ("v4l2", "gst") and not rest.strip():
+        raise SourceError(f"camera {uri} names nothing: write v4l2:///dev/video0 or gst://PIPELINE")
     size: Size | None = asked.size
     address: int | str = uri
     api, name = cv2.CAP_ANY, uri
@@ -169,7 +174,7 @@ def same_device(uri: str) -> str | None:
 
 def open_input(pattern: str, asked: Asked | None = None) -> Source:
     """A file, a folder (searched recursively) or a glob of images, or a video file; ``loop`` and ``flip`` are heard."""
-    asked = asked or Asked()
+    asked, pattern = asked or Asked(), local(pattern)
     if asked.noise:
         raise InputError(f"noise {asked.noise:g} is for the demo camera: files have their own, leave it out")
     if scheme_of(pattern) == "file":

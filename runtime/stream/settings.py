@@ -12,7 +12,7 @@ from typing import Any
 
 from diinn.runtime.calibration import Calibration
 from diinn.runtime.errors import InputError, unknown
-from diinn.runtime.names import as_file, readable
+from diinn.runtime.names import as_file, local, readable
 from diinn.runtime.sources import Asked, Source, open_source, public, same_device, scheme_of
 from diinn.runtime.stream.result import ZOOM
 from diinn.runtime.strength import Denoise, parse_denoise
@@ -142,6 +142,7 @@ def _camera(block: Any, base: CameraSettings, folder: Path) -> CameraSettings:
             raise InputError(f"loop {given['loop']!r} is neither true nor false")
         asked = replace(asked, loop=given["loop"])
     uri = as_file(str(given["uri"]))
+    uri = local(uri)
     scheme = scheme_of(uri)
     if scheme == "file":
         uri = f"file://{folder / uri.partition('://')[2]}"

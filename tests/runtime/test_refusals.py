@@ -90,6 +90,19 @@ BAD = {
     "shared memory": (["--camera", "demo", "--output", "shm://a/b"], "is no name for shared memory"),
     "preview": (["--camera", "demo", "--output", "http://127.0.0.1:99999"], "is no address for the preview"),
     "preview host": (["--camera", "demo", "--output", "http://256.1.1.1:80"], "write http://127.0.0.1:8080"),
+    "shared memory too long": (["--camera", "demo", "--output", "shm://" + 300 * "a"], "is 300 characters long: give"),
+    "one slash": (
+        ["--camera", "rtsp:/u:secret@host/x"],
+        "is neither a number, a device nor a URI: write rtsp:// with two",
+    ),
+    "output with one slash": (["--camera", "demo", "--output", "shm:/x"], "write shm:// with two slashes, or ./shm:/x"),
+    "a device as output": (
+        ["--camera", "demo", "--output", "/dev/null"],
+        "is no folder: give another, or none to write",
+    ),
+    "a device as image": (["--input", "photo.png", "--output", "text.png/"], "'text.png' is there and is no folder"),
+    "nothing behind": (["--camera", "v4l2://"], "camera v4l2:// names nothing: write v4l2:///dev/video0 or"),
+    "a long time": (["--camera", "demo", "--duration", "1e300"], "above 0 and up to 100000000"),
     "no csi": (["--camera", "csi://0"], "csi:// needs an OpenCV with GStreamer"),
     "camera is a file": (["--camera", "photo.png"], "for a file use --input photo.png"),
     "missing": (["--input", "none.jpg"], "none.jpg"),
@@ -190,9 +203,11 @@ def test_an_unset_variable_is_said_whatever_it_was_for(run, photo_path: Path, tm
     assert list(tmp_path.iterdir()) == [photo_path]
 
 
-def test_unknown_and_broken_models(run, photo_path: Path, tmp_path: Path) -> None:
+def test_unknown_and_broken_models(run, photo_path: Path, tmp_path: Path, bundle_path: Path) -> None:
     assert "unknown model 'smal': did you mean 'small'" in run("--input", photo_path, model="smal")[2]
     assert "is not a bundle" in run("--input", photo_path, model=tmp_path)[2]
+    part = bundle_path / "encoder.onnx"
+    assert f"is a part of a bundle: give its folder, {str(bundle_path)!r}" in run("--input", photo_path, model=part)[2]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
