@@ -1,7 +1,7 @@
 """DIINN, LIIF and Meta-SR as their papers publish them: features at output size, coordinates in floating point.
 
-Written from the papers alone and kept apart from the folded forms and from ``runtime.geometry.grid``, so that the two can be
-held against each other and timed side by side. Every decoder here maps features [B, C, h, w] and an output size
+Written from the papers alone and kept apart from the folded forms and from ``runtime.geometry.grid``, so that the two
+can be held against each other and timed side by side. Every decoder here maps features [B, C, h, w] and an output size
 (height, width) to the network's raw output [B, 3, height, width].
 """
 

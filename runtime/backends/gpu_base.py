@@ -55,11 +55,11 @@ class DeviceBackend(Backend):
     def map_bytes(self) -> int:
         """Bytes a value of the maps that ``encode_planar`` makes."""
 
-    @abstractmethod
     def compared(self, precision: str, profile: Profile) -> Verdict:
         """This backend, by engines of ``precision`` whose encoder takes ``profile``, against the CPU."""
         return self.options.compare(self, precision, profile)
 
+    @abstractmethod
     def prepare_for(self, size: Size) -> None:
         """Be ready for frames of ``size`` (width, height); DiinnError where that cannot be."""
 

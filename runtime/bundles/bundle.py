@@ -169,6 +169,8 @@ def find(model: str | Path) -> Path:
         exists = path.exists()
     except OSError as error:
         raise BundleError(f"no bundle {redacted(str(model))[:60]!r}: {error.strerror}") from None
+    if exists and path.is_file() and (path.parent / "bundle.json").is_file():
+        raise BundleError(f"{str(model)!r} is a part of a bundle: give its folder, {str(path.parent)!r}")
     if exists:
         remedy = "export the checkpoint first: python export/to_onnx.py CKPT" if path.is_file() else "export it again"
         raise BundleError(f"{str(model)!r} is not a bundle (no bundle.json in it): {remedy}")

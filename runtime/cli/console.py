@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from diinn.runtime.stream.shutdown import ShutdownDeadline, join
 from diinn.runtime.util.command_line import trace, unforeseen
-from diinn.runtime.util.text import printable, redacted
+from diinn.runtime.util.text import printable, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -140,6 +140,6 @@ class Handler(logging.Handler):
             line = self.format(plain)
             if error is not None and str(error) not in line:
                 line += f": {unforeseen(error)}"
-            self._writer.write(redacted(line))
+            self._writer.write(shown(line))
             if error is not None:
                 trace(error)

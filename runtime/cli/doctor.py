@@ -25,8 +25,9 @@ from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.cli.signals import ended_by_signals
 from diinn.runtime.engines.cache import Cache
 from diinn.runtime.errors import DiinnError, InputError
-from diinn.runtime.util.command_line import Parser, guarded, shown
+from diinn.runtime.util.command_line import Parser, guarded
 from diinn.runtime.util.memory import MIB
+from diinn.runtime.util.text import shown
 
 TEGRA = Path("/etc/nv_tegra_release")
 Fact = tuple[str, str]

@@ -21,7 +21,7 @@ from diinn.runtime.sinks.files import VideoFile, even
 from diinn.runtime.sources import Frame
 from diinn.runtime.stream.stream import Stream
 from diinn.runtime.util.once import Once
-from diinn.runtime.util.text import redacted
+from diinn.runtime.util.text import shown
 
 log = logging.getLogger(__name__)
 REFRESH_SECONDS = 0.1
@@ -45,7 +45,7 @@ def finish(
     ]
     if not summary["processed"] and stopped_by is None and not (failures or lost):
         raise DiinnError("no frame arrived: check the camera, or give it more time with a longer --duration")
-    announcements.print(redacted(_closing_line(summary)))
+    announcements.print(shown(_closing_line(summary)))
     if {output["where"] for output in summary["outputs"]} == {"none"} and not asked and not benchmark:
         announcements.print("nothing was shown or saved, there is no display here: add --output FILE or FOLDER")
     if benchmark:
@@ -91,7 +91,7 @@ class Announcements:
     def note(self, stream: Stream, frame: Frame, name: str, view: View) -> None:
         """A view whose frames have a new size."""
         for line in _announcement(stream, frame, name, view):
-            self.print(redacted(line))
+            self.print(shown(line))
 
     def print(self, line: str) -> None:
         """Print ``line`` soon, unless it was before; sizes may come and go."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diinn.runtime.errors import InputError
-from diinn.runtime.util.command_line import guarded, trace, unforeseen
+from diinn.runtime.util.command_line import check_output, guarded, trace, unforeseen
 
 if TYPE_CHECKING:
     from diinn.runtime.cli.console import LineWriter
@@ -213,8 +213,8 @@ def _checked_backend(args: argparse.Namespace) -> str:
     twice = next((output for output, place in zip(args.output, places, strict=True) if places.count(place) > 1), None)
     if twice is not None:
         raise InputError(f"--output {twice} is given twice: leave out one of them")
-    if args.stats not in (None, STANDARD_OUTPUT) and not Path(args.stats).parent.is_dir():
-        raise InputError(f"cannot write --stats {args.stats!r}: no such folder")
+    if args.stats not in (None, STANDARD_OUTPUT):
+        check_output(Path(args.stats))
     return backend
 
 

@@ -215,7 +215,7 @@ def threads(text: str) -> int:
 
 def seconds(text: str) -> float:
     """A time above 0, at most some years."""
-    return _above_zero(text, 1e8, "a number of seconds above 0")
+    return _above_zero(text, 1e8, "a number of seconds above 0 and up to 100000000")
 
 
 def milliseconds(text: str) -> float:

@@ -129,11 +129,18 @@ def _numbers(info: Mapping[str, Any], wanted: str, default: Any = None) -> Float
 
 def _is_fisheye(path: Path, info: Mapping[str, Any]) -> bool:
     """Which of the two models, by ``distortion_model`` or, in files of older ROS, ``camera_model``. What states neither
-    is taken for a pinhole, and that is logged: numbers do not show which it is."""
+    is taken for a pinhole, and that is logged: numbers do not show which it is. So is a ``camera_model`` beside
+    the other key that is none: some write there what the camera is called."""
     distortion, camera = (_model(info.get(key)) for key in ("distortion_model", "camera_model"))
     for key, model in (("distortion_model", distortion), ("camera_model", "" if distortion else camera)):
         if model and model not in MODELS:
             raise InputError(f"{str(path)!r}: " + unknown(key, model, [*FISHEYE, *PINHOLE[:2]]))
+    if camera and camera not in MODELS:
+        log.warning(
+            "%r: camera_model %r is none that is known here; its distortion_model %r is followed, remove camera_model "
+            "if that is right",
+            *(str(path), camera, distortion),
+        )
     if distortion in PINHOLE and camera in MODELS and camera not in PINHOLE:
         raise InputError(
             f"{str(path)!r}: camera_model {camera!r} and distortion_model {distortion!r} contradict each other: "

@@ -24,6 +24,8 @@ MOST_BYTES = 2**31
 WRITTEN_AS = {".jfif": ".jpg", ".mpo": ".jpg"}  # endings of formats that OpenCV knows by another
 LONGEST_SIDE = {".jpg": 65500, ".jpeg": 65500, ".jpe": 65500, ".webp": 16383}  # pixels
 FILMS = (".mjpeg", ".mjpg")  # whose first bytes are those of an image
+MISREAD = (b"P7\n", b"PF\n", b"Pf\n")  # PAM, red taken for blue, and PFM, floating-point values cut to 0 and 1
+NOT_WRITTEN = (".gif", ".pam", ".pfm")  # too few colours, or the wrong ones
 RAWS = (".dng", ".nef", ".nrw", ".cr2", ".arw", ".sr2", ".pef", ".orf", ".rw2", ".srw", ".raw")  # whose first is small
 _LOGGED = Once()
 _NUMBERS = itertools.count()
@@ -67,6 +69,8 @@ def read_bgr(path: Path) -> UInt8:
         raise SourceError(f"cannot read {str(path)!r}: {error.strerror}") from None
     if not data:
         raise SourceError(f"{str(path)!r} is empty: replace it")
+    if data.startswith(MISREAD):
+        raise SourceError(f"{str(path)!r} is a PAM or PFM, whose colours OpenCV gets wrong: convert it to PNG")
     if headers.cut_short(data):
         raise SourceError(f"{str(path)!r} is cut short or damaged: copy it again")
     try:
@@ -92,8 +96,6 @@ def _decoded(path: Path, data: bytes) -> tuple[npt.NDArray[Any] | None, headers.
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if image is None and data[:6] in headers.GIFS:  # FFmpeg's decoder is there where OpenCV's own is not
         image = opencv.open_video(path).read()[1]
-    if path.suffix.lower() == ".mpo":
-        found = headers.Facts(pictures=2)
     if found is None:
         return image, _seen(path, data)
     if found.alpha_kind == headers.ASSOCIATED and image is not None:
@@ -150,8 +152,8 @@ def _format(suffix: str) -> str:
 
 @cache
 def can_write(suffix: str) -> bool:
-    """Whether results can be written in the format of an ending as they are; GIF has too few colours."""
-    if suffix.lower() == ".gif" or not suffix.isascii():
+    """Whether results can be written in the format of an ending as they are."""
+    if suffix.lower() in NOT_WRITTEN or not suffix.isascii():
         return False
     try:
         return bool(cv2.imencode(_format(suffix), np.zeros((16, 16, 3), np.uint8))[0])

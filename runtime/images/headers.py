@@ -3,6 +3,7 @@ more than 8 bits; and whether a file lacks its end, which decoders fill in."""
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ _NO_PICTURE = 5  # NewSubfileType's bits for a thumbnail and a mask
 ASSOCIATED, UNASSOCIATED = 1, 2  # kinds of alpha in TIFF: colours multiplied by it, or not
 MOST_PAGES = 10_000
 JPEG_ALONE = (0x01, *range(0xD0, 0xD9))  # JPEG's markers without a segment
+_SCAN, _APP2, _MPF = 0xDA, 0xE2, b"MPF\0"  # JPEG's, and what an APP2 with a list of pictures begins with
+_PICTURES, _SMALLER = 0xB002, 1  # MPF's tag of that list; the kind of those that are a picture once more, smaller
+_GAIN_MAP = re.compile(rb"hdr-?gain-?map|iso:ts:21496", re.IGNORECASE)  # in a JPEG whose second picture is no picture
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,11 @@ def facts(data: bytes) -> Facts | None:
             return _tiff(data)
         if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             return _webp(data)
-    except (struct.error, IndexError):
+        if data.startswith(b"\xff\xd8"):
+            return _jpeg(data)
+    except (struct.error, IndexError, KeyError):
         return Facts()
-    return Facts() if data.startswith(b"\xff\xd8") else None
+    return None
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -67,6 +73,40 @@ def _png(data: bytes) -> Facts:
         if name == b"IDAT":
             break
     return Facts(pictures, alpha, data[24] == 16)
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Markers of a JPEG up to its scan, and where what they hold begins."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF or marker in JPEG_ALONE:  # bytes that fill, and markers without a length
+            at += 1 if marker == 0xFF else 2
+            continue
+        yield marker, at + 4
+        if marker == _SCAN:
+            return
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+
+
+def _jpeg(data: bytes) -> Facts:
+    for marker, at in _segments(data):
+        if marker == _APP2 and data.startswith(_MPF, at) and not _GAIN_MAP.search(data):
+            return Facts(_listed(data, at + len(_MPF)))
+    return Facts()
+
+
+def _listed(data: bytes, start: int) -> int:
+    """How many pictures a Multi-Picture Format lists, whose header, as TIFF's, is at ``start``."""
+    order = _TIFF[data[start : start + 4]]
+    at = start + _offset(data, order + "I", start + 4)
+    (count,) = struct.unpack_from(order + "H", data, at)
+    for place in range(at + 2, at + 2 + 12 * count, 12):
+        tag, _, size, where = struct.unpack_from(order + "HHII", data, place)
+        if tag == _PICTURES:
+            ends = range(start + where, start + where + min(size, 16 * MOST_PAGES), 16)
+            return sum(_offset(data, order + "I", end) >> 16 & 0xFF != _SMALLER for end in ends)
+    return 1
 
 
 def _webp(data: bytes) -> Facts:
@@ -129,16 +169,8 @@ def cut_short(data: bytes) -> bool:
         return _png_damaged(data)
     if not data.startswith(b"\xff\xd8"):
         return False
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF or marker in JPEG_ALONE:  # bytes that fill, and markers without a length
-            at += 1 if marker == 0xFF else 2
-            continue
-        if marker == 0xDA:  # the scan starts: its end marker must follow
-            return data.find(b"\xff\xd9", at) < 0
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return True
+    scan = next((at for marker, at in _segments(data) if marker == _SCAN), None)
+    return scan is None or data.find(b"\xff\xd9", scan) < 0
 
 
 def _png_damaged(data: bytes) -> bool:

@@ -17,7 +17,7 @@ from diinn.runtime.sinks.raw import Pipe, SharedMemory
 from diinn.runtime.sinks.window import Window, has_display
 from diinn.runtime.sources import Source
 from diinn.runtime.stream.sink import NullSink, Sink
-from diinn.runtime.util.file_names import as_file, fitting
+from diinn.runtime.util.file_names import as_file, fitting, local
 
 __all__ = ["VIDEO_SUFFIXES", "NullSink", "Sink", "Streams", "open_sinks", "result_paths"]
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def result_paths(outputs: Sequence[str]) -> tuple[Path, ...]:
 
 def _parts(output: str) -> tuple[str, str, str]:
     """Scheme in small letters, separator and rest of a URI; the path alone where there is no scheme."""
-    scheme, separator, rest = output.partition("://")
+    scheme, separator, rest = local(output).partition("://")
     return (scheme.lower(), separator, rest) if separator else (output, "", "")
 
 
@@ -129,6 +129,9 @@ def _open(output: str, streams: Streams, headless: bool, stopped: Callable[[], b
         raise InputError(
             "--output is empty: give a file, a folder, 'FOLDER/*.png', display://0, http://127.0.0.1:8080 or none"
         )
+    elif not separator and output.partition(":")[0].lower() in SCHEMES:
+        scheme = output.partition(":")[0].lower()
+        raise InputError(f"--output {output!r}: write {scheme}:// with two slashes, or ./{output} for a file")
     else:
         text = rest if separator else output
         path, folder = Path(text), text.endswith(("/", "/."))
@@ -147,6 +150,9 @@ def _file(path: Path, streams: Streams, source: Source, view: str, *, folder: bo
     suffix = path.suffix.lower()
     still = bool(source.files)
     folder = folder or path.is_dir() or not suffix
+    if path.exists() and not (path.is_dir() if folder else path.is_file()):
+        kind = "folder" if folder else "file"
+        raise InputError(f"--output {str(path)!r} is there and is no {kind}: give another, or none to write nothing")
     check_folder(path if folder else path.parent)
     several = len(streams.each) > 1
     label = streams.labels[source.name, view]

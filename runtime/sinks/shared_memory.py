@@ -55,6 +55,7 @@ from diinn.runtime.errors import DiinnError, InputError
 from diinn.runtime.images.arrays import UInt8
 
 FOLDER = Path("/dev/shm")
+LONGEST_NAME = 200
 MAGIC, VERSION = b"DIINNSHM", 1
 HEADER = struct.Struct("<8sIIIIQQI20x64s64s")
 SLOT = struct.Struct("<QIIIIQddI")
@@ -91,7 +92,9 @@ def _fence() -> None:
 
 def segment(name: str) -> Path:
     """Where the segment ``name`` is; InputError for a name no segment can have."""
-    if not name or name.startswith(".") or {*name} & {*"/\0"} or len(name) > 200:
+    if len(name) > LONGEST_NAME:
+        raise InputError(f"shm://{name[:20]}… is {len(name)} characters long: give a name of at most {LONGEST_NAME}")
+    if not name or name.startswith(".") or {*name} & {*"/\0"}:
         raise InputError(
             f"shm://{name} is no name for shared memory: use letters, digits, - and _, such as shm://front"
         )

@@ -176,9 +176,9 @@ class VideoFile(BlockingSource):
             found = extent(self._path)
         except OSError as error:
             return f"{str(self._path)!r} cannot be read any more: {error.strerror}"
-        if not found.cut_short or self._stated == self.captured:
+        if not found.cut_short or (self._stated == self.captured and not found.fragmented):
             return ""
-        of = f" of {self._stated}" if self._stated > self.captured else ""
+        of = f" of {self._stated}" if self._stated > self.captured and not found.fragmented else ""
         return (
             f"{str(self._path)!r} is cut short, {found.there} of its {found.stated} bytes are there: "
             f"{self.captured}{of} frames could be decoded and are kept"

@@ -77,7 +77,11 @@ def _parsed(library: ctypes.CDLL, pipeline: str) -> tuple[int | None, str]:
     element = library.gst_parse_launch_full(
         os.fsencode(pipeline), None, GST_PARSE_FLAG_FATAL_ERRORS, ctypes.byref(error)
     )
-    return element, _text(error)
+    why = _text(error)
+    word = re.fullmatch(r'no element "(.*)"', why)
+    if word and not re.search(rf"(^|[!(])\s*{re.escape(word[1])}([\s!)]|$)", pipeline):  # a part of a password, perhaps
+        why = "a word where none belongs: put values that hold blanks into quotes"
+    return element, why
 
 
 def _text(error: ctypes._Pointer[_Error]) -> str:

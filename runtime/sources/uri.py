@@ -24,6 +24,7 @@ from diinn.runtime.sources.camera import Camera, RetryPolicy
 from diinn.runtime.sources.capture import DEMO, DEMO_RATE, CaptureRequest
 from diinn.runtime.sources.files import DemoFile, ImageFiles, VideoFile
 from diinn.runtime.sources.pixel_formats import CODECS, FLIPS
+from diinn.runtime.util.file_names import local
 
 log = logging.getLogger(__name__)
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+(%[\w.-]+)?\]|[\w.-]+)(:\d{1,5})?")  # a name or an address, and a port
@@ -94,7 +95,7 @@ def open_source(uri: str, options: CaptureOptions | None = None) -> Source:
     ``rtsp://…``, ``http://…``, ``demo``; ``file://PATH``, a folder, a file or a glob.
 
     Cameras are not opened before ``start``. SourceError for what can never work."""
-    options = options or CaptureOptions()
+    options, uri = options or CaptureOptions(), local(uri)
     if (uri.isascii() and uri.isdigit()) or uri.startswith("/dev/video") or scheme_of(uri) not in ("", "file"):
         return open_camera(uri, options)
     return open_input(uri, options)
@@ -102,7 +103,7 @@ def open_source(uri: str, options: CaptureOptions | None = None) -> Source:
 
 def open_camera(uri: str, options: CaptureOptions | None = None) -> Source:
     """The camera that ``uri`` names; ``file://`` too, but no bare path."""
-    options = options or CaptureOptions()
+    options, uri = options or CaptureOptions(), local(uri)
     scheme, rest = scheme_of(uri), uri.partition("://")[2]
     if options.noise and scheme != DEMO:
         raise InputError(f"noise {options.noise:g} is for the demo camera: {public(uri)} has its own, leave it out")
@@ -112,9 +113,13 @@ def open_camera(uri: str, options: CaptureOptions | None = None) -> Source:
         return _demo(options)
     if not scheme and not (uri.isascii() and uri.isdigit() and len(uri) < 5) and not uri.startswith("/dev/"):
         hint = f"; for a file use --input {uri}" if os.path.exists(uri) else ""  # noqa: PTH110  never raises
+        if uri.partition(":/")[0].lower() in SCHEMES:
+            hint = f": write {uri.partition(':')[0].lower()}:// with two slashes"
         raise SourceError(f"camera {public(uri)!r} is neither a number, a device nor a URI{hint}")
     if scheme and scheme not in (*SCHEMES, "rtsps"):
         raise SourceError(unknown("camera scheme", scheme, SCHEMES))
+    if scheme in ("v4l2", "gst") and not rest.strip():
+        raise SourceError(f"camera {uri} names nothing: write v4l2:///dev/video0 or gst://PIPELINE")
     size: Size | None = options.size
     address: int | str = uri
     api, name = cv2.CAP_ANY, uri

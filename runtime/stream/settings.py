@@ -16,7 +16,7 @@ from diinn.runtime.geometry.view_spec import ViewSpec, parse_size
 from diinn.runtime.noise.strength import Denoise, parse_denoise
 from diinn.runtime.sources import CaptureOptions, Source, open_source, public, same_device, scheme_of
 from diinn.runtime.stream.result import ZOOM
-from diinn.runtime.util.file_names import as_file, readable
+from diinn.runtime.util.file_names import as_file, local, readable
 from diinn.runtime.util.text import redacted
 
 DEFAULT_SCALE = 2.0
@@ -142,6 +142,7 @@ def _camera(block: Any, base: CameraSettings, folder: Path) -> CameraSettings:
             raise InputError(f"loop {given['loop']!r} is neither true nor false")
         capture = replace(capture, loop=given["loop"])
     uri = as_file(str(given["uri"]))
+    uri = local(uri)
     scheme = scheme_of(uri)
     if scheme == "file":
         uri = f"file://{folder / uri.partition('://')[2]}"

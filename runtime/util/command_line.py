@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from diinn.runtime.errors import DiinnError, InputError
-from diinn.runtime.util.text import printable, redacted
+from diinn.runtime.util.text import redacted, shown
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,11 @@ class Parser(argparse.ArgumentParser):
         if options.get("description"):  # a module's docstring
             options["description"] = options["description"].replace("``", "")
         super().__init__(*args, **options)
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if action.nargs != argparse.PARSER and "" in arg_strings:
+            raise argparse.ArgumentError(action, "an empty word, '': is a variable of your script unset?")
+        return super()._get_values(action, arg_strings)
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments"):
@@ -52,6 +57,8 @@ def check_output(path: Path | None, *endings: str) -> None:
         return
     if path.is_dir():
         raise InputError(f"cannot write {str(path)!r}: it is a folder; name a file in it")
+    if path.exists() and not path.is_file():  # a pipe, /dev/stderr
+        return
     if not path.parent.is_dir():
         raise InputError(f"cannot write {str(path)!r}: no folder {str(path.parent)!r}")
     if not os.access(path.parent, os.W_OK):
@@ -60,9 +67,11 @@ def check_output(path: Path | None, *endings: str) -> None:
         raise InputError(f"cannot write {str(path)!r}: name it {path.stem}{endings[0]}")
 
 
-def shown(message: str) -> str:
-    """A message as a terminal or a log may have it: one line, without passwords and control characters."""
-    return printable(redacted(message))
+class _Line(logging.Formatter):
+    """What is logged where no command says otherwise."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
 
 
 def _to_stderr(line: str) -> None:
@@ -79,6 +88,8 @@ def guarded(
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_Line())
     try:
         return work()
     except DiinnError as error:

@@ -21,11 +21,13 @@ class Extent:
 
     there: in the file; stated: by its container, None where that says nothing
     finished: whether who wrote it came to the end, as far as can be seen: sizes are stated, the index is there
+    fragmented: whether each part of it has an index of its own, so that no number stands for all its frames
     """
 
     there: int
     stated: int | None = None
     finished: bool = True
+    fragmented: bool = False
 
     @property
     def cut_short(self) -> bool:
@@ -77,7 +79,7 @@ def _has_chunk(file: BinaryIO, name: bytes, at: int, end: int) -> bool:
 
 def _boxes(file: BinaryIO, there: int) -> Extent:
     """MP4, MOV: boxes of a size and a name; ``moov`` is the index."""
-    at, indexed = 0, False
+    at, indexed, fragmented = 0, False, False
     while at + 8 <= there:
         file.seek(at)
         head = file.read(16)
@@ -85,6 +87,7 @@ def _boxes(file: BinaryIO, there: int) -> Extent:
         if not name.isalnum():  # something was put behind it
             return Extent(there, at, indexed)
         indexed = indexed or name == b"moov"
+        fragmented = fragmented or name == b"moof"
         if size == 0:  # up to the end
             return Extent(there, None, indexed)
         if size == 1:
@@ -92,7 +95,7 @@ def _boxes(file: BinaryIO, there: int) -> Extent:
         if size < 8:
             return Extent(there, None, indexed)
         at += size
-    return Extent(there, at, indexed and at == there)
+    return Extent(there, at, indexed and at == there, fragmented)
 
 
 def _matroska(file: BinaryIO, there: int) -> Extent:

@@ -7,7 +7,9 @@ Python keeps bytes that are no text in its locale as lone surrogates. Where that
 from __future__ import annotations
 
 import os
+import re
 
+LOCAL_FILE = re.compile(r"file:(?://localhost)?/(?!/)", re.IGNORECASE)
 LONGEST = 255  # bytes, on almost all file systems
 ENDING, KEPT = 12, 24  # bytes: the longest ending that is one; the last of a long stem, which tell it from others
 
@@ -33,6 +35,12 @@ def readable(name: str) -> str:
 def as_file(text: str) -> str:
     """Text from elsewhere than a command line or a folder, as the name of the file that bears it in UTF-8."""
     return os.fsdecode(text.encode("utf-8", "surrogateescape")) if _is_text(text) else text
+
+
+def local(uri: str) -> str:
+    """A URI of a file as it is written here, ``file:///PATH``, where it is ``file:/PATH`` or ``file://localhost/PATH``."""
+    found = LOCAL_FILE.match(uri)
+    return f"file:///{uri[found.end() :]}" if found else uri
 
 
 def fitting(name: str, longest: int = LONGEST) -> str:

@@ -8,7 +8,10 @@ import re
 _CONTROL = re.compile("[\x00-\x08\n-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,20}:/+", re.IGNORECASE)
 _WORDS = re.compile(r"([\s'\"]+)")
-_NAMED = re.compile(r"((?:pass(?:word|wd)?|pwd|user-pw|token|secret|api_?key)=)[^\s'\"&]+", re.IGNORECASE)
+_NAMED = re.compile(
+    r"((?:pass(?:word|wd|phrase)?|pwd?|token|secret|api_?key)\s*=\s*)(?:\"[^\"]*\"?|'[^']*'?|[^\s'\"&]+)", re.IGNORECASE
+)
+_BYTES = re.compile(r"(?:[\udc80-\udcff]|\\udc[89a-f][0-9a-f])+")  # of a name, as they are and as repr() has them
 HIDDEN = "…"
 EXAMPLE, _KEPT = "USER:PASSWORD@", "USER:PASSWORD\0"  # in examples of our own
 
@@ -16,6 +19,17 @@ EXAMPLE, _KEPT = "USER:PASSWORD@", "USER:PASSWORD\0"  # in examples of our own
 def printable(text: str) -> str:
     """A line with what a terminal would obey (colours, titles, cursor, a new line) written out: ``\\x1b``."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def shown(text: str) -> str:
+    """A message as a terminal or a log may have it: one line, without passwords and control characters; names of files
+    as text, whatever this process's locale is."""
+    return printable(redacted(_BYTES.sub(_as_text, text)))
+
+
+def _as_text(found: re.Match[str]) -> str:
+    escaped = found[0].encode("ascii", "backslashreplace").decode()
+    return bytes.fromhex(escaped.replace("\\udc", "")).decode("utf-8", "backslashreplace")
 
 
 def redacted(text: str) -> str:

@@ -90,6 +90,19 @@ BAD = {
     "shared memory": (["--camera", "demo", "--output", "shm://a/b"], "is no name for shared memory"),
     "preview": (["--camera", "demo", "--output", "http://127.0.0.1:99999"], "is no address for the preview"),
     "preview host": (["--camera", "demo", "--output", "http://256.1.1.1:80"], "write http://127.0.0.1:8080"),
+    "shared memory too long": (["--camera", "demo", "--output", "shm://" + 300 * "a"], "is 300 characters long: give"),
+    "one slash": (
+        ["--camera", "rtsp:/u:secret@host/x"],
+        "is neither a number, a device nor a URI: write rtsp:// with two",
+    ),
+    "output with one slash": (["--camera", "demo", "--output", "shm:/x"], "write shm:// with two slashes, or ./shm:/x"),
+    "a device as output": (
+        ["--camera", "demo", "--output", "/dev/null"],
+        "is no folder: give another, or none to write",
+    ),
+    "a device as image": (["--input", "photo.png", "--output", "text.png/"], "'text.png' is there and is no folder"),
+    "nothing behind": (["--camera", "v4l2://"], "camera v4l2:// names nothing: write v4l2:///dev/video0 or"),
+    "a long time": (["--camera", "demo", "--duration", "1e300"], "above 0 and up to 100000000"),
     "no csi": (["--camera", "csi://0"], "csi:// needs an OpenCV with GStreamer"),
     "camera is a file": (["--camera", "photo.png"], "for a file use --input photo.png"),
     "missing": (["--input", "none.jpg"], "none.jpg"),
@@ -107,7 +120,8 @@ BAD = {
     "image of video": (["--camera", "demo", "--output", "x.png"], "do not go into one image"),
     "one file for two": (["--camera", "demo", "--camera", "demo", "--output", "x.mp4"], "cannot hold several sources"),
     "output below a file": (["--input", "photo.png", "--output", "photo.png/x.png"], "cannot make folder"),
-    "stats": (["--input", "photo.png", "--stats", "none/s.json"], "cannot write --stats"),
+    "stats": (["--input", "photo.png", "--stats", "none/s.json", "--output", "new/"], "no folder 'none'"),
+    "stats folder": (["--input", "photo.png", "--stats", "two", "--output", "new/"], "'two': it is a folder; name a"),
     "damaged png": (["--input", "badcrc.png"], "'badcrc.png' is cut short or damaged"),
     "an image of another kind": (["--input", "p.tga", "--output", "new/"], "cannot read: convert it to PNG"),
     "many into one": (["--input", "two", "--output", "one.png"], "cannot hold several sources, views or images"),
@@ -129,8 +143,8 @@ BAD = {
     "secret": (["--camera", "admin:secret@cam/live"], "camera 'cam/live' is neither"),
     "bare file": (["photo.png", "more.png"], "files are given as --input PATH, a glob in quotes"),
     "camera as input": (["--input", "0"], "for a camera use --camera 0"),
-    "empty input": (["--input", ""], "--input is empty"),
-    "empty output": (["--input", "photo.png", "--output", ""], "--output is empty"),
+    "empty input": (["--input", "file://"], "--input is empty"),
+    "empty output": (["--input", "photo.png", "--output", "file://"], "--output is empty"),
     "too many threads": (["--camera", "demo", "--threads", "99999"], "more threads than 1024"),
 }
 
@@ -165,9 +179,35 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
 
 
-def test_unknown_and_broken_models(run, photo_path: Path, tmp_path: Path) -> None:
+WORDS = [
+    "input",
+    "camera",
+    "cameras",
+    "calibration",
+    "provider",
+    "stats",
+    "output",
+    "view",
+    "denoise",
+    "decoder",
+    "model",
+]
+
+
+@pytest.mark.parametrize("option", WORDS)
+def test_an_unset_variable_is_said_whatever_it_was_for(run, photo_path: Path, tmp_path: Path, option: str) -> None:
+    for words in ([f"--{option}", ""], [f"--{option}="]):
+        code, _, err = run("--input", photo_path, "--output", "new/", *words)
+        said = f"argument --{option}: an empty word, '': is a variable of your script unset?"
+        assert (code, err) == (2, f"diinn-run: {said}\n")
+    assert list(tmp_path.iterdir()) == [photo_path]
+
+
+def test_unknown_and_broken_models(run, photo_path: Path, tmp_path: Path, bundle_path: Path) -> None:
     assert "unknown model 'smal': did you mean 'small'" in run("--input", photo_path, model="smal")[2]
     assert "is not a bundle" in run("--input", photo_path, model=tmp_path)[2]
+    part = bundle_path / "encoder.onnx"
+    assert f"is a part of a bundle: give its folder, {str(bundle_path)!r}" in run("--input", photo_path, model=part)[2]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")

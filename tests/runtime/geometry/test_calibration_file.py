@@ -114,7 +114,6 @@ def test_a_camera_info_message_is_the_file_of_the_same_camera(
         ({"camera_model": "KANNALA_BRANDT"}, True),
         ({"camera_model": "pinhole", "distortion_model": "equidistant"}, True),
         ({"camera_model": "pinhole"}, False),
-        ({"camera_model": "usb_cam", "distortion_model": "plumb_bob"}, False),
         ({"distortion_model": "plumb_bob"}, False),
     ],
 )
@@ -123,6 +122,16 @@ def test_the_model_is_the_one_that_is_stated(
 ) -> None:
     assert loaded(tmp_path, **fields).fisheye is fisheye
     assert not caplog.records
+
+
+def test_a_camera_model_that_is_none_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for distortion, fisheye in (("plumb_bob", False), ("equidistant", True)):
+        caplog.clear()
+        assert loaded(tmp_path, camera_model="omni", distortion_model=distortion).fisheye is fisheye
+        (said,) = caplog.messages
+        assert (
+            f"camera_model 'omni' is none that is known here; its distortion_model '{distortion}' is followed" in said
+        )
 
 
 @pytest.mark.parametrize("value", ["", None, "~"])

@@ -22,6 +22,7 @@ HERE = {"views": {"full": ViewSpec(scale=1.0)}, "denoise": 0}
     ("pipeline", "why"),
     [
         ("nosuchelement", 'no element "nosuchelement"'),
+        ("rtspsrc user-pw=my secret", "a word where none belongs: put values that hold blanks into quotes"),
         ("fakesrc ! nosuchelement", 'no element "nosuchelement"'),
         ("fakesrc !", "syntax error"),
         ("", "syntax error"),

@@ -74,6 +74,16 @@ def test_what_is_left_of_a_film_that_was_cut_short_is_kept(run) -> None:
     assert json.loads(Path("s.json").read_text().splitlines()[-1])["processed"] == frames
 
 
+@pytest.mark.parametrize(("pieces", "share"), [("dash+frag_keyframe", 0.5), ("frag_every_frame+empty_moov", 0.7)])
+def test_of_a_film_in_pieces_that_was_cut_short_no_number_of_frames_is_guessed(run, pieces: str, share: float) -> None:
+    ffmpeg(*FILM, "-c:v", "mpeg4", "-g", "20", "-movflags", pieces, "whole.mp4")
+    whole = Path("whole.mp4").read_bytes()
+    Path("cut.mp4").write_bytes(whole[: int(share * len(whole))])
+    code, _, err = run("--input", "cut.mp4", "--scale", "1", "--output", "o.avi", model="nano")
+    assert code == 1
+    assert f" bytes are there: {count_frames(Path('o.avi'))[0]} frames could be decoded and are kept" in err
+
+
 def damaged(path: Path, numbers: tuple[int, ...], start: bytes) -> None:
     """Overwrite the middle of those frames, numbered from 0, of Motion JPEG."""
     data, at = bytearray(path.read_bytes()), -1

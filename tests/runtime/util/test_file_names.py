@@ -1,5 +1,6 @@
 """Names of files and cameras as people have them: bytes that are no text, colons, long ones, folders with dots."""
 
+import logging
 import os
 import shutil
 import subprocess
@@ -29,6 +30,16 @@ BARE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # as a se
 def frames_in(path: Path) -> int:
     shutil.copyfile(path, "copy" + path.suffix)  # under a name that OpenCV takes
     return count_frames(Path("copy" + path.suffix))[0]
+
+
+@pytest.mark.parametrize("start", ["file:", "FILE://localhost", "file://"])
+def test_addresses_of_files_may_be_written_as_other_programs_do(run, tmp_path: Path, start: str) -> None:
+    film = clip(tmp_path / "film.avi", 2)
+    assert (
+        run("--input", f"{start}{film}", "--output", f"{start}{tmp_path}/o.avi", "--scale", "1", model="nano")[0] == 0
+    )
+    assert run("--camera", f"{start}{film}", "--output", "none", "--scale", "1", model="nano")[0] == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"film.avi", "o.avi"}
 
 
 @pytest.mark.parametrize("name", ODD, ids=ascii)
@@ -203,4 +214,6 @@ def test_the_hold_out_takes_names_that_are_no_text() -> None:
 
 def test_what_is_printed_of_a_name_that_is_no_text(capfd: pytest.CaptureFixture[str]) -> None:
     assert guarded("diinn", "", lambda: print("caf\udce9") or 0) == 0  # type: ignore[func-returns-value]
+    record = logging.makeLogRecord({"msg": "%s is left out", "args": ("\x1b[31mcaf\udce9",)})  # as training logs it
+    assert logging.lastResort.format(record) == r"\x1b[31mcaf\xe9 is left out"
     assert capfd.readouterr().out == "caf\\udce9\n"
