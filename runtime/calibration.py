@@ -62,8 +62,8 @@ class Calibration:
         across, down = size[0] / self.size[0], size[1] / self.size[1]
         if not math.isclose(across, down, rel_tol=2e-3):
             raise InputError(
-                f"calibration {self.name!r} is for {self.size[0]}x{self.size[1]} frames, these are {size[0]}x{size[1]}: "
-                f"calibrate at this size, or ask the camera for --input-size {self.size[0]}x{self.size[1]} (in a file "
+                f"calibration {self.name!r} is for {self.size[0]}x{self.size[1]} frames, these are "
+                f"{size[0]}x{size[1]}: calibrate at this size, or ask the camera for --input-size {self.size[0]}x{self.size[1]} (in a file "
                 "'size:')"
             )
         _say_scaled(self.name, self.size, size)

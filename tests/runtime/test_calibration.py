@@ -150,9 +150,7 @@ def test_frames_of_another_size(tmp_path: Path, caplog: pytest.LogCaptureFixture
     half = info.fitted((160, 120))
     assert "was scaled to 160x120: right where" in caplog.text
     np.testing.assert_allclose(half.k @ [0.1, 0.2, 1], (info.k @ [0.1, 0.2, 1] + [0.5, 0.5, 0]) / 2 - [0.5, 0.5, -0.5])
-    with pytest.raises(
-        InputError, match="is for 320x240 frames, these are 160x160: calibrate at this size"
-    ):
+    with pytest.raises(InputError, match="is for 320x240 frames, these are 160x160: calibrate at this size"):
         info.fitted((160, 160))
 
 
