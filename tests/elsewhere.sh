@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The runtime's tests with other libraries and Pythons than those of .venv: make test-oldest | test-system | test-pythons.
-# Their environments are under build/. What this machine lacks is said, and nothing fails for it.
+# Their environments are under build/. What this machine lacks is said, and kept in build/skipped; nothing fails for it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 VENV=${VENV:-.venv}
@@ -16,6 +16,10 @@ python_of() {
   done
 }
 
+skip() { # WHAT
+  echo "SKIPPED: $1" | tee -a build/skipped
+}
+
 install() { # ENVIRONMENT WHAT...
   local environment=$1
   shift
@@ -27,7 +31,7 @@ oldest() {
   local found
   found=$(python_of 3.10)
   if [ -z "$found" ]; then
-    echo "no Python 3.10 here: not tested with the oldest libraries"
+    skip "no Python 3.10 here: not tested with the oldest libraries"
     return
   fi
   sed -nE 's/^ +([A-Za-z-]+)>=([0-9.]+)$/\1==\2.*/p' setup.cfg | sed -E 's/==([0-9]+)\.\*/==\1.0.*/' | sort -u > build/oldest.txt
@@ -39,7 +43,7 @@ oldest() {
 # The distribution's own Python, NumPy and OpenCV, which has GStreamer: as README sets up a Jetson.
 system() {
   if ! /usr/bin/python3 -c 'import cv2, ensurepip' 2> /dev/null; then
-    echo "no python3-opencv and python3-venv here: not tested with the system's OpenCV"
+    skip "no python3-opencv and python3-venv here: not tested with the system's OpenCV"
     return
   fi
   /usr/bin/python3 -m venv --clear --system-site-packages build/system
@@ -64,7 +68,7 @@ pythons() {
   for version in 3.10 3.11 3.12 3.13 3.14; do
     found=$(python_of $version)
     if [ -z "$found" ]; then
-      echo "no Python $version here: not tried"
+      skip "no Python $version here: not tried"
     elif [ "$version" = "$own" ]; then
       echo "Python $version is the one of $VENV"
     else

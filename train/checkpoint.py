@@ -19,6 +19,7 @@ from diinn.train.model import ModelConfig, SuperResolutionModel
 from torch import Tensor
 
 FORMAT, VERSION = "diinn-checkpoint", 1
+MOST_BYTES = 2**32  # the paper's network with its optimiser's state has 0.4 GiB
 
 
 @dataclass(frozen=True)
@@ -99,12 +100,18 @@ def load(path: Path) -> Checkpoint:
 def read(path: Path) -> dict[str, Any]:
     """What a checkpoint file holds, tensors and plain values alone; CheckpointError where it is none."""
     try:
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"cannot read {str(path)!r}: it is no file; give a .pth or .ckpt file")
+        if path.stat().st_size > MOST_BYTES:
+            raise CheckpointError(f"{str(path)!r} is larger than {MOST_BYTES >> 30} GiB, which no checkpoint here is")
         with path.open("rb") as file:
             damaged = _damaged(zipfile.ZipFile(file)) if zipfile.is_zipfile(file) else None
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint {str(path)!r}: give the path of a .pth or .ckpt file") from None
     except OSError as error:
         raise CheckpointError(f"cannot read {str(path)!r}: {error.strerror or error}") from None
+    except CheckpointError:
+        raise
     except Exception:  # zipfile raises a dozen unrelated types
         damaged = "its list of contents"
     if damaged:  # torch.load does not look at checksums

@@ -21,7 +21,7 @@ class Estimator:
     def __init__(self, content: bytes, path: Path, dial: Dial) -> None:
         """content: the graph; path: where it is from, for messages; dial: what estimates are clamped to"""
         try:
-            from diinn.runtime.util.onnx_runtime import ort
+            from diinn.runtime.util.onnx_runtime import open_session, ort
         except ImportError:
             raise InputError(
                 "denoise auto needs ONNX Runtime, on the CPU: pip install onnxruntime, or give a number"
@@ -30,15 +30,10 @@ class Estimator:
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 4  # what goes wrong is reported once, by us
-        try:
-            self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-            inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-            shape = inputs[0].shape
-        except Exception as error:  # ONNX Runtime raises a dozen unrelated types
-            raise BundleError(f"ONNX Runtime cannot open {path}: {str(error).splitlines()[0]}") from error
-        names = [value.name for value in (*inputs, *outputs)]
-        if names != ["patches", "strength"] or list(shape[1:]) != [3, PATCH, PATCH] or outputs[0].shape != [2]:
-            raise BundleError(f"{path} takes {names}, {shape}: it is no estimator, export the bundle again")
+        self._session = open_session(content, path, "CPU", options)
+        found = [(value.name, value.shape) for value in (*self._session.get_inputs(), *self._session.get_outputs())]
+        if [(name, shape[-3:]) for name, shape in found] != [("patches", [3, PATCH, PATCH]), ("strength", [2])]:
+            raise BundleError(f"{path} takes and gives {found}: it is no estimator, export the bundle again")
 
     def __call__(self, frame: Image) -> Strength:
         """The strength of one frame, uint8 or float32 [H, W, 3] BGR."""

@@ -150,12 +150,15 @@ class VideoFile(Sink):
         first, last = self._readable()
         if not first:
             self._partial.unlink(missing_ok=True)
-            raise DiinnError(f"the video {self.where!r} could not be written: use .avi or another --output")
+            raise DiinnError(
+                f"the video {self.where!r} could not be written: use .avi or another --output, or look whether sizes "
+                "of files are limited (ulimit -f)"
+            )
         self._partial.replace(self._path)
         if not last:
             raise DiinnError(
                 f"the video {self.where!r} is not whole, though {self._count} frames were written: look whether its "
-                "disk is full; what is there was kept"
+                "disk is full or its size limited (ulimit -f); what is there was kept"
             )
 
     def _readable(self) -> tuple[bool, bool]:

@@ -175,6 +175,13 @@ def test_other_pickles(tmp_path: Path, content: object) -> None:
 def test_missing_and_unreadable(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint"):
         checkpoint.load(tmp_path / "none.pth")
+    with (tmp_path / "huge.pth").open("wb") as file:
+        file.truncate(40 * 2**30)
+    with pytest.raises(CheckpointError, match="is larger than 4 GiB, which no checkpoint here is"):
+        checkpoint.load(tmp_path / "huge.pth")
+    os.mkfifo(tmp_path / "pipe.pth")
+    with pytest.raises(CheckpointError, match="it is no file; give a"):
+        checkpoint.load(tmp_path / "pipe.pth")
     with pytest.raises(CheckpointError, match="cannot read"):
         checkpoint.load(tmp_path)
 
