@@ -63,8 +63,8 @@ class Calibration:
         if not math.isclose(across, down, rel_tol=2e-3):
             raise InputError(
                 f"calibration {self.name!r} is for {self.size[0]}x{self.size[1]} frames, these are "
-                f"{size[0]}x{size[1]}: calibrate at this size, or ask the camera for --input-size {self.size[0]}x{self.size[1]} (in a file "
-                "'size:')"
+                f"{size[0]}x{size[1]}: calibrate at this size, or ask the camera for "
+                f"--input-size {self.size[0]}x{self.size[1]} (in a file 'size:')"
             )
         _say_scaled(self.name, self.size, size)
         scale = scaling(across, down)
