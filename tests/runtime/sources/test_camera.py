@@ -85,7 +85,7 @@ def test_the_newest_frame_is_there_and_order_never_runs_backwards(mjpeg: Callabl
     assert behind == sorted(behind)  # what a busy camera left out itself is not counted, and nothing is twice
     assert all(b > a for a, b in itertools.pairwise(numbers))
     assert source.captured >= sequences[-1] + 1
-    assert source.slot.replaced > 20
+    assert source.slot.replaced > 0
 
 
 def test_a_camera_that_dies_comes_back_and_counts_on(mjpeg: Callable[..., Served]) -> None:
