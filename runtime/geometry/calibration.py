@@ -68,7 +68,7 @@ class Calibration(CameraInfo):
                 f"{size[0]}x{size[1]}: calibrate at this size, or ask the camera for --input-size "
                 f"{self.size[0]}x{self.size[1]} (in a file 'size:')"
             )
-        _say_scaled(self.name, self.size, size)
+        _warn_scaled(self.name, self.size, size)
         scale = scaling(across, down)
         return replace(self, size=size, k=scale @ self.k, projection=scale @ self.projection)
 
@@ -131,7 +131,7 @@ class Calibration(CameraInfo):
 
 
 @cache
-def _say_scaled(name: str, size: Size, frame_size: Size) -> None:
+def _warn_scaled(name: str, size: Size, frame_size: Size) -> None:
     """Logged once, however many views are made."""
     log.warning(
         "calibration %r is for %dx%d frames and was scaled to %dx%d: right where the camera reduces its picture, wrong "

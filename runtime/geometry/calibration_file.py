@@ -151,7 +151,7 @@ def _is_fisheye(path: Path, info: Mapping[str, Any]) -> bool:
         )
     stated = distortion or camera
     if not stated:
-        _say_unstated(path, "distortion_model", "distortion_model: equidistant")
+        _warn_unstated(path, "distortion_model", "distortion_model: equidistant")
     return bool(stated) and stated not in PINHOLE
 
 
@@ -159,7 +159,7 @@ def _model(value: Any) -> str:
     return "" if value is None else str(value).strip().lower()
 
 
-def _say_unstated(path: Path, key: str, remedy: str) -> None:
+def _warn_unstated(path: Path, key: str, remedy: str) -> None:
     log.warning("%r states no %s and is taken for a pinhole: write '%s' if it is a fisheye", str(path), key, remedy)
 
 
@@ -197,7 +197,7 @@ def _from_opencv(path: Path, text: str) -> CameraInfo:
     coefficients = _numbers(info, "distortion_coefficients")
     stated = info.get("fisheye_model")
     if stated is None and coefficients.size == 4:  # more are a pinhole's for certain
-        _say_unstated(path, "fisheye_model", "fisheye_model: 1")
+        _warn_unstated(path, "fisheye_model", "fisheye_model: 1")
     size = (_key(info, "image_width"), _key(info, "image_height"))
     return _checked(path, size, k, coefficients, float(stated or 0) == 1, np.eye(3), k)
 

@@ -130,7 +130,7 @@ class VideoFile(BlockingSource):
                 raise DiinnError(cut_short)
             log.warning("%s", cut_short)
         else:
-            self._say_undecodable()
+            self._log_undecodable()
         while self._loop:
             before = self.captured
             self._capture = self._opened()  # not all files can be sought in
@@ -157,7 +157,7 @@ class VideoFile(BlockingSource):
             return None
         return image if done else None
 
-    def _say_undecodable(self) -> None:
+    def _log_undecodable(self) -> None:
         """Log how many frames were left out; those at the end are found by counting packets."""
         codec = int(self._capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little", signed=True)
         if codec.lower() in MOTION_JPEG and (self._stated > self.captured or self._stated <= 0):  # a frame a packet

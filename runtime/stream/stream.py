@@ -230,7 +230,7 @@ class Stream:
         self.check()
 
     def _finished(self) -> bool:
-        self._tell()
+        self._log_failures()
         if self._leaving or not self._thread.is_alive():
             return True
         if self.outlets and any(outlet.sink.closed for outlet in self.outlets):
@@ -247,7 +247,7 @@ class Stream:
         )
         return True
 
-    def _tell(self) -> None:
+    def _log_failures(self) -> None:
         """Log once which cameras failed, while others go on."""
         if not any(source.captured and source.failure is None for source in self.sources):
             return

@@ -143,7 +143,7 @@ class Preview(Sink):
         most = CONNECTIONS_A_VIEWER * self._most + OTHER_CONNECTIONS
         gate = functools.partial(_Gate, runner.server, most)
         accepting = await self._loop.create_server(gate, sock=self._address.socket)
-        ticker = asyncio.ensure_future(self._tell_state())
+        ticker = asyncio.ensure_future(self._send_state())
         await self._ended.wait()
         ticker.cancel()
         accepting.close()
@@ -246,7 +246,7 @@ class Preview(Sink):
                         continue
                     await viewer.socket.send_bytes(packed(name, pane, shown.result, jpegs))
 
-    async def _tell_state(self) -> None:
+    async def _send_state(self) -> None:
         while True:
             await asyncio.sleep(STATE_SECONDS)
             try:
