@@ -76,8 +76,9 @@ def run_estimator(args: argparse.Namespace) -> int:
 
 
 def _quiet() -> None:
-    for said in ("LeafSpec", "does not have many workers", "exists and is not empty"):  # by Lightning, of itself
-        warnings.filterwarnings("ignore", f".*{said}")
+    # Lightning's warnings about its own parts.
+    for text in ("LeafSpec", "does not have many workers", "exists and is not empty"):
+        warnings.filterwarnings("ignore", f".*{text}")
 
 
 if __name__ == "__main__":
