@@ -118,8 +118,8 @@ def run(args: argparse.Namespace) -> int:
                 console.print(errors(resolver, files))
                 mean, rows = clean(resolver, files)
                 print(f"Clean frames, x{SCALE:g}: auto gains {mean:+.3f} dB over 0; the worst:")
-                for gain, name, estimate in rows[:WORST]:
-                    print(f"  {name}: {gain:+.2f} dB, estimate {estimate}")
+                for gain, name, strength in rows[:WORST]:
+                    print(f"  {name}: {gain:+.2f} dB, estimate {strength}")
     return 0
 
 
