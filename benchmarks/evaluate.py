@@ -128,12 +128,12 @@ def degraded(text: str) -> degradation.Degradation:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def ways(model: str, asked: Sequence[str] | None, *, degraded: bool) -> Sequence[str]:
+def ways(model: str, given: Sequence[str] | None, *, degraded: bool) -> Sequence[str]:
     """The values of --denoise for a model, one or several; "0" for one without a dial."""
     if scores.dial(model) is None:
         return ("0",)
-    if asked is not None:
-        return asked
+    if given is not None:
+        return given
     return ("0",) if not degraded else (scores.TRUE,) if Path(model).is_file() else (AUTO,)
 
 

@@ -117,7 +117,7 @@ def _folded(model: SuperResolutionModel, cell: Cell, device: torch.device, repea
     index, query = grid.resize(lr, out, decoder.layout).arrays()
     rows = torch.from_numpy(index).to(device).long()
     rows = torch.cat([rows + i * lr[0] * lr[1] for i in range(cameras)])
-    asked = torch.from_numpy(query).to(device).half().repeat(cameras, 1)
+    queries = torch.from_numpy(query).to(device).half().repeat(cameras, 1)
     pixels = cameras * lr[0] * lr[1]
     each = 2 * pixels * sum(decoder.map_channels)
     sets = [
@@ -126,7 +126,7 @@ def _folded(model: SuperResolutionModel, cell: Cell, device: torch.device, repea
     ]
 
     def decode(maps: list[torch.Tensor]) -> torch.Tensor:
-        return decoder(tuple(m.index_select(0, rows) for m in maps), asked)  # type: ignore[no-any-return]
+        return decoder(tuple(m.index_select(0, rows) for m in maps), queries)  # type: ignore[no-any-return]
 
     torch._dynamo.reset()  # else the ninth shape runs eager
     run = torch.compile(decode, dynamic=False, fullgraph=True) if compiled else decode

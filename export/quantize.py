@@ -120,12 +120,12 @@ class _Work:
         self.feeds = ([{"frame": f[None]} for f in frames], [self._some(f) for f in frames])
 
     def _some(self, frame: grid.Float32) -> dict[str, Any]:
-        asked = self.reference.asked(frame, _dsize(frame))
+        inputs = self.reference.inputs(frame, _dsize(frame))
         samples = self.layout.samples
-        count = len(asked["query"]) // samples
+        count = len(inputs["query"]) // samples
         picked = np.random.default_rng(0).choice(count, min(count, QUERIES), replace=False)
         rows = (picked[:, None] * samples + np.arange(samples)).reshape(-1)
-        return {name: values[rows] for name, values in asked.items()}
+        return {name: values[rows] for name, values in inputs.items()}
 
     def quantised(self, layers: Sequence[str]) -> Pair:
         """Both graphs with ``layers`` in int8, the rest as it was."""

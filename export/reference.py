@@ -68,7 +68,7 @@ class Reference:
         self.maps = [v.name for v in encoder.graph.output]
         self._encoder, self._decoder = evaluator(encoder), evaluator(decoder)
 
-    def asked(self, frame: grid.Float32, dsize: tuple[int, int]) -> dict[str, Array]:
+    def inputs(self, frame: grid.Float32, dsize: tuple[int, int]) -> dict[str, Array]:
         """The decoder's inputs for ``resize``: gathered rows and query."""
         height, width = frame.shape[1:]
         index, query = grid.resize((width, height), dsize, self.layout).arrays()
@@ -83,5 +83,5 @@ class Reference:
         Returns RGB float32 [h, w, 3], unclamped.
         """
         with np.errstate(over="ignore", invalid="ignore"):  # an overflow must show in the result
-            (rgb,) = list(self._decoder.run(["rgb"], self.asked(frame, dsize)))
+            (rgb,) = list(self._decoder.run(["rgb"], self.inputs(frame, dsize)))
         return np.asarray(rgb, np.float32).reshape(dsize[1], dsize[0], 3)

@@ -53,10 +53,10 @@ def export(
     Raises CheckpointError, InputError, or DiinnError when the graphs differ from PyTorch.
     """
     loaded = checkpoint.load(source)
-    telling = _estimator(estimator, loaded.model) if loaded.model.config.dial is not None else None
+    network = _estimator(estimator, loaded.model) if loaded.model.config.dial is not None else None
     target = out or source.with_suffix(bundles.SUFFIX)
     with _draft(target) as draft:
-        _write(draft, loaded, {"sha256": bundles.sha256(source), "step": loaded.step}, quality or {}, licence, telling)
+        _write(draft, loaded, {"sha256": bundles.sha256(source), "step": loaded.step}, quality or {}, licence, network)
         rows = parity.compare(loaded.model, draft)
     return Exported(target, rows)
 

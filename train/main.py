@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train as the arguments say."""
+    """Train a model by the arguments."""
     from diinn.train import config, fit  # Lightning takes seconds to import: not for --help
 
     _quiet()
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_estimator(args: argparse.Namespace) -> int:
-    """Train an estimator as the arguments say."""
+    """Train an estimator by the arguments."""
     from diinn.train import estimation
 
     _quiet()

@@ -82,7 +82,7 @@ class Buffers:
 
 
 class Pinned:
-    """Pinned host memory that grows to the largest array asked for."""
+    """Pinned host memory that grows to the largest array requested."""
 
     def __init__(self, device: Device) -> None:
         self._device = device

@@ -224,7 +224,7 @@ class Camera(Source):
         return kind(f"camera {self.name} {reason}{tries}: check {self.remedy}")
 
     def _stream(self) -> None:
-        """Run one worker process until it fails or we stop; SourceError tells how it failed."""
+        """Run one worker process until it fails or we stop; SourceError with how it failed."""
         with Worker(self.device, verbose=log.isEnabledFor(logging.DEBUG)) as worker:
             with self._lock:
                 self._worker = worker

@@ -142,7 +142,7 @@ class SinkThread(Mailbox):
         except Exception as error:  # a full disk, a reader that is gone: the cameras and the other sinks go on
             self.failure = error
             self.close()
-            if not isinstance(error, BrokenPipeError):  # its reader says so itself
+            if not isinstance(error, BrokenPipeError):  # the reader has ended, which it reports itself
                 known = isinstance(error, DiinnError | OSError)
                 self.on_failure(f"output {self.sink.where}: {error}", None if known else error)
         self.on_written((time.perf_counter() - began) * 1e3)

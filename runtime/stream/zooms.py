@@ -30,7 +30,7 @@ Key = tuple[str, str]  # (camera, name of the zoom)
 class _Work:
     """A picture in the making.
 
-    strength: what its frame was cleaned of; steps: gives None after each step, then the picture
+    strength: what the network was given beside its frame; steps: gives None after each step, then the picture
     """
 
     lane: CameraLane

@@ -38,7 +38,7 @@ def as_file(text: str) -> str:
 
 
 def local(uri: str) -> str:
-    """A URI of a file as it is written here, ``file:///PATH``, where it is ``file:/PATH`` or ``file://localhost/PATH``."""
+    """A file's URI in the form used here, ``file:///PATH``, from ``file:/PATH`` or ``file://localhost/PATH``."""
     found = LOCAL_FILE.match(uri)
     return f"file:///{uri[found.end() :]}" if found else uri
 
