@@ -156,7 +156,12 @@ class Backend(ABC):
 
     @classmethod
     def not_ready(cls, bundle: Bundle, options: BackendOptions) -> str:
-        """Why "auto" should not take this backend here and now; empty if it may."""
+        """Why "auto" should not take this backend now; empty if it may. Builds nothing.
+
+        Args:
+            bundle: The model.
+            options: What the backend would be opened with.
+        """
         return ""
 
     @abstractmethod
@@ -197,7 +202,12 @@ class Backend(ABC):
         """
 
     def decode(self, maps: Maps, segments: Sequence[Segment]) -> None:
-        """Decode all queries of ``segments`` and write their pixels."""
+        """Decode all queries and write their pixels, chunk by chunk in ``workers`` threads.
+
+        Args:
+            maps: What ``encode`` returned.
+            segments: Queries, and the arrays their pixels go to.
+        """
         chunks = pack(segments, self.chunk)
         if self.workers == 1:
             for chunk in chunks:

@@ -73,7 +73,14 @@ class Calibration(CameraInfo):
         return replace(self, size=size, k=scale @ self.k, projection=scale @ self.projection)
 
     def rectified(self, size: tuple[float, float]) -> tuple[Float64, Float64]:
-        """(rotation, projection), [3, 3] each, of the undistorted camera whose picture has ``size`` (width, height)."""
+        """The undistorted camera whose whole picture has a given size.
+
+        Args:
+            size: (width, height), pixels.
+
+        Returns:
+            (rotation, projection), float64 [3, 3] each, as ``maps`` takes them.
+        """
         return self.rotation, scaling(size[0] / self.size[0], size[1] / self.size[1]) @ self.projection
 
     def maps(

@@ -104,7 +104,12 @@ class ViewSpec:
         raise InputError(f"view {text!r}: write {EXAMPLES[kind]}")
 
     def cropped(self, part: Rect, dsize: Size) -> ViewSpec:
-        """A part of this view, as shares (x, y, width, height) of it, at ``dsize``."""
+        """A part of this view.
+
+        Args:
+            part: (x, y, width, height) as shares of this view.
+            dsize: (width, height) of the part's output.
+        """
         x, y, w, h = self.crop
         crop = (x + part[0] * w, y + part[1] * h, part[2] * w, part[3] * h)
         return replace(self, crop=crop, crop_size=check_size(dsize))

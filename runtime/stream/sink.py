@@ -54,7 +54,11 @@ class Sink(ABC):
     closing_seconds = 0.8
 
     def attach(self, stream: LiveStream) -> None:  # noqa: B027  most do not need it
-        """Called once, before the first result, by the stream whose results these will be."""
+        """Called once, before the first result.
+
+        Args:
+            stream: The stream whose results these will be.
+        """
 
     @abstractmethod
     def write(self, result: Result) -> None:

@@ -343,7 +343,11 @@ class Stream:
             lane.zoom_troubles.pop(name, None)
 
     def lane(self, camera: str) -> CameraLane:
-        """A camera by its name; InputError where there is none."""
+        """A camera by its name.
+
+        Raises:
+            InputError: There is none.
+        """
         found = next((lane for lane in self.lanes if lane.name == camera), None)
         if found is None:
             raise InputError(unknown("camera", camera, [lane.name for lane in self.lanes]))
