@@ -1,6 +1,6 @@
-"""What a Jetson says of itself: power, temperature, clocks, fan, power mode. All of it from files and two programs.
+"""What a Jetson reports: power, temperature, clocks, fan, power mode. All of it from files and two programs.
 
-Every reader takes the root of the file system, so that a made one can be read; what is not there is said, not guessed.
+Every reader takes the root of the file system, so that tests can make one; what is missing is reported, not guessed.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ class Board:
     root: Path = Path("/")
 
     def watts(self) -> float | None:
-        """Of the module in all: what an ina238 says (Thor), else an ina3221's input rail, else the sum of its rails;
-        None where nothing measures it."""
+        """Power of the whole module, watts; None where nothing measures it.
+
+        From an ina238 (Thor), else an ina3221's input rail, else the sum of its rails.
+        """
         rails: dict[str, float] = {}
         totals: list[float] = []
         for chip in sorted(self.root.glob("sys/bus/i2c/devices/*/hwmon/hwmon*")):
@@ -59,7 +61,7 @@ class Board:
         return found
 
     def gpu_clock(self) -> tuple[float, float, float] | None:
-        """The GPU's (current, least, most) frequency in MHz, as its governor has it; None where it says nothing."""
+        """The GPU's (current, least, most) frequency in MHz, by its governor; None where it is not readable."""
         for path in sorted(self.root.glob("sys/class/devfreq/*")):
             if any(word in path.name for word in ("gpu", "ga10b", "gv11b", "gpc", "gb10b")):
                 values = [_number(path / name) for name in ("cur_freq", "min_freq", "max_freq")]
@@ -78,7 +80,7 @@ class Board:
         return None
 
     def facts(self) -> dict[str, str]:
-        """Model, JetPack's release, power mode, clocks, fan: each found, or said to be missing."""
+        """Model, JetPack's release, power mode, clocks, fan: each found, or reported as missing."""
         clock, fan = self.gpu_clock(), self.fan()
         return {
             "model": _text(self.root / "proc/device-tree/model") or "not a Jetson, or it does not say",
@@ -91,7 +93,7 @@ class Board:
         }
 
     def warnings(self) -> list[str]:
-        """What makes figures of this machine doubtful."""
+        """Reasons to doubt figures of this machine."""
         clock = self.gpu_clock()
         if clock is not None and clock[1] < clock[2]:
             return [f"clocks are not locked (GPU {clock[1]:.0f} to {clock[2]:.0f} MHz): run sudo jetson_clocks"]
@@ -135,8 +137,10 @@ def _said(program: str, *arguments: str) -> str:
 
 @dataclass
 class Watched:
-    """What a board did between ``with`` and its end: mean watts (None if not readable), the least and the
-    largest GPU clock in MHz (0 if not readable)."""
+    """A board's readings while the context is open.
+
+    Mean watts (None if not readable), the least and the largest GPU clock in MHz (0 if not readable).
+    """
 
     board: Board
     watts: float | None = None
@@ -169,7 +173,7 @@ class Watched:
 
 
 def soak(work: object, seconds: float) -> None:
-    """Run ``work`` until the machine is as warm as it gets in so many seconds."""
+    """Run ``work`` for so many seconds, to warm the machine up."""
     assert callable(work)
     until = time.monotonic() + seconds
     while time.monotonic() < until:

@@ -1,7 +1,7 @@
 """DIINN beside LIIF and Meta-SR, and its six variants: same encoder, width, photographs, steps and seeds.
 
-Trains what is not there yet (a run that was stopped goes on), exports, measures quality and latency, and prints one
-table. ``--out`` keeps everything; ``--jobs`` runs train at the same time.
+Trains what is missing (a stopped run is resumed), exports, measures quality and latency, and prints one table.
+``--out`` keeps everything; ``--jobs`` runs train at the same time.
 """
 
 import argparse
@@ -87,7 +87,7 @@ def train(method: Method, seed: int, settings: Path, data: Sequence[Path], out: 
 def measure(
     runs: Sequence[tuple[Method, int]], sets: Sequence[Path], out: Path
 ) -> dict[tuple[str, int], list[scores.Row]]:
-    """Scores of every run by (method, seed): from its file if they are there, the others all in one pass."""
+    """Scores of every run by (method, seed): from its file if there is one, the others all in one pass."""
     found = {(method.name, seed): _known_scores(method.folder(out, seed), sets) for method, seed in runs}
     missing = {f"{m.name}-{seed}": (m, seed) for m, seed in runs if found[m.name, seed] is None}
     with ExitStack() as stack:
@@ -105,7 +105,7 @@ def measure(
 
 
 def _known_scores(folder: Path, sets: Sequence[Path]) -> list[scores.Row] | None:
-    """What an earlier measurement of these sets left, if it is younger than the weights."""
+    """The scores of an earlier measurement of these sets, if it is younger than the weights."""
     file = folder / "scores.csv"
     if not file.exists() or file.stat().st_mtime <= (folder / "last.pth").stat().st_mtime:
         return None

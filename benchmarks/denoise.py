@@ -56,7 +56,7 @@ def halved(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def as_frame(lr: torch.Tensor) -> UInt8:
-    """uint8 [h, w, 3] BGR."""
+    """An LR tensor [3, h, w] as a frame, uint8 [h, w, 3] BGR."""
     return np.ascontiguousarray((lr.permute(1, 2, 0).numpy()[..., ::-1] * 255).round().astype(np.uint8))
 
 
@@ -82,13 +82,13 @@ def clean(resolver: SuperResolver, files: Sequence[Path]) -> tuple[float, list[t
     for path in files:
         hr, lr = halved(path)
         frame = as_frame(lr)
-        told = resolver.estimate(frame)
+        estimate = resolver.estimate(frame)
         both = []
-        for strength in (told, Strength()):
+        for strength in (estimate, Strength()):
             sr = resolver.resize(frame, (hr.shape[2], hr.shape[1]), denoise=strength, dtype=np.float32)
             planes = torch.from_numpy(np.ascontiguousarray(sr[..., ::-1])).permute(2, 0, 1)
             both.append(float(peak_signal_noise_ratio(planes.clamp(0, 1), hr, data_range=1.0)))
-        rows.append((both[0] - both[1], path.stem, told))
+        rows.append((both[0] - both[1], path.stem, estimate))
     return float(np.mean([gain for gain, _, _ in rows])), sorted(rows, key=lambda row: row[0])
 
 
@@ -118,8 +118,8 @@ def run(args: argparse.Namespace) -> int:
                 console.print(errors(resolver, files))
                 mean, rows = clean(resolver, files)
                 print(f"Clean frames, x{SCALE:g}: auto gains {mean:+.3f} dB over 0; the worst:")
-                for gain, name, told in rows[:WORST]:
-                    print(f"  {name}: {gain:+.2f} dB, told {told}")
+                for gain, name, strength in rows[:WORST]:
+                    print(f"  {name}: {gain:+.2f} dB, estimate {strength}")
     return 0
 
 

@@ -1,7 +1,7 @@
 """TensorRT engines of any models, side by side: built, compared with the CPU, timed, in one table.
 
-``python -m diinn.benchmarks.engines small paper liif.diinn`` is all that a machine with TensorRT has to run; ``paper``
-is the paper's network with random weights. ``--out`` keeps table and log.
+``python -m diinn.benchmarks.engines small paper liif.diinn``, on a machine with TensorRT; ``paper`` is the paper's
+network with random weights. ``--out`` keeps table and log.
 """
 
 import argparse
@@ -33,8 +33,10 @@ CASES: tuple[tuple[Size, Size], ...] = (*speed.CASES, ((320, 240), (1280, 960)))
 
 @dataclass(frozen=True)
 class Result:
-    """One model in one precision: its engines; (encode, decode, total) medians in ms by case, and the total with CUDA
-    graphs; or what failed."""
+    """One model in one precision: its engines and times, or what failed.
+
+    times: medians in ms by case: encode, decode, total, and the total with CUDA graphs
+    """
 
     model: str
     precision: str
@@ -109,11 +111,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build, compare, time, print; what was measured is kept, however it ends."""
+    """Build, compare, time, print; what was measured is written even after an error."""
     check_output(args.out)
-    began, said = time.time(), _Kept()
+    began, kept = time.time(), _Kept()
     logging.getLogger("diinn").setLevel(logging.INFO)
-    logging.getLogger("diinn").addHandler(said)
+    logging.getLogger("diinn").addHandler(kept)
     library, results = build.tensorrt(), []
     options = build.BuildOptions(tactics=to_trt.tactics(args.tacticSources), force=True)
     with ExitStack() as stack:
@@ -131,12 +133,12 @@ def run(args: argparse.Namespace) -> int:
                 with args.out.open("w", encoding="utf-8") as file:
                     file.write(head + "\n")
                     Console(file=file, width=300).print(table(results))
-                    file.write("\n```\n" + "\n".join(said.lines) + "\n```\n")
+                    file.write("\n```\n" + "\n".join(kept.lines) + "\n```\n")
     return int(any(result.failed for result in results))
 
 
 class _Kept(logging.Handler):
-    """What was logged, in lines."""
+    """Keeps log lines."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """``diinn-eval``: PSNR, SSIM and LR-PSNR of checkpoints and bundles beside bicubic, under the protocol it prints.
 
-With --degrade the LR frames are made noisy or compressed first, and OpenCV's ways stand beside the models.
+With --degrade the LR frames are made noisy or compressed first, and OpenCV's methods are measured beside the models.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print, and write what was asked for."""
+    """Measure, print, and write the files of the arguments."""
     outputs = [path for path in (args.csv, args.markdown, args.json) if path is not None]
     for path in outputs:
         check_output(path)
@@ -101,8 +101,8 @@ def run(args: argparse.Namespace) -> int:
     if args.markdown is not None:
         text = io.StringIO()
         Console(file=text, width=140).print(table(rows))
-        said = f"Protocol: {protocol.PROTOCOL}.\n\n" + f"{DEGRADED}\n\n" * bool(args.degrade)
-        args.markdown.write_text(f"{said}{text.getvalue().strip()}\n", encoding="utf-8")
+        head = f"Protocol: {protocol.PROTOCOL}.\n\n" + f"{DEGRADED}\n\n" * bool(args.degrade)
+        args.markdown.write_text(f"{head}{text.getvalue().strip()}\n", encoding="utf-8")
     if args.json is not None:
         card = scores.card(rows, names[0], *([named(names[0], AUTO)] if args.degrade else []))
         args.json.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
@@ -110,10 +110,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_card(args: argparse.Namespace) -> None:
-    """InputError where what is measured does not make a card: clean frames told nothing, degraded ones told by auto."""
+    """InputError where the settings do not make a card: clean frames with denoise 0, degraded ones with auto."""
     (model,) = args.model
-    told = ways(model, args.denoise, degraded=bool(args.degrade))
-    if "0" not in told or (args.degrade and (scores.CLEAN not in args.degrade or AUTO not in told)):
+    strengths = ways(model, args.denoise, degraded=bool(args.degrade))
+    if "0" not in strengths or (args.degrade and (scores.CLEAN not in args.degrade or AUTO not in strengths)):
         raise InputError(
             "--json is a card: it wants clean frames with --denoise 0, and with --degrade also --degrade clean and "
             "--denoise 0 auto"
@@ -128,17 +128,17 @@ def degraded(text: str) -> degradation.Degradation:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def ways(model: str, asked: Sequence[str] | None, *, degraded: bool) -> Sequence[str]:
-    """What a model is told of frames, one way or several; a model without a dial nothing."""
+def ways(model: str, given: Sequence[str] | None, *, degraded: bool) -> Sequence[str]:
+    """The values of --denoise for a model, one or several; "0" for one without a dial."""
     if scores.dial(model) is None:
         return ("0",)
-    if asked is not None:
-        return asked
+    if given is not None:
+        return given
     return ("0",) if not degraded else (scores.TRUE,) if Path(model).is_file() else (AUTO,)
 
 
 def named(name: str, how: str) -> str:
-    """A model told ``how``, as tables call it."""
+    """A model's name in tables, with its value of --denoise."""
     return name if how == "0" else f"{name}, {how}"
 
 
@@ -188,7 +188,7 @@ def _gains(rows: Sequence[Row]) -> Table:
 
 
 def below_bicubic(rows: Sequence[Row]) -> list[tuple[Row, float]]:
-    """What a model made worse than bicubic did, with bicubic's PSNR."""
+    """The rows where a model is worse than bicubic, with bicubic's PSNR."""
     base = {r.place: r.score.psnr for r in rows if r.method == BICUBIC}
     return [(r, base[r.place]) for r in rows if r.score.psnr < base[r.place]]
 

@@ -1,9 +1,9 @@
-"""The fused decoder on a GPU: is it right, and how fast is it beside PyTorch and beside what the card allows.
+"""The fused decoder on a GPU: whether it is right, and its speed beside PyTorch's and the card's limits.
 
-One command settles what only a GPU can: ``python -m diinn.benchmarks.gpu --out benchmarks/results/gpu.md``. It compares
-the kernel of every width with ONNX Runtime on the CPU, runs the compute sanitizer over it, then times decoders alone:
-published form in fp32, folded form in fp16 with torch.compile, ours; maps and features are random, and more of them
-than the L2 cache holds take turns. ``--skip`` leaves parts out.
+``python -m diinn.benchmarks.gpu --out benchmarks/results/gpu.md`` runs all that needs a GPU. It compares the kernel of
+every width with ONNX Runtime on the CPU, runs the compute sanitizer over it, then times decoders alone: published form
+in fp32, folded form in fp16 with torch.compile, ours; maps and features are random, and more of them than the L2 cache
+holds take turns. ``--skip`` leaves parts out.
 """
 
 import argparse
@@ -48,7 +48,7 @@ BUSY_CYCLES = 200_000_000  # a tenth of a second
 
 @dataclass(frozen=True)
 class Time:
-    """Median milliseconds of one form of a decoder in one cell, and what it computes and moves at least."""
+    """Median milliseconds of one form of a decoder in one cell, and the least work it must do."""
 
     cell: str
     decoder: str
@@ -58,7 +58,7 @@ class Time:
 
 
 def card(device: torch.device) -> Card:
-    """Measure; on a CPU, for trying this script, too."""
+    """Measure the card; works on a CPU too, to try this script."""
     n = 8192 if device.type == "cuda" else 256
     a, b = (torch.randn(n, n, device=device, dtype=torch.float16) for _ in range(2))
     copied = torch.empty(2**28 if device.type == "cuda" else 2**20, device=device, dtype=torch.uint8)
@@ -71,8 +71,10 @@ def card(device: torch.device) -> Card:
 
 
 def _median(device: torch.device, works: Sequence[Callable[[], Any]], repeats: int) -> float:
-    """Milliseconds on the device; ``works`` take turns. The device is kept busy while the first are queued, so that
-    launching them costs nothing."""
+    """Median milliseconds on the device; ``works`` take turns.
+
+    The device is kept busy while the first are queued, so that launching them costs nothing.
+    """
     for work in works[:3]:
         work()
     if device.type != "cuda":
@@ -115,7 +117,7 @@ def _folded(model: SuperResolutionModel, cell: Cell, device: torch.device, repea
     index, query = grid.resize(lr, out, decoder.layout).arrays()
     rows = torch.from_numpy(index).to(device).long()
     rows = torch.cat([rows + i * lr[0] * lr[1] for i in range(cameras)])
-    asked = torch.from_numpy(query).to(device).half().repeat(cameras, 1)
+    queries = torch.from_numpy(query).to(device).half().repeat(cameras, 1)
     pixels = cameras * lr[0] * lr[1]
     each = 2 * pixels * sum(decoder.map_channels)
     sets = [
@@ -124,7 +126,7 @@ def _folded(model: SuperResolutionModel, cell: Cell, device: torch.device, repea
     ]
 
     def decode(maps: list[torch.Tensor]) -> torch.Tensor:
-        return decoder(tuple(m.index_select(0, rows) for m in maps), asked)  # type: ignore[no-any-return]
+        return decoder(tuple(m.index_select(0, rows) for m in maps), queries)  # type: ignore[no-any-return]
 
     torch._dynamo.reset()  # else the ninth shape runs eager
     run = torch.compile(decode, dynamic=False, fullgraph=True) if compiled else decode
@@ -183,7 +185,7 @@ def ours(width: int, depth: int, cell: Cell, repeats: int) -> float:
 
 
 def times(args: argparse.Namespace) -> Iterator[Time | str]:
-    """Every cell, decoder and form; what failed, in words."""
+    """Every cell, decoder and form; a message for what failed."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for cell in CELLS[: args.cells]:
         (w, h), (out_w, out_h), cameras = cell
@@ -198,7 +200,7 @@ def times(args: argparse.Namespace) -> Iterator[Time | str]:
             try:
                 for form, found in in_torch(model, cell, device, args.repeats, compiled=not args.no_compile):
                     yield Time(name, label, form, found, work)
-            except Exception as error:  # torch and its compiler raise what they like; the others go on
+            except Exception as error:  # torch and its compiler raise any type; the others go on
                 yield f"{name}, {label}: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
             if kind == "diinn" and width in WIDTHS:
                 yield Time(name, label, FUSED, ours(width, args.depth, cell, args.repeats), work)
@@ -207,7 +209,7 @@ def times(args: argparse.Namespace) -> Iterator[Time | str]:
 def aims(found: Sequence[Time], measured: Card) -> list[str]:
     """The aims of the fused kernel with the paper's N = 4, on outputs of 512x512 or more: met or missed."""
     known = {(row.cell, row.decoder, row.form): row for row in found}
-    said = []
+    lines = []
     for row in found:
         pixels = np.prod([int(n) for n in row.cell.split("→ ")[1].split("x")])
         if row.form != FUSED or pixels < 512 * 512:
@@ -227,8 +229,8 @@ def aims(found: Sequence[Time], measured: Card) -> list[str]:
             wanted["times as fast as LIIF's published form"] = (liif.milliseconds / row.milliseconds, 15)
         for what, (reached, aim) in wanted.items():
             verdict = "met" if reached >= aim else "MISSED"
-            said.append(f"{row.cell}, {row.decoder}: {reached:.2f} {what} (aim {aim:g}): {verdict}")
-    return said
+            lines.append(f"{row.cell}, {row.decoder}: {reached:.2f} {what} (aim {aim:g}): {verdict}")
+    return lines
 
 
 def time_table(found: Sequence[Time], measured: Card) -> Table:
@@ -265,7 +267,7 @@ def time_table(found: Sequence[Time], measured: Card) -> Table:
 
 
 class Report:
-    """Lines and tables, written to a file whenever one comes: a run may be ended at any time."""
+    """Lines and tables, written to a file whenever one is added: a run may be killed at any time."""
 
     def __init__(self, path: Path | None, parts: Sequence[str]) -> None:
         self._path = path
@@ -275,7 +277,7 @@ class Report:
         self.put(str(len(self._parts)), line)
 
     def put(self, name: str, part: Any) -> None:
-        """Add a part, or put it in the place of the one of that name."""
+        """Add a part, or replace the one of that name."""
         self._parts[name] = part
         if self._path is not None:
             with self._path.open("w", encoding="utf-8") as file:
@@ -306,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check, sanitize, time; what was found is kept as it comes."""
+    """Check, sanitize, time; each result is written at once."""
     check_output(args.out)
     device = devices.Device()
     name = f"{device.name}, compute capability {device.capability}"
@@ -322,15 +324,15 @@ def run(args: argparse.Namespace) -> int:
                 report.put("parity", parity_table(rows))
             wrong = not all(row.good for row in rows)
         if "sanitize" not in args.skip:
-            for said, bad in sanitize(WIDTHS):
-                report.add(said)
+            for line, bad in sanitize(WIDTHS):
+                report.add(line)
                 wrong |= bad
         if "time" not in args.skip:
             _time(args, report)
     except DiinnError as error:
         wrong = True
         report.add(f"ended by an error: {error}")
-    finally:  # torch raises what it likes
+    finally:  # torch raises any type
         report.show(sys.stdout)
     return int(wrong)
 
@@ -345,8 +347,8 @@ def _time(args: argparse.Namespace, report: Report) -> None:
             continue
         found.append(row)
         report.put("times", time_table(found, measured))
-    for said in aims(found, measured):
-        report.add(said)
+    for line in aims(found, measured):
+        report.add(line)
 
 
 if __name__ == "__main__":

@@ -29,8 +29,11 @@ SANITIZERS = ("memcheck", "racecheck", "synccheck")
 
 @dataclass(frozen=True)
 class Parity:
-    """One decoder: the largest, the 99.9th percentile and rms of the difference to the CPU, units of [0, 1]; how often
-    CUDA graphs were replayed, and whether they give the same uint8 pixels."""
+    """One decoder's difference to the CPU, units of [0, 1].
+
+    largest, percentile (99.9th), rms: of the difference; replays: how often CUDA graphs were replayed; same: whether
+    they give the same uint8 pixels
+    """
 
     width: int
     depth: int
@@ -43,7 +46,7 @@ class Parity:
 
     @property
     def graphs(self) -> str:
-        """What there is to say of CUDA graphs."""
+        """The table's entry on CUDA graphs."""
         if not self.replays:
             return "NONE REPLAYED"
         return f"same, {self.replays} replays" if self.same else "DIFFER"
@@ -62,8 +65,10 @@ def decoder_model(name: str, width: int, depth: int) -> SuperResolutionModel:
 
 
 def check(widths: Sequence[int], depths: Sequence[int]) -> Iterator[Parity]:
-    """Every width and depth: odd sizes, a rectangle, a map, several cameras' maps, in memory full of NaN; and whether
-    CUDA graphs give the same."""
+    """Every width and depth: odd sizes, a rectangle, a map, several cameras' maps, in memory full of NaN.
+
+    Also whether CUDA graphs give the same.
+    """
     rng = np.random.default_rng(0)
     x, y = np.meshgrid(np.linspace(-3, 40, 83), np.linspace(-2, 27, 61))
     views = [
@@ -107,7 +112,7 @@ def check(widths: Sequence[int], depths: Sequence[int]) -> Iterator[Parity]:
 
 
 def sanitize(widths: Sequence[int]) -> Iterator[tuple[str, bool]]:
-    """What compute-sanitizer says of ``check``, by width and tool, and whether that is bad."""
+    """The findings of compute-sanitizer on ``check``, by width and tool, and whether each is an error."""
     nvcc = compiler.find_nvcc()
     beside = shutil.which("compute-sanitizer", path=str(nvcc.parent)) if nvcc is not None else None
     program = shutil.which("compute-sanitizer") or beside
@@ -128,8 +133,8 @@ def sanitize(widths: Sequence[int]) -> Iterator[tuple[str, bool]]:
             lines = (done.stdout + done.stderr).splitlines()
             refused = any("not supported" in line.lower() for line in lines)
             summary = [line.strip("= ") for line in lines if "SUMMARY" in line][-1:] or lines[-1:]
-            said = f"{tool}, K = {width}: {' '.join(summary)} (exit code {done.returncode})"
-            yield (f"{said}: refused here, OWED", False) if refused else (said, done.returncode != 0)
+            line = f"{tool}, K = {width}: {' '.join(summary)} (exit code {done.returncode})"
+            yield (f"{line}: refused here, OWED", False) if refused else (line, done.returncode != 0)
 
 
 def parity_table(found: Sequence[Parity]) -> Table:

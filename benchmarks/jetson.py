@@ -2,7 +2,7 @@
 
 ``python -m diinn.benchmarks.jetson`` runs wherever the runtime does, without torch; on a Jetson it records power mode,
 clocks, temperatures and fan with the figures. Without arguments it takes the three bundles of the comparison (the same
-encoder each) where they are, and the shipped models.
+encoder each) if they exist, and the shipped models.
 """
 
 from __future__ import annotations
@@ -51,9 +51,11 @@ THROTTLED = 0.95  # of the fastest clock seen
 
 @dataclass(frozen=True)
 class Row:
-    """One model in one cell. p50, p95: milliseconds from uint8 frames of all cameras to their uint8 views; memory: MiB
-    that the process or the GPU took at most; watts, joules: of the module, a frame; None where not readable; warnings;
-    or what failed."""
+    """One model in one cell, or what failed.
+
+    p50, p95: milliseconds from uint8 frames of all cameras to their uint8 views; memory: MiB that the process or the
+    GPU took at most; watts, joules: of the module, a frame; None where not readable
+    """
 
     model: str
     backend: str
@@ -78,7 +80,7 @@ class Row:
 def measure(
     bundle: Bundle, backend: str, precision: str | None, args: argparse.Namespace, board: Board
 ) -> Iterator[Row]:
-    """Every cell; one that fails is a row that says why."""
+    """Every cell; one that fails is a row with the reason."""
     with SuperResolver.open(
         bundle.path, backend=backend, precision=precision, cuda_graphs=args.cuda_graphs
     ) as resolver:
@@ -116,8 +118,10 @@ def measure(
 
 
 def taken(resolver: SuperResolver) -> float:
-    """MiB the process took at most since ``memory.reset_peak``, with what is in use of a GPU that has memory of its own
-    (a Jetson's has not)."""
+    """MiB the process took at most since ``memory.reset_peak``, with what is in use of the GPU's own memory.
+
+    A Jetson's GPU has none of its own.
+    """
     took = memory.status("VmHWM") / MIB
     device = getattr(resolver.backend, "device", None)
     if device is None or doctor.TEGRA.exists():
@@ -155,7 +159,7 @@ def projections(found: Sequence[Bundle]) -> Table:
 
 
 def plot(rows: Sequence[Row], psnr: dict[str, float], path: Path) -> str:
-    """PSNR over latency, a point a model, where its PSNR is known; what came of it."""
+    """PSNR over latency, a point for each model whose PSNR is known; a message with the file, or why there is none."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -183,7 +187,7 @@ def plot(rows: Sequence[Row], psnr: dict[str, float], path: Path) -> str:
 
 
 def known_psnr(found: Sequence[Bundle], given: Sequence[str]) -> dict[str, float]:
-    """PSNR by model: what was given, else Set5 at ×4 from the quality card."""
+    """PSNR by model: as given, else of Set5 at ×4 from the quality card."""
     known = {}
     for bundle in found:
         scores = bundle.quality.get("scores", {}).get("Set5", {}).get("x4", {}).get("model", {})
@@ -264,8 +268,8 @@ def report(
         Console(width=180).print(part)
     if args.out is None:
         return
-    said = plot(rows, psnr, args.out.with_suffix(".png"))
-    print(said)
+    outcome = plot(rows, psnr, args.out.with_suffix(".png"))
+    print(outcome)
     kept = {
         "facts": facts,
         "temperatures_at_end": board.temperatures(),
@@ -275,7 +279,7 @@ def report(
     }
     args.out.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     with args.out.with_suffix(".md").open("w", encoding="utf-8") as file:
-        file.write("\n".join(f"- {name}: {value}" for name, value in facts.items()) + f"\n- {said}\n\n")
+        file.write("\n".join(f"- {name}: {value}" for name, value in facts.items()) + f"\n- {outcome}\n\n")
         for part in parts:
             Console(file=file, width=180).print(part)
 

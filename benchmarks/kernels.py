@@ -1,4 +1,4 @@
-"""What the compiler makes of the CUDA kernels: registers, shared memory, spills, and the occupancy that follows.
+"""The CUDA kernels as compiled: registers, shared memory, spills, and the occupancy that follows.
 
 No GPU is needed: ``python -m diinn.benchmarks.kernels`` compiles every kernel for every architecture.
 """
@@ -36,8 +36,10 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One kernel on one architecture. shared: bytes a block; spills: bytes; warps: at once on a multiprocessor, of how
-    many."""
+    """One kernel on one architecture.
+
+    shared: bytes a block; spills: bytes; warps: at once on a multiprocessor, of ``most``
+    """
 
     kernel: str
     capability: str
@@ -49,10 +51,10 @@ class Row:
 
 
 def rows(source: Path, capability: str, nvcc: Path) -> Iterator[Row]:
-    """Of all kernels in a source."""
-    _, said = compiler.compiled(nvcc, source, ["-cubin", f"-arch=sm_{capability.replace('.', '')}", "-Xptxas", "-v"])
+    """A row for each kernel in a source."""
+    _, text = compiler.compiled(nvcc, source, ["-cubin", f"-arch=sm_{capability.replace('.', '')}", "-Xptxas", "-v"])
     found = re.findall(
-        r"entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers", said, re.S
+        r"entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers", text, re.S
     )
     per_sm, per_block, most = LIMITS[capability]
     for kernel, stores, loads, registers in sorted(found):

@@ -1,6 +1,6 @@
 """Peak memory of one frame, each case in a process of its own.
 
-The peak is VmHWM of /proc/self/status, less what stands after loading (VmRSS), less input and output.
+The peak is VmHWM of /proc/self/status, less what is held after loading (VmRSS), less input and output.
 ``python -m diinn.benchmarks.memory`` prints the table of the README.
 """
 
@@ -36,8 +36,10 @@ CASES: tuple[tuple[Size, Size, str], ...] = (
 
 
 def measure(model: str, lr: Size, out: Size, dtype: str) -> dict[str, int]:
-    """Bytes in this process: ``loaded`` (VmRSS after loading), ``peak`` (VmHWM), ``frames`` (input and
-    output), ``working`` (peak less the two)."""
+    """Bytes in this process.
+
+    ``loaded`` (VmRSS after loading), ``peak`` (VmHWM), ``frames`` (input and output), ``working`` (peak less the two)
+    """
     logging.getLogger("diinn").setLevel(logging.ERROR)
     # Noise: to render the demo's scene would leave freed memory behind that the output then reuses unseen.
     frame = np.random.default_rng(0).integers(0, 256, (lr[1], lr[0], 3), dtype=np.uint8)
@@ -50,12 +52,12 @@ def measure(model: str, lr: Size, out: Size, dtype: str) -> dict[str, int]:
         "loaded": loaded,
         "peak": peak,
         "frames": frame.nbytes + output.nbytes,
-        "working": peak - loaded - output.nbytes,  # the input stood before loading ended
+        "working": peak - loaded - output.nbytes,  # the input was made before loading ended
     }
 
 
 def reset_peak() -> None:
-    """VmHWM begins again at VmRSS."""
+    """Reset VmHWM to VmRSS."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
@@ -86,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do it and print."""
+    """Measure and print."""
     if args.case:
         case: list[Any] = json.loads(args.case)
         print(json.dumps(measure(case[0], tuple(case[1]), tuple(case[2]), case[3])))

@@ -1,6 +1,6 @@
 """A network camera to test with: MJPEG over HTTP on the loopback, a number burnt into each frame.
 
-``python -m diinn.benchmarks.mjpeg_server --port 0`` prints the address it serves and goes on until it is ended.
+``python -m diinn.benchmarks.mjpeg_server --port 0`` prints the address it serves and runs until it is ended.
 """
 
 from __future__ import annotations

@@ -30,8 +30,10 @@ class Network:
 
 @contextmanager
 def network(name: str) -> Iterator[Network]:
-    """``paper`` (random weights), or a shipped model (its shape, random weights: speed does not
-    depend on them, and a bundle holds no PyTorch weights)."""
+    """``paper``, or a shipped model, with random weights.
+
+    Speed does not depend on the weights, and a bundle holds none for PyTorch.
+    """
     torch.manual_seed(0)
     if name == "paper":
         values: object = PAPER

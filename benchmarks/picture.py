@@ -20,8 +20,10 @@ NOISE = 10  # grey levels, of the second row
 
 
 def render(model: str, time: float) -> npt.NDArray[np.uint8]:
-    """Two rows of four panels, uint8 BGR: a frame's pixels enlarged, bicubic, the model told nothing, and told what the
-    frame itself tells; below the same with a noisy sensor."""
+    """Two rows of four panels, uint8 BGR: a frame's pixels enlarged, bicubic, the model with denoise 0 and with auto.
+
+    Below the same with a noisy sensor.
+    """
     with SuperResolver.open(model) as resolver:
         return np.vstack([_row(resolver, demo.frame(time, (96, 84), noise), noise) for noise in (0, NOISE)])
 
@@ -57,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do it and print."""
+    """Render and write the picture."""
     image_files.write(args.out, render(args.model, args.time))
     print(args.out)
     return 0

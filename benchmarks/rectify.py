@@ -1,9 +1,9 @@
 """What evaluating on the undistorted grid gains over super-resolving first and ``cv2.remap`` after: PSNR and time.
 
-``python -m diinn.benchmarks.rectify --data photos/``. Each picture is taken for the scene as an ideal camera sees it; a
+``python -m diinn.benchmarks.rectify --data photos/``. Each picture stands for the scene as an ideal camera sees it; a
 camera with barrel distortion is simulated (Lanczos resampling at the picture's size, then the evaluation protocol's
-reduction to a frame ``--scale`` times smaller), and the ideal picture is sought from that frame. Without ``--data``:
-four cuts of the built-in scene.
+reduction to a frame ``--scale`` times smaller), and the ideal picture is restored from that frame. Without ``--data``:
+four crops of the built-in scene.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def photographed(scene: UInt8, scale: int) -> UInt8:
 
 
 def ways(resolver: SuperResolver, frame: UInt8, dsize: tuple[int, int]) -> tuple[dict[str, Callable[[], UInt8]], UInt8]:
-    """Each way to the ideal picture at ``dsize``, and where the frame holds it [H, W], not 0."""
+    """Each way to the ideal picture at ``dsize``, and a mask [H, W], not 0 where the frame shows it."""
     size = (frame.shape[1], frame.shape[0])
     coarse = camera(size)
     view = ViewSpec(RECTIFY, dsize, calibration=coarse).view(size)

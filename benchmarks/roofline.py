@@ -1,7 +1,6 @@
-"""What arithmetic and memory alone must cost: floors of a decoder on a GPU, and projections for Jetsons.
+"""Lower bounds from arithmetic and memory traffic: floors of a decoder on a GPU, and projections for Jetsons.
 
-A projection is no measurement: it says what no implementation with these operations can beat, and every table that
-shows one says so.
+A projection is no measurement: no implementation with these operations can be faster. Every table with one is marked.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ HALF = 2  # bytes
 
 @dataclass(frozen=True)
 class Work:
-    """flop: of matrix products; sines; moved: bytes that must cross the memory's bus at least."""
+    """The least work of a decoder. flop: of matrix products; sines: their number; moved: bytes to and from memory."""
 
     flop: float
     sines: float
@@ -39,7 +38,7 @@ class Card:
     clock: float
 
     def floors(self, work: Work) -> dict[str, float]:
-        """Least milliseconds by what bounds them; all may overlap."""
+        """Least milliseconds by each bound; all may overlap."""
         cycles = self.multiprocessors * self.clock
         seconds = {
             "matrix": work.flop / self.matrix,

@@ -1,7 +1,7 @@
 """Models measured under the protocol: scores by image, their means, and the quality card of a bundle.
 
-Frames can be degraded as cameras degrade them (``degradation.Degradation``); models are then beside what a user would
-try without one: OpenCV's cubic and Lanczos interpolation, and its non-local means before the cubic one.
+Frames can be degraded as cameras degrade them (``degradation.Degradation``); models are then measured beside what a
+user would try without one: OpenCV's cubic and Lanczos interpolation, and its non-local means before the cubic one.
 """
 
 import csv
@@ -34,7 +34,7 @@ from torch import Tensor
 BICUBIC = "bicubic"  # the protocol's
 CUBIC, LANCZOS, NON_LOCAL_MEANS = "OpenCV cubic", "OpenCV Lanczos", "non-local means, cubic"
 CLEAN = degradation.Degradation("clean")
-TRUE = "true"  # a network is told what its frames really suffered
+TRUE = "true"  # a network is given the true strength of its frames' degradation
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Row:
 
     @property
     def place(self) -> tuple[str, str, float, str]:
-        """What methods are compared on."""
+        """Where methods are compared: set, image, scale, degradation."""
         return self.set, self.image, self.scale, self.frames
 
 
@@ -62,21 +62,21 @@ class Method(TypingProtocol):
 
 @contextmanager
 def open_upscaler(model: str, denoise: str = "0") -> Iterator[Method]:
-    """A checkpoint in PyTorch (on a GPU where there is one), or a bundle in the runtime, as what makes SR from LR.
+    """A checkpoint in PyTorch (on a GPU where there is one), or a bundle in the runtime, as a method.
 
-    denoise: what a model with a dial is told of each frame: "true", or as ``parse_denoise`` takes it; of a checkpoint
-        not "auto"
+    denoise: what a model with a dial is given beside each frame: "true", or as ``parse_denoise`` takes it; for a
+        checkpoint not "auto"
     """
-    told = None if denoise == TRUE else parse_denoise(denoise)
+    given = None if denoise == TRUE else parse_denoise(denoise)
 
     def strength(truth: tuple[float, float]) -> Literal["auto"] | Strength:
-        return Strength(*truth) if told is None else told
+        return Strength(*truth) if given is None else given
 
     if Path(model).is_file():
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.backends.cudnn.allow_tf32 = False  # its 10 bits show in LR-PSNR
         loaded = checkpoint.load(Path(model)).model.to(device)
-        if told == AUTO:
+        if given == AUTO:
             raise InputError(f"{model} cannot tell a frame's noise, bundles do: export it, or use --denoise true")
 
         def in_torch(lr: Tensor, shape: tuple[int, int], truth: tuple[float, float] = degradation.NONE) -> Tensor:
@@ -117,7 +117,7 @@ def _interpolated(interpolation: int) -> Method:
 
 
 def _non_local_means(lr: Tensor, shape: tuple[int, int], truth: tuple[float, float] = degradation.NONE) -> Tensor:
-    """``cv2.fastNlMeansDenoisingColored``, told the noise (compression counts a tenth), then cubic."""
+    """``cv2.fastNlMeansDenoisingColored``, given the noise (compression counts a tenth), then cubic."""
     level = max(truth[0], truth[1] / 10)
     frame = cv2.fastNlMeansDenoisingColored(_frame(lr), None, level, level, 7, 21) if level else _frame(lr)
     return _planes(cv2.resize(frame, shape[::-1], interpolation=cv2.INTER_CUBIC) / 255)
@@ -157,8 +157,10 @@ def evaluate(
     *,
     fast: bool = False,
 ) -> list[Row]:
-    """Every image of ``folder`` at every scale by every method, and by bicubic; under every one of ``degradations``,
-    whose seed is the image's place in its set. fast: PSNR alone, other metrics are NaN."""
+    """Every image of ``folder`` at every scale by every method, and by bicubic.
+
+    degradations: each is measured; its seed is the image's place in its set; fast: PSNR alone, other metrics are NaN
+    """
     methods: dict[str, Method] = {BICUBIC: _bicubic, **upscalers}
     rows = []
     files = find_images(folder)
@@ -187,8 +189,10 @@ def evaluate_sets(
     *,
     fast: bool = False,
 ) -> list[Row]:
-    """``evaluate`` of several sets with a progress bar. Raises InputError for scales outside [1, 64], and for what
-    ``check_sets`` does."""
+    """``evaluate`` of several sets with a progress bar.
+
+    Raises InputError for scales outside [1, 64], and as ``check_sets`` does.
+    """
     bad = [s for s in scales if not 1 <= s <= 64]
     if bad:
         raise InputError(f"scale {bad[0]:g} is not a number from 1 to 64")
@@ -252,7 +256,7 @@ def frames(rows: Sequence[Row]) -> list[str]:
 
 @dataclass(frozen=True)
 class Gain:
-    """What a method gains over another in PSNR, dB: the mean, the worst image and how many images lose."""
+    """A method's gain over another in PSNR, dB: the mean, the worst image and how many images lose."""
 
     mean: float
     worst: float
@@ -271,7 +275,7 @@ def gain(rows: Sequence[Row], method: str, over: str, scale: float, frames: str,
 
 
 def card(rows: Sequence[Row], method: str, denoised: str | None = None) -> dict[str, Any]:
-    """The quality card of a bundle: protocol, means, and a line for people.
+    """The quality card of a bundle: protocol, means, and a line to show.
 
     denoised: the method whose rows are those of degraded frames, gains over OpenCV's cubic interpolation
     """

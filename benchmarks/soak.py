@@ -1,9 +1,10 @@
-"""Hours of ``diinn-run``: four cameras, one whose cable falls out, viewers that come and go; does anything grow?
+"""Hours of ``diinn-run``: four cameras, one of which disconnects, and viewers that come and go; does anything grow?
 
-``python -m diinn.benchmarks.soak --duration 10m`` watches the command from outside. One camera disappears every ten
+``python -m diinn.benchmarks.soak --duration 10m`` watches the command from outside. One camera disconnects every ten
 seconds for three. Of three viewers one draws what it gets, one zooms, one never answers; each stays for a while and
-comes back. It fails if threads, open files or memory grow after the start, if another camera stops, or if anything
-complains. A minute of it finds a thread that is left a cable and memory lost by MiB a second; hours find smaller leaks.
+comes back. It fails if threads, open files or memory grow after the start, if another camera stops, or if anything is
+logged that should not be. A minute of it finds a thread leaked at each disconnection and memory lost by MiB a second;
+hours find smaller leaks.
 """
 
 from __future__ import annotations
@@ -31,23 +32,25 @@ from diinn.runtime.cli.run_options import seconds
 from diinn.runtime.errors import DiinnError
 from diinn.runtime.util.command_line import Parser, guarded
 
-NUMBER, FLAPPING = 4, 3  # cameras, and which of them falls out
+NUMBER, FLAPPING = 4, 3  # cameras, and which of them disconnects
 SIZE, RATE = (160, 120), 10.0
 UP, DOWN = 10.0, 3.0  # seconds
 SAMPLE_SECONDS = 1.0
 WARM_SHARE = 0.25  # of the samples, which are not compared
-MORE_THREADS, MORE_FILES = 1, 3  # a viewer may be about to go
+MORE_THREADS, MORE_FILES = 1, 3  # a viewer may be about to disconnect
 MORE_MEMORY = 48.0  # MiB of the quantile below: more than comes and goes with batches and zooms
 LOW = 0.2  # of the samples have less: between batches
-# glibc keeps what was freed, tens of MiB a thread, and gives it back as it pleases, which hides what leaks. With this,
-# blocks of a MiB and more go back to the kernel at once; it is slower, which is no matter here.
+# glibc keeps what was freed, tens of MiB a thread, and returns it at no set time, which hides leaks. With this, blocks
+# of a MiB and more go back to the kernel at once; it is slower, which does not matter here.
 STEADY_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
 
 
 @dataclass
 class Findings:
-    """What was seen. samples: (seconds, threads, files, MiB of its own); pictures: that viewers were sent; errors: what
-    complained"""
+    """What was observed.
+
+    samples: (seconds, threads, files, MiB of its own); pictures: that viewers were sent; errors: of viewers and cameras
+    """
 
     samples: list[tuple[float, int, int, float]] = field(default_factory=list)
     pictures: int = 0
@@ -68,10 +71,10 @@ async def visit(url: str, kind: str, found: Findings, stay: float) -> None:
             except asyncio.TimeoutError:
                 continue
             if message.type is aiohttp.WSMsgType.TEXT:
-                said = json.loads(message.data)
-                if "error" in said:
-                    found.errors.append(f"the page says: {said['error']}")
-                for stream in said.get("streams", []):
+                content = json.loads(message.data)
+                if "error" in content:
+                    found.errors.append(f"the page says: {content['error']}")
+                for stream in content.get("streams", []):
                     name = f"{stream['camera']}/{stream['view']}"
                     if name not in panes:
                         panes.add(name)
@@ -96,13 +99,13 @@ async def come_and_go(url: str, kind: str, found: Findings, end: float) -> None:
     while time.monotonic() < end:
         try:
             await visit(url, kind, found, min(random.uniform(4, 15), max(0.1, end - time.monotonic())))
-        except Exception as error:  # whatever it is, it is told, and the next visit begins
+        except Exception as error:  # any error is a finding, and the next visit begins
             found.errors.append(f"viewer that {kind}: {type(error).__name__} {error}")
         await asyncio.sleep(random.uniform(0.5, 3))
 
 
 def soak(length: float) -> tuple[Findings, dict[str, Any], str]:
-    """Run for ``length`` seconds: findings, the summary of ``diinn-run`` and what it said."""
+    """Run for ``length`` seconds: findings, the summary of ``diinn-run`` and its standard error."""
     found = Findings()
     with tempfile.TemporaryDirectory() as folder, cameras(NUMBER, SIZE, RATE, apart=True) as served:
         words = [word for camera in served for word in ("--camera", camera.url)]
@@ -130,10 +133,10 @@ def soak(length: float) -> tuple[Findings, dict[str, Any], str]:
         stop.set()
         for thread in threads:
             thread.join(30)
-        code, said, summary = running.end()
+        code, output, summary = running.end()
         if code != 130 or not summary:
             found.errors.append(f"exit code {code}, {'a' if summary else 'no'} summary")
-    return found, summary, said
+    return found, summary, output
 
 
 async def _viewers(url: str, found: Findings, end: float) -> None:
@@ -157,10 +160,10 @@ def _flap(camera: Any, found: Findings, stop: threading.Event) -> None:
             stop.wait(DOWN)
             camera.start()
         except Exception as error:
-            found.errors.append(f"the cable: {type(error).__name__} {error}")
+            found.errors.append(f"the served camera: {type(error).__name__} {error}")
 
 
-def verdict(found: Findings, summary: dict[str, Any], said: str) -> list[str]:
+def verdict(found: Findings, summary: dict[str, Any], output: str) -> list[str]:
     """What is wrong, a line each."""
     wrong = list(dict.fromkeys(found.errors))
     compared = found.samples[int(len(found.samples) * WARM_SHARE) :]
@@ -191,7 +194,7 @@ def verdict(found: Findings, summary: dict[str, Any], said: str) -> list[str]:
     flapping = re.escape(names[FLAPPING])
     lines = [
         line
-        for line in said.splitlines()
+        for line in output.splitlines()
         if not re.search(rf"camera {flapping}(: .*next try in| is back)|was trained for", line)
     ]
     return wrong + [f"it said: {line}" for line in lines]
@@ -214,7 +217,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Soak, print, judge."""
-    found, summary, said = soak(args.duration)
+    found, summary, output = soak(args.duration)
     for at, threads, files, memory in found.samples[:: max(1, len(found.samples) // 10)]:
         print(f"{at:8.0f} s   {threads:4} threads   {files:4} files   {memory:7.1f} MiB")
     for name, camera in summary.get("cameras", {}).items():
@@ -223,8 +226,8 @@ def run(args: argparse.Namespace) -> int:
             f"{name}: {camera['processed']} frames, {camera['fps']:.1f} fps, age p50 {age['p50']:.0f} ms, "
             f"p99 {age['p99']:.0f} ms, {camera['dropped']} dropped, {camera['reconnects']} reconnects"
         )
-    print(f"{found.flaps} times a cable fell out, {found.visits} visits, {found.pictures} pictures to viewers")
-    wrong = verdict(found, summary, said)
+    print(f"{found.flaps} disconnections, {found.visits} visits, {found.pictures} pictures to viewers")
+    wrong = verdict(found, summary, output)
     for line in wrong:
         print(f"WRONG: {line}")
     print("level" if not wrong else f"{len(wrong)} things wrong")

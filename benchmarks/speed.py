@@ -55,7 +55,7 @@ class Result:
 
 
 def contestants(net: Network, resolver: SuperResolver, lr: Size, out: Size) -> dict[str, Contestant]:
-    """What is timed: each as its encoder and its decoder, on the same uint8 frame."""
+    """The forms that are timed: each as its encoder and its decoder, on the same uint8 frame."""
     frame = demo.frame(0.0, lr)
     planes = torch.from_numpy(frame[..., ::-1].copy()).permute(2, 0, 1)[None].float() / 255
     planes = net.model.with_strength(planes)
@@ -99,8 +99,10 @@ def in_runtime(resolver: SuperResolver, lr: Size, out: Size) -> Contestant:
 
 
 def alternate(entries: Mapping[str, Contestant], least: int, seconds: float) -> dict[str, tuple[float, float, float]]:
-    """(encode, decode, total) medians in ms: contestants take turns until each ran ``least`` times and ``seconds``
-    are over."""
+    """(encode, decode, total) medians in ms of contestants that take turns.
+
+    Until each ran ``least`` times and ``seconds`` are over.
+    """
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in entries}
     for entry in entries.values():
         _time(entry)  # warm up

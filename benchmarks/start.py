@@ -1,4 +1,4 @@
-"""Where ``diinn-eval`` begins: PyTorch takes seconds to import, and Ctrl-C then prints no trace."""
+"""Entry point of ``diinn-eval``: PyTorch takes seconds to import, and Ctrl-C must print no trace meanwhile."""
 
 from diinn.runtime.util.early_interrupt import quietly
 

@@ -1,7 +1,7 @@
 """Several cameras through ``diinn-run``: frames a second, age, drops, processor and memory, by number and size.
 
 ``python -m diinn.benchmarks.streaming`` serves MJPEG cameras on the loopback at 30 frames a second and runs the command
-itself. The second table holds one process for all cameras against one process a camera.
+itself. The second table compares one process for all cameras with one process a camera.
 """
 
 from __future__ import annotations
@@ -32,8 +32,11 @@ WARM = 3.0  # seconds before anything is counted: interpreters, models, connecti
 
 @dataclass(frozen=True)
 class Row:
-    """One cell. fps: of each camera; p50, p99: age in ms; dropped: share of the frames captured; cpu: cores in use;
-    memory: MiB of all processes"""
+    """One cell.
+
+    fps: of each camera; p50, p99: age in ms; dropped: share of the frames captured; cpu: cores in use; memory: MiB of
+    all processes
+    """
 
     model: str
     number: int
@@ -68,9 +71,9 @@ def measure(
         memory = sum(run.memory() for run in runs)
         ends = [run.lines()[-1] for run in runs]
         for run in runs:
-            code, said, _ = run.end()
+            code, output, _ = run.end()
             if code != 130:
-                raise DiinnError(f"diinn-run ended with exit code {code}: {said.strip()}")
+                raise DiinnError(f"diinn-run ended with exit code {code}: {output.strip()}")
     processed, captured, span = (
         sum(end[key] - start[key] for start, end in zip(starts, ends, strict=True))
         for key in ("processed", "captured", "seconds")
@@ -91,8 +94,8 @@ def _until_live(runs: Sequence[Running]) -> None:
     deadline = time.monotonic() + 60
     while not all(_live(run.lines()) for run in runs):
         if time.monotonic() > deadline or any(run.process.poll() is not None for run in runs):
-            said = [run.end()[1] for run in runs]
-            raise DiinnError(f"diinn-run did not come to process frames of all cameras: {' '.join(said)}")
+            output = [run.end()[1] for run in runs]
+            raise DiinnError(f"diinn-run did not come to process frames of all cameras: {' '.join(output)}")
         time.sleep(0.2)
 
 
@@ -101,7 +104,7 @@ def _live(lines: Sequence[dict[str, Any]]) -> bool:
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """Cells one below the other."""
+    """A row per cell."""
     heads = ("model", "cameras", "frames", "processes", "fps each", "age p50 ms", "p99", "dropped", "cores", "MiB")
     out = Table(*heads, box=box.MARKDOWN)
     for column in out.columns[1:]:

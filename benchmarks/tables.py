@@ -58,7 +58,7 @@ def published() -> list[Published]:
 
 
 def method(architecture: Mapping[str, Any]) -> str:
-    """What the paper calls a decoder: LIIF, Meta-SR, or DIINN with its variant, (a) to (f)."""
+    """The paper's name of a decoder: LIIF, Meta-SR, or DIINN with its variant, (a) to (f)."""
     decoder = architecture["decoder"]
     if decoder["name"] in RIVALS:
         return RIVALS[decoder["name"]]

@@ -1,4 +1,4 @@
-"""``diinn-run`` watched from outside: its cameras, its statistics, what it takes of the machine."""
+"""``diinn-run`` watched from outside: its cameras, its statistics, its use of processor and memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def cameras(count: int, size: tuple[int, int], rate: float, *, apart: bool = Fal
 
 
 class Camera:
-    """One served camera; ``stop`` and ``start`` pull its cable out and put it back."""
+    """One served camera; ``stop`` and ``start`` disconnect and reconnect it."""
 
     def __init__(self, size: tuple[int, int], rate: float) -> None:
         self._words = ["--size", f"{size[0]}x{size[1]}", "--rate", f"{rate:g}"]
@@ -48,9 +48,11 @@ class Camera:
 
 
 class Running:
-    """A ``diinn-run`` in a process of its own, with ``--stats`` to ``stats``; what it says goes to files beside that,
-    which never fill up as pipes do. environment: variables added to this process's; out, said: its
-    standard output and error"""
+    """A ``diinn-run`` in a process of its own, with ``--stats`` to ``stats``.
+
+    Its output goes to files beside that, which do not fill up as pipes do. environment: variables added to this
+    process's; out, log: files of its standard output and error
+    """
 
     def __init__(self, words: Sequence[str], stats: Path, environment: Mapping[str, str] | None = None) -> None:
         self.stats, self.out, self.log = stats, stats.with_suffix(".out"), stats.with_suffix(".err")
@@ -87,7 +89,7 @@ class Running:
         return float(self.watched.memory_full_info().uss) / MIB
 
     def end(self) -> tuple[int, str, dict[str, Any]]:
-        """Stop it as Ctrl-C does: exit code, what it said on standard error, and its summary."""
+        """Stop it as Ctrl-C does: exit code, its standard error, and its summary."""
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGINT)
         code = self.process.wait(30)

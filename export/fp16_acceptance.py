@@ -1,6 +1,6 @@
-"""The fp16 graphs of a model, taken or left by measurement.
+"""The fp16 graphs of a model, accepted or rejected by measurement.
 
-What a graph loses is measured with every fp16 tensor rounded (``reference``), how near it comes to overflow by running
+The loss of a graph is measured with every fp16 tensor rounded (``reference``), how near it comes to overflow by running
 the fp32 graph on frames made to provoke it.
 """
 
@@ -43,7 +43,7 @@ class Typed:
 
     @property
     def card(self) -> dict[str, Any]:
-        """What ``bundle.json`` says of it."""
+        """The entry for ``bundle.json``."""
         return {
             "rms_to_fp32": self.loss,
             "sine_arguments": "fp32" if self.arguments else "fp16",
@@ -54,7 +54,7 @@ class Typed:
 def make(encoder: ModelProto, decoder: ModelProto, layout: grid.Layout, dial: Dial | None = None) -> Typed:
     """fp16 of the two fp32 graphs; sines' arguments in fp16 if the loss allows it, else in fp32.
 
-    dial: of the encoder, if it has one: what is measured is measured at none, half and all of it
+    dial: of the encoder, if it has one: measurements are made at none, half and all of it
 
     Raises DiinnError where fp16 loses more than ``LARGEST_LOSS`` or comes nearer to overflow than ``LARGEST_VALUE``.
     """
@@ -77,16 +77,16 @@ def _make(plain: Pair, layout: grid.Layout, dial: Dial | None, *, arguments: boo
 
 
 def loss(plain: Pair, typed: Pair, layout: grid.Layout, dial: Dial | None = None) -> float:
-    """rms difference of two (encoder, decoder) pairs, RGB in units of [0, 1]; inf where a result is not finite."""
+    """Difference of two (encoder, decoder) pairs: rms of RGB, units of [0, 1]; inf where a result is not finite."""
     one, other = Reference(*plain, layout), Reference(*typed, layout)
-    frames = [told for frame in measured_frames() for told in with_strengths(frame, dial)]
+    frames = [given for frame in measured_frames() for given in with_strengths(frame, dial)]
     gaps = [one.resize(frame, DSIZES[1]) - other.resize(frame, DSIZES[1]) for frame in frames]
     worst = max(float(np.sqrt(np.mean(gap**2))) for gap in gaps)
     return worst if np.isfinite(worst) else float("inf")
 
 
 def with_strengths(frame: grid.Float32, dial: Dial | None) -> list[grid.Float32]:
-    """A frame [3, H, W] as an encoder graph takes it: itself, or told no strength, half and all of ``dial``."""
+    """A frame [3, H, W] as an encoder graph takes it: itself, or with no strength, half and all of ``dial``."""
     if dial is None:
         return [frame]
     planes = [np.full((2, *frame.shape[1:]), share, np.float32) for share in (0, 0.5, 1)]
@@ -120,8 +120,8 @@ def ranges(plain: Pair, typed: Pair, layout: grid.Layout, dial: Dial | None = No
     encoder, decoder = (_Tapped(p, _half_tensors(t)) for p, t in zip(plain, typed, strict=True))
     maps = [v.name for v in plain[0].graph.output]
     found: dict[str, float] = {}
-    for told in [told for frame in adversarial_frames().values() for told in with_strengths(frame, dial)]:
-        values = encoder.run({"frame": told[None]}, found)
+    for given in [given for frame in adversarial_frames().values() for given in with_strengths(frame, dial)]:
+        values = encoder.run({"frame": given[None]}, found)
         for dsize in DSIZES:
             index, query = grid.resize(SIZE, dsize, layout).arrays()
             decoder.run({**{m: values[m].reshape(-1, values[m].shape[-1])[index] for m in maps}, "query": query}, found)
@@ -150,7 +150,7 @@ class _Tapped:
         self.session = fast(model)
 
     def run(self, feed: dict[str, grid.Float32], largest: dict[str, float]) -> dict[str, grid.Float32]:
-        """All outputs by name; ``largest`` takes up their magnitudes."""
+        """All outputs by name; ``largest`` is updated with their magnitudes."""
         values = dict(zip(self.names, self.session.run(self.names, feed), strict=True))
         for name in self.kept:
             most = float(np.abs(values[name] if name in values else feed[name]).max())

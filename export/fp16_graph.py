@@ -1,9 +1,9 @@
-"""Typed fp16 graphs from the fp32 ones: what an engine runs in half precision, and what it must not.
+"""Typed fp16 graphs from the fp32 ones: which parts an engine runs in half precision, and which it must not.
 
 TensorRT 11 takes no precision flags, so the graph itself states the type of every tensor. fp32 are ``frame``, ``query``
 and ``rgb``; of the encoder what precedes its first matrix product; of the decoder what follows from the coordinates
-alone, every sine (fp16 has a spacing of 2⁻⁶ at 16), the products that make its argument where ``arguments`` says so,
-and what follows its last matrix product. The maps are fp16.
+alone, every sine (fp16 has a spacing of 2⁻⁶ at 16), with ``arguments`` the products that make its argument, and what
+follows its last matrix product. The maps are fp16.
 """
 
 from collections.abc import Iterable
@@ -40,7 +40,7 @@ def convert(plain: ModelProto, *, arguments: bool, full: Iterable[str] = ()) -> 
 
 
 def kept_full(path: Path) -> list[str]:
-    """Names of the nodes of a typed graph that compute in fp32: as ``worker._hold_fp32`` tells TensorRT 8."""
+    """Names of the nodes of a typed graph that compute in fp32, as ``build_worker._hold_fp32`` marks them."""
     model = onnx.load(path)
     graph = onnx.shape_inference.infer_shapes(model).graph
     full = {v.name for v in [*graph.value_info, *graph.output] if v.type.tensor_type.elem_type == FULL}
@@ -123,7 +123,7 @@ class _Typed:
         self.weights: dict[str, TensorProto] = {}
 
     def add(self, plain: NodeProto, kind: int) -> None:
-        """``plain`` computing in ``kind``, with the casts it wants before it and, where the graph ends, after it."""
+        """``plain`` computing in ``kind``, with the casts it needs before it and, where the graph ends, after it."""
         node = NodeProto()
         node.CopyFrom(plain)
         node.input[:] = [self._input(name, kind) for name in plain.input]

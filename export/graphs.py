@@ -49,8 +49,10 @@ def map_specs(model: SuperResolutionModel) -> tuple[MapSpec, ...]:
 
 
 def encoder(model: SuperResolutionModel, path: Path) -> onnx.ModelProto:
-    """``frame [B, planes, H, W]`` float32, RGB in [0, 1] and with a dial the strength, to one ``mapI [B, H, W, C]`` per
-    map."""
+    """The encoder graph: ``frame [B, planes, H, W]`` float32 to one ``mapI [B, H, W, C]`` per map.
+
+    The planes are RGB in [0, 1] and with a dial the strength.
+    """
     maps = [m.name for m in map_specs(model)]
     axes = {"frame": {0: "B", 2: "H", 3: "W"}, **{name: {0: "B", 1: "H", 2: "W"} for name in maps}}
     _export(_Encoder(model), (torch.rand(1, model.inputs, 12, 10),), path, ["frame"], maps, axes)
@@ -107,8 +109,10 @@ def layers(model: SuperResolutionModel) -> dict[str, Any] | None:
 
 
 def gather_decoder(plain: onnx.ModelProto, maps: Iterable[MapSpec], path: Path) -> onnx.ModelProto:
-    """The decoder graph ``plain`` with the gather before it, for the CPU: ``mapI [P, C]`` are all rows
-    of the maps and ``index [S]`` int32 says which a sample takes."""
+    """The decoder graph ``plain`` with the gather before it, for the CPU.
+
+    ``mapI [P, C]`` are all rows of the maps and ``index [S]`` int32 the row that each sample takes.
+    """
     model = onnx.ModelProto()
     model.CopyFrom(plain)
     graph = model.graph
@@ -132,7 +136,7 @@ def gather_decoder(plain: onnx.ModelProto, maps: Iterable[MapSpec], path: Path) 
 def workspace_bytes(model: onnx.ModelProto) -> int:
     """Bytes per LR pixel alive at once, at the peak, when the encoder graph runs node by node.
 
-    Every tensor of the encoder is [1, C, H, W] or [1, H, W, C] float32 at LR size, so channels tell.
+    Every tensor of the encoder is [1, C, H, W] or [1, H, W, C] float32 at LR size, so channels suffice.
     """
     inferred = onnx.shape_inference.infer_shapes(model).graph
     fixed = {"B": 1, "H": 1, "W": 1}
@@ -165,7 +169,7 @@ def _export(
     dynamic_axes: dict[str, dict[int, str]],
 ) -> None:
     with warnings.catch_warnings():
-        # The TorchScript exporter is the one that writes opset 17 directly; it says it is old.
+        # The TorchScript exporter is the one that writes opset 17 directly; it warns that it is deprecated.
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         torch.onnx.export(

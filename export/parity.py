@@ -25,8 +25,10 @@ BATCHES = (1, 3)
 
 @dataclass(frozen=True)
 class Row:
-    """One case: LR and output (width, height), scale, batch, and the largest absolute difference in
-    RGB, units of [0, 1], of the runtime's graphs and of the graph engines are built from."""
+    """One case: LR and output (width, height), scale, batch, and the largest absolute difference in RGB.
+
+    In units of [0, 1]; of the runtime's graphs and of the graph engines are built from.
+    """
 
     lr: tuple[int, int]
     out: tuple[int, int]
@@ -51,7 +53,7 @@ def compare(model: SuperResolutionModel, bundle: Path) -> list[Row]:
 
 
 def compare_estimator(network: Estimator, graph: Path) -> None:
-    """DiinnError where the graph at ``graph`` tells another strength than ``network``, of any number of patches."""
+    """DiinnError where the graph at ``graph`` gives another strength than ``network``, for any number of patches."""
     session = ort.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(0)
     for count, reach in ((1, 2), (15, 60), (48, 255)):

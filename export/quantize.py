@@ -1,7 +1,7 @@
 """INT8 graphs: explicit Q/DQ, scales per channel for weights and from the user's images for activations.
 
 A layer is quantised where its input, weights and product in int8 cost little; the others stay fp16. TensorRT wants
-symmetric scales, fp32 biases and both Q and DQ before weights, and so it is written.
+symmetric scales, fp32 biases and both Q and DQ before weights.
 """
 
 import logging
@@ -62,7 +62,7 @@ class Quantised:
 
     @property
     def card(self) -> dict[str, Any]:
-        """What ``bundle.json`` says of it."""
+        """The entry for ``bundle.json``."""
         kept = {name: cost for name, cost in self.costs.items() if name not in self.layers}
         return {"rms_to_fp32": self.loss, "int8_layers": list(self.layers), "fp16_layers": kept}
 
@@ -78,13 +78,13 @@ def make(
 ) -> Quantised:
     """As many layers in int8 as ``LARGEST_LOSS`` allows on ``frames``, float32 [3, H, W] RGB in [0, 1]; cheapest first.
 
-    dial: of the encoder, if it has one: frames are then told no strength, half and all of it
+    dial: of the encoder, if it has one: frames are then given with no strength, half and all of it
     arguments: keep the products that make a sine's argument in fp32
     Raises DiinnError where not even one may be.
     """
-    work = _Work((encoder, decoder), layout, [told for frame in frames for told in with_strengths(frame, dial)])
+    work = _Work((encoder, decoder), layout, [given for frame in frames for given in with_strengths(frame, dial)])
     names = []
-    for graph in (encoder, decoder):  # what is fp32 among fp16 is not int8 either
+    for graph in (encoder, decoder):  # layers that stay fp32 in the fp16 graph are not int8 either
         full = fp16_graph.full_nodes(graph, arguments=arguments)
         names += [n.name for n in graph.graph.node if n.op_type in fp16_graph.PRODUCTS and n.name not in full]
     costs = {name: work.loss(work.quantised([name])) for name in names}
@@ -106,7 +106,7 @@ def make(
 
 
 def _touched(model: ModelProto, layers: Sequence[str]) -> set[str]:
-    """Quantised layers and all that quantises and dequantises: what works on fp32 scales."""
+    """Quantised layers and all that quantises and dequantises: the nodes with fp32 scales."""
     return {n.name for n in model.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear") or n.name in layers}
 
 
@@ -120,12 +120,12 @@ class _Work:
         self.feeds = ([{"frame": f[None]} for f in frames], [self._some(f) for f in frames])
 
     def _some(self, frame: grid.Float32) -> dict[str, Any]:
-        asked = self.reference.asked(frame, _dsize(frame))
+        inputs = self.reference.inputs(frame, _dsize(frame))
         samples = self.layout.samples
-        count = len(asked["query"]) // samples
+        count = len(inputs["query"]) // samples
         picked = np.random.default_rng(0).choice(count, min(count, QUERIES), replace=False)
         rows = (picked[:, None] * samples + np.arange(samples)).reshape(-1)
-        return {name: values[rows] for name, values in asked.items()}
+        return {name: values[rows] for name, values in inputs.items()}
 
     def quantised(self, layers: Sequence[str]) -> Pair:
         """Both graphs with ``layers`` in int8, the rest as it was."""

@@ -1,4 +1,4 @@
-"""What typed graphs compute when every tensor is rounded to its type, in NumPy.
+"""The result of typed graphs when every tensor is rounded to its type, in NumPy.
 
 ONNX Runtime's CPU provider runs fp16 nodes in fp32 inside and shows neither their rounding nor an overflow. Products
 accumulate in fp32 here, as tensor cores do, and are rounded once.
@@ -68,8 +68,8 @@ class Reference:
         self.maps = [v.name for v in encoder.graph.output]
         self._encoder, self._decoder = evaluator(encoder), evaluator(decoder)
 
-    def asked(self, frame: grid.Float32, dsize: tuple[int, int]) -> dict[str, Array]:
-        """What the decoder is fed for ``resize``: gathered rows and query."""
+    def inputs(self, frame: grid.Float32, dsize: tuple[int, int]) -> dict[str, Array]:
+        """The decoder's inputs for ``resize``: gathered rows and query."""
         height, width = frame.shape[1:]
         index, query = grid.resize((width, height), dsize, self.layout).arrays()
         maps = list(self._encoder.run(self.maps, {"frame": frame[None]}))
@@ -78,8 +78,10 @@ class Reference:
         }
 
     def resize(self, frame: grid.Float32, dsize: tuple[int, int]) -> grid.Float32:
-        """A frame float32 [planes, H, W], RGB in [0, 1] first, at ``dsize`` (width, height): RGB float32 [h, w, 3],
-        unclamped."""
-        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is to be seen in the result
-            (rgb,) = list(self._decoder.run(["rgb"], self.asked(frame, dsize)))
+        """A frame float32 [planes, H, W], RGB in [0, 1] first, at ``dsize`` (width, height).
+
+        Returns RGB float32 [h, w, 3], unclamped.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):  # an overflow must show in the result
+            (rgb,) = list(self._decoder.run(["rgb"], self.inputs(frame, dsize)))
         return np.asarray(rgb, np.float32).reshape(dsize[1], dsize[0], 3)

@@ -1,6 +1,6 @@
 """``python export/to_trt.py CKPT|BUNDLE``: a checkpoint or a bundle to TensorRT engines on this machine.
 
-Without TensorRT or a GPU it makes everything up to that point and says what to run where.
+Without TensorRT or a GPU it makes everything up to that point and prints what to run where.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Bundle, engines, verdict."""
+    """Make the bundle and the engines, and compare them."""
     sizes = _sizes(args)
     if args.workspace is not None and args.workspace < 1:
         raise InputError(f"--workspace {args.workspace} is not a number of MiB from 1 up")
@@ -145,7 +145,7 @@ def _bundle(args: argparse.Namespace) -> Path:
 
 
 def _calibrated(bundle: Bundle, args: argparse.Namespace) -> Bundle:
-    """The bundle with int8 graphs made on the user's images, and what they lose there."""
+    """The bundle with int8 graphs made on the user's images; prints what they lose there."""
     import onnx
     from diinn.export import quantize, writer
 
@@ -166,14 +166,14 @@ def _calibrated(bundle: Bundle, args: argparse.Namespace) -> Bundle:
 
 
 def _missing() -> str:
-    """What keeps this machine from building engines; empty if nothing does."""
+    """Why this machine cannot build engines; empty if it can."""
     from diinn.runtime.gpu import compiler
     from diinn.runtime.gpu.device import Device
 
     try:
         build.tensorrt()
         device = Device()
-        try:  # what the engines run between: a compiler that is missing is better known before the minutes of a build
+        try:  # the kernels around the engines: find a missing compiler before the minutes of a build
             device.kernels(compiler.FOLDER / "frames.cu", ("planar_rgb",))
         finally:
             device.close()

@@ -1,4 +1,4 @@
-"""A checkpoint to a bundle: graphs, description, golden sample, checked before it gets its name."""
+"""A checkpoint to a bundle: graphs, description, golden sample, checked before it is moved into place."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ ESTIMATOR = Path(checkpoint.__file__).parent / "checkpoints" / "estimator.pth"  
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export made: where, and the parity table."""
+    """The result of an export: the bundle's path, and the parity table."""
 
     path: Path
     rows: list[parity.Row]
@@ -45,17 +45,18 @@ def export(
 ) -> Exported:
     """Write the bundle of checkpoint ``source`` to ``out`` (default: beside it, NAME.diinn).
 
-    quality: scores to put on its card. A bundle that stands there already is replaced at the end, in
-    one step; on failure nothing is left and the old one stays.
-    estimator: of a model with a dial, what tells a frame's strength: a file that ``diinn-train estimator`` wrote
+    quality: scores to put on its card
+    estimator: for a model with a dial, the estimator of frames' strengths: a file that ``diinn-train estimator`` wrote
+
+    A bundle of that name is replaced at the end, in one step; on failure nothing is left and the old one stays.
 
     Raises CheckpointError, InputError, or DiinnError when the graphs differ from PyTorch.
     """
     loaded = checkpoint.load(source)
-    telling = _estimator(estimator, loaded.model) if loaded.model.config.dial is not None else None
+    network = _estimator(estimator, loaded.model) if loaded.model.config.dial is not None else None
     target = out or source.with_suffix(bundles.SUFFIX)
     with _draft(target) as draft:
-        _write(draft, loaded, {"sha256": bundles.sha256(source), "step": loaded.step}, quality or {}, licence, telling)
+        _write(draft, loaded, {"sha256": bundles.sha256(source), "step": loaded.step}, quality or {}, licence, network)
         rows = parity.compare(loaded.model, draft)
     return Exported(target, rows)
 
@@ -147,7 +148,7 @@ def _dial(model: SuperResolutionModel) -> Dial | None:
 
 
 def _estimator(path: Path, model: SuperResolutionModel) -> Estimator | None:
-    """What ``path`` holds, if it was trained for the model's dial; None for a clone without the shipped one."""
+    """The estimator of ``path``, if it was trained for the model's dial; None for a clone without the shipped one."""
     if path == ESTIMATOR and not path.exists():
         return None
     found = estimators.load(path)
@@ -180,10 +181,12 @@ def _golden_sample(model: SuperResolutionModel, scales: tuple[float, float]) -> 
 
 
 def add_int8(bundle: bundles.Bundle, frames: Sequence[grid.Float32], target: Path) -> quantize.Quantised:
-    """A copy of ``bundle`` with int8 graphs calibrated on ``frames`` (see ``quantize.make``) at ``target``, which it
-    may replace."""
+    """A copy of ``bundle`` with int8 graphs calibrated on ``frames`` (see ``quantize.make``).
+
+    target: where it is written; may be replaced
+    """
     if "fp16" not in bundle.graphs:
-        bundle.graph("encoder", "fp16")  # raises, saying why: int8 graphs are fp16 elsewhere
+        bundle.graph("encoder", "fp16")  # raises with the reason: int8 graphs are fp16 elsewhere
     encoder, decoder = (onnx.load(bundle.graph(role)) for role in bundles.ROLES["int8"])
     arguments = bundle.measured.get("fp16", {}).get("sine_arguments") != "fp16"
     with _draft(target) as draft:
@@ -202,7 +205,7 @@ def add_int8(bundle: bundles.Bundle, frames: Sequence[grid.Float32], target: Pat
 
 
 def _put_in_place(draft: Path, target: Path, aside: Path) -> None:
-    """Give ``draft`` its name; a bundle that bore it before goes only when the new one is there."""
+    """Rename ``draft`` to ``target``; a bundle of that name is removed only once the new one is in place."""
     if not target.exists():
         draft.rename(target)
         return

@@ -1,6 +1,6 @@
 """Arbitrary-scale super-resolution without torch: NumPy, OpenCV and one inference backend.
 
-Nothing is imported until it is asked for: ``diinn.runtime.geometry.grid`` alone loads NumPy and nothing else.
+Names are imported on first use: ``diinn.runtime.geometry.grid`` alone loads NumPy and nothing else.
 """
 
 from importlib import import_module

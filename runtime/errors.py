@@ -14,7 +14,11 @@ from collections.abc import Iterable
 
 
 class DiinnError(Exception):
-    """Base of every error the project raises on purpose; ``exit_code`` is what a command ends with."""
+    """Base of every error the project raises on purpose.
+
+    Attributes:
+        exit_code: What a command that ends with this error returns to the shell: 1, or 2 for bad input.
+    """
 
     exit_code = 1
 
@@ -38,7 +42,7 @@ class SourceError(InputError):
 
 
 class OutOfMemory(DiinnError):
-    """A device has not so much memory left."""
+    """A device has too little memory left for what was to be allocated."""
 
 
 def unknown(what: str, name: object, valid: Iterable[str]) -> str:

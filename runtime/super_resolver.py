@@ -39,13 +39,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Encoded:
-    """A frame made ready for decoding; valid while its resolver is open.
+    """A frame made ready for decoding, by ``SuperResolver.encode``; valid while its resolver is open.
 
-    frame: the frame, uint8 or float32 [H, W, 3] BGR
-    maps: rows of all frames encoded with it; offset: this frame's first row
-    strength: what the network was given beside it
-    A frame whose maps would exceed the memory budget has none: it is encoded band by band, anew at
-    each decode.
+    Attributes:
+        frame: The frame, uint8 or float32 in [0, 1], [H, W, 3] BGR.
+        maps: Rows of all frames encoded with it, the backend's own. None for a frame whose maps would exceed the
+            memory budget: it is encoded band by band, anew at each decode.
+        offset: This frame's first row in the maps.
+        strength: What the network was given beside the frame.
     """
 
     frame: Image
@@ -60,7 +61,17 @@ class Encoded:
 
 
 class SuperResolver:
-    """Arbitrary-scale super-resolution of BGR frames; open one with ``SuperResolver.open``."""
+    """Arbitrary-scale super-resolution of BGR frames; open one with ``SuperResolver.open``.
+
+    Example:
+        >>> with SuperResolver.open("small") as resolver:
+        ...     large = resolver.resize(frame, (1280, 960))
+
+    Attributes:
+        bundle: The model.
+        backend: What runs it.
+        memory_budget: Bytes the encoder may need for one frame.
+    """
 
     def __init__(self, bundle: bundles.Bundle, backend: Backend, memory_budget: int) -> None:
         self.bundle, self.backend, self.memory_budget = bundle, backend, memory_budget
@@ -83,17 +94,22 @@ class SuperResolver:
     ) -> SuperResolver:
         """Load a shipped bundle by name, or any by path.
 
-        backend: "cuda", "tensorrt", "onnxruntime" or "auto"; provider: ONNX Runtime's device ("cpu",
-            "cuda", …), default the CPU, with the encoder on a GPU that works
-        threads: CPU threads, default all this process may use
-        memory_budget: bytes the encoder may need for one frame; larger frames go in bands, but where an engine for them
-            is open
-        chunk: queries decoded at once, default by the model's width
-        precision: "fp32", or with TensorRT "fp16" (its default) or "int8"
-        cuda_graphs: replay the work on a GPU as CUDA graphs, where the backend can
-        check: replay the bundle's golden sample first; engines are compared with the CPU once, too
+        Args:
+            model: Name of a shipped bundle, or path of a ``NAME.diinn`` folder.
+            backend: "cuda", "tensorrt", "onnxruntime", or "auto" for the first of them that works here.
+            provider: ONNX Runtime's device ("cpu", "cuda", …); default the CPU, with the encoder on a GPU that works.
+            threads: CPU threads, default all this process may use.
+            memory_budget: Bytes the encoder may need for one frame. Larger frames are encoded in bands, except where
+                an engine for them is open.
+            chunk: Queries decoded at once, default by the model's width.
+            precision: "fp32", or with TensorRT "fp16" (its default) or "int8".
+            cuda_graphs: Replay the work on a GPU as CUDA graphs, where the backend can.
+            check: Replay the bundle's golden sample first; engines are compared with the CPU once, too.
 
-        Raises BundleError or InputError, or DiinnError for engines that fail or differ; their messages say what to do.
+        Raises:
+            BundleError: The bundle is missing or damaged, or differs from its golden sample.
+            InputError: An argument is wrong, or the backend is not available here.
+            DiinnError: An engine fails or differs from the CPU.
         """
         for what, value in (("threads", threads), ("memory_budget", memory_budget), ("chunk", chunk)):
             if value is not None and value < 1:
@@ -127,7 +143,15 @@ class SuperResolver:
         return resolver
 
     def check(self) -> dict[str, float]:
-        """Replay the golden sample: largest difference per view; BundleError beyond its tolerance."""
+        """Replay the bundle's golden sample.
+
+        Returns:
+            The largest absolute difference of each output, by its name, in units of [0, 1]; empty where the open
+            engines do not take frames of its size.
+
+        Raises:
+            BundleError: A difference exceeds the tolerance, or the sample is damaged.
+        """
         sample = self.bundle.golden()
         try:
             height, width = sample["frame"].shape[:2]
@@ -147,18 +171,40 @@ class SuperResolver:
         return found
 
     def resize(self, frame: Image, dsize: Size, *, denoise: Denoise = 0.0, dtype: npt.DTypeLike = np.uint8) -> Image:
-        """The frame at ``dsize`` (width, height), as ``cv2.resize``.
+        """The whole frame at another size, as ``cv2.resize``.
 
-        frame: uint8 [H, W, 3] BGR, or grey [H, W] (the result is BGR all the same), or float32 in [0, 1]
-        denoise: as ``encode`` takes it
-        dtype: uint8, rounded and clamped, or float32 in units of [0, 1], neither
+        Args:
+            frame: uint8 or float32 in [0, 1], [H, W, 3] BGR or [H, W] grey.
+            dsize: (width, height) of the result.
+            denoise: As ``encode`` takes it.
+            dtype: uint8, rounded and clamped, or float32 in units of [0, 1], neither.
+
+        Returns:
+            The image, [h, w, 3] BGR of ``dtype``, of a grey frame too.
+
+        Raises:
+            InputError: An argument is wrong, or there is no memory for the result.
         """
         return self._one(frame, View.resize(dsize), denoise, dtype)
 
     def roi(
         self, frame: Image, rect: Rect, dsize: Size, *, denoise: Denoise = 0.0, dtype: npt.DTypeLike = np.uint8
     ) -> Image:
-        """The rectangle (x, y, width, height) of the frame, real-valued LR pixels, at ``dsize``."""
+        """A rectangle of the frame, enlarged.
+
+        Args:
+            frame: uint8 or float32 in [0, 1], [H, W, 3] BGR or [H, W] grey.
+            rect: (x, y, width, height) in LR pixels, real values inside the frame; pixel j covers [j, j + 1).
+            dsize: (width, height) of the result.
+            denoise: As ``encode`` takes it.
+            dtype: As for ``resize``.
+
+        Returns:
+            The image, [h, w, 3] BGR of ``dtype``.
+
+        Raises:
+            InputError: The rectangle is not inside the frame, or another argument is wrong.
+        """
         return self._one(frame, View.roi(rect, dsize), denoise, dtype)
 
     def remap(
@@ -175,6 +221,22 @@ class SuperResolver:
         """The frame at the positions of a map, as ``cv2.remap`` but super-resolved.
 
         For video make ``View.remap(...)`` once and ``decode`` it: its geometry is then computed once.
+
+        Args:
+            frame: uint8 or float32 in [0, 1], [H, W, 3] BGR or [H, W] grey.
+            map_x: LR positions along x in pixels, float [h, w], or another form that ``View.remap`` takes.
+            map_y: The same along y.
+            border: What positions outside the frame become: "constant" for ``border_value``, "replicate" for the
+                nearest edge.
+            border_value: In units of [0, 1], all channels.
+            denoise: As ``encode`` takes it.
+            dtype: As for ``resize``.
+
+        Returns:
+            The image, [h, w, 3] BGR of ``dtype``, of the maps' size.
+
+        Raises:
+            InputError: The maps have another form, the model is not DIINN's, or another argument is wrong.
         """
         return self._one(frame, View.remap(map_x, map_y, border=border, border_value=border_value), denoise, dtype)
 
@@ -184,9 +246,18 @@ class SuperResolver:
     def encode(self, frames: Sequence[Image], denoise: Denoise | Sequence[Denoise] = 0.0) -> list[Encoded]:
         """Encode frames, those of equal size in one batch as far as the memory budget reaches.
 
-        denoise: how strongly the frames were degraded, so how much is cleaned: 0 (nothing, the default), the root mean
-            square of their noise in grey levels, a ``Strength``, or "auto", which estimates it for each frame; a
-            list gives each frame its own. What is beyond the model's range is clamped and logged once
+        Args:
+            frames: uint8 or float32 in [0, 1], [H, W, 3] BGR or [H, W] grey, of any sizes.
+            denoise: How strongly the frames were degraded, so how much is cleaned: 0 (nothing, the default), the root
+                mean square of their noise in grey levels, a ``Strength``, or "auto", which estimates it for each
+                frame; a list gives each frame its own. What is beyond the model's range is clamped and logged once.
+
+        Returns:
+            The encoded frames, in order.
+
+        Raises:
+            InputError: A frame is no image, ``denoise`` is not what the model takes, or the resolver is closed.
+            OutOfMemory: The device has too little memory left.
         """
         self._check_open()
         ready = [as_bgr(frame) for frame in frames]
@@ -224,7 +295,11 @@ class SuperResolver:
         ]
 
     def allowed(self, wanted: Strength) -> Strength:
-        """``wanted`` within what the model was trained for; InputError where it has no dial and ``wanted`` is not 0."""
+        """The strength the network is given for a wanted one: within what the model was trained for.
+
+        Raises:
+            InputError: The model has no dial and ``wanted`` is not 0.
+        """
         dial = self.bundle.dial
         if dial is None:
             if wanted != NONE:
@@ -245,13 +320,23 @@ class SuperResolver:
         return f"model {self.bundle.name} has no dial ({shipped}), so that no noise can be taken away"
 
     def estimate(self, frame: Image) -> Strength:
-        """What "auto" estimates of one frame, [H, W, 3] BGR or grey, uint8 or float32. InputError where the bundle has
-        no estimator."""
+        """The strength that "auto" estimates for one frame.
+
+        Args:
+            frame: uint8 or float32 in [0, 1], [H, W, 3] BGR or [H, W] grey.
+
+        Raises:
+            InputError: The bundle has no estimator, or ONNX Runtime is missing.
+        """
         self._check_open()
         return self.open_estimator()(as_bgr(frame))
 
     def open_estimator(self) -> Estimator:
-        """The estimator of frames' strengths. InputError where the bundle has none, or ONNX Runtime is missing."""
+        """The estimator of frames' strengths, opened at the first call.
+
+        Raises:
+            InputError: The bundle has none, or ONNX Runtime is missing.
+        """
         if self._estimator is None:
             if self.bundle.dial is None:
                 raise InputError(f"{self._dialless}: leave denoise out, or use a model with a dial")
@@ -267,7 +352,7 @@ class SuperResolver:
         return self._estimator
 
     def _in_bands(self, size: Size) -> bool:
-        """Whether a frame over the memory budget gains from bands; says what it needs."""
+        """Whether a frame over the memory budget gains from bands; logs once what it needs."""
         cut = bands(size, self.bundle, self.memory_budget)
         most = max(high - low for _, _, low, high in cut) * size[0] * self.bundle.workspace
         self._once(
@@ -283,14 +368,40 @@ class SuperResolver:
             raise InputError(f"the resolver of {self.bundle.name} is closed: open another")
 
     def decode(self, encoded: Encoded, views: Sequence[View], *, dtype: npt.DTypeLike = np.uint8) -> list[Image]:
-        """Decode any number of views of one encoded frame: BGR images [h, w, 3] of ``dtype``."""
+        """Decode any number of views of one encoded frame.
+
+        Args:
+            encoded: What ``encode`` returned for the frame.
+            views: The views.
+            dtype: uint8, rounded and clamped, or float32 in units of [0, 1], neither.
+
+        Returns:
+            An image [h, w, 3] BGR of ``dtype`` for each view.
+
+        Raises:
+            InputError: A view does not fit the frame, or there is no memory for it.
+            OutOfMemory: The device has too little memory left.
+        """
         return self.decode_all([(encoded, views)], dtype=dtype)[0]
 
     def decode_all(
         self, asked: Sequence[tuple[Encoded, Sequence[View]]], *, dtype: npt.DTypeLike = np.uint8
     ) -> list[list[Image]]:
-        """``decode`` of several frames, each with views of its own; frames that were encoded together share chunks, and
-        launches on a GPU."""
+        """``decode`` of several frames, each with views of its own.
+
+        Frames that were encoded together share chunks, and launches on a GPU.
+
+        Args:
+            asked: Encoded frames, each with its views.
+            dtype: As for ``decode``.
+
+        Returns:
+            For each frame the images of its views.
+
+        Raises:
+            InputError: A view does not fit its frame, or there is no memory for it.
+            OutOfMemory: The device has too little memory left.
+        """
         self._check_open()
         kind = np.dtype(dtype)
         if kind not in (np.uint8, np.float32):
@@ -313,8 +424,13 @@ class SuperResolver:
         ]
 
     def decode_in_steps(self, encoded: Encoded, view: View) -> Iterator[Image | None]:
-        """One view a little at a time, as much as keeps the device's workers busy once: None after each step, at last
-        the uint8 image. A frame without maps is decoded in one step."""
+        """Decode one view a little at a time, in steps that keep the device's workers busy once each.
+
+        A frame without maps is decoded in one step.
+
+        Yields:
+            None after each step, at last the image, uint8 [h, w, 3] BGR.
+        """
         self._check_open()
         queries, out = self._planned(encoded, view, np.dtype(np.uint8))
         if queries is None or encoded.maps is None:
@@ -329,7 +445,7 @@ class SuperResolver:
         yield self._reduced(view, out)
 
     def _planned(self, encoded: Encoded, view: View, kind: np.dtype[Any]) -> tuple[grid.Queries | None, Image]:
-        """What to ask for a view and where it goes; no queries where it is there already."""
+        """The queries of a view and the image they go to; no queries where the image is complete already."""
         size = view.decoded_size(encoded.size)
         memory.require(size[0] * size[1] * 3 * kind.itemsize, f"a {size[0]}x{size[1]} output")
         whole = view.rect is None and view.maps is None
@@ -360,7 +476,7 @@ class SuperResolver:
         if view.dsize == out.shape[1::-1]:
             return out
         self._once(
-            "area",  # a preview asks for many
+            "area",  # a preview has many
             f"a {view.dsize[0]}x{view.dsize[1]} view is smaller than its source along an axis: "
             "that is not super-resolution, cv2.INTER_AREA reduces it",
         )
@@ -374,7 +490,7 @@ class SuperResolver:
             most = max(beyond)
             where, what = ("beyond", "a softer picture") if most > highest else ("below", "jagged lines")
             self._once(
-                "scale",  # a preview asks for many
+                "scale",  # a preview has many
                 f"scale {most:.2f} is {where} what {self.bundle.name} was trained for ({lowest:g} to {highest:g}): "
                 f"expect {what}",
             )
@@ -384,7 +500,7 @@ class SuperResolver:
             log.warning(message)
 
     def close(self) -> None:
-        """Let go of threads and device memory."""
+        """Release threads and device memory; the resolver cannot be used afterwards."""
         self._estimator = None
         self.backend.close()
 

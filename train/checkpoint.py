@@ -24,7 +24,7 @@ MOST_BYTES = 2**32  # the paper's network with its optimiser's state has 0.4 GiB
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model and what is known of how it came about.
+    """A model and how it was trained.
 
     scales: (lowest, highest) scale trained; step: optimiser steps taken
     run: the training configuration, plain; log: one dict per validation
@@ -98,7 +98,7 @@ def load(path: Path) -> Checkpoint:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What a checkpoint file holds, tensors and plain values alone; CheckpointError where it is none."""
+    """The content of a checkpoint file, tensors and plain values alone; CheckpointError where it is none."""
     try:
         if path.exists() and not path.is_file():
             raise CheckpointError(f"cannot read {str(path)!r}: it is no file; give a .pth or .ckpt file")
@@ -138,8 +138,10 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _damaged(archive: zipfile.ZipFile) -> str | None:
-    """The first member that is not as it was written. PyTorch stores them as they are; one that is packed, and might
-    unpack to terabytes, is none of its."""
+    """The first member that is not as it was written.
+
+    PyTorch stores members uncompressed; a compressed one, which might unpack to terabytes, is not PyTorch's.
+    """
     packed = (item.filename for item in archive.infolist() if item.compress_type != zipfile.ZIP_STORED)
     return next(packed, None) or archive.testzip()
 
@@ -222,7 +224,7 @@ def _authors(path: Path, content: dict[str, Any]) -> Checkpoint:
 
 
 def _authors_config(path: Path, state: dict[str, Tensor], options: dict[str, Any]) -> ModelConfig:
-    """Width and depth of encoder and decoder as the shapes of their weights tell."""
+    """Width and depth of encoder and decoder by the shapes of their weights."""
 
     def count(pattern: str) -> int:
         return len({m.group(1) for m in (re.match(pattern, k) for k in state) if m})

@@ -19,8 +19,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, config=STRICT)
 class Scales:
-    """What scales an image's training patches are reduced by: one drawn from ``uniform: [low, high]``, one of
-    ``choices: [2, 3, 4]``, or a patch at each of ``every: [2, 3, 4]`` (the paper's)."""
+    """The scales by which an image's training patches are reduced.
+
+    One drawn from ``uniform: [low, high]``, one of ``choices: [2, 3, 4]``, or a patch at each of ``every: [2, 3, 4]``
+    (the paper's).
+    """
 
     uniform: tuple[float, float] | None = None
     choices: tuple[float, ...] | None = None
@@ -61,7 +64,7 @@ class DegradeConfig:
     optics: share of degraded patches with a lens' ``blur`` (gaussian, LR pixels), reduced by area, bilinear or bicubic,
         and sharpened by up to ``sharpen`` times what a gaussian of one pixel takes away
     grey: share of degraded patches without colour
-    jitter: how wrong the level is that the network is told, standard deviation of its logarithm
+    jitter: how wrong the level is that the network is given, standard deviation of its logarithm
     """
 
     clean: float = Field(default=0.3, ge=0, le=1)
@@ -95,7 +98,7 @@ class DataConfig:
 
     patch: LR pixels along a side; queries: HR pixels drawn per patch, null for all of them
     batch: images per step, over all processes; each gives a patch, or one per scale of ``scales.every``
-    degrade: what LR patches suffer as a camera's frames do, null for the protocol's bicubic alone
+    degrade: degradations of LR patches, like those of a camera's frames; null for the protocol's bicubic alone
     holdout: images kept out of training for validation; holdout_crop: HR pixels of their central crop
     shrink: each HR patch is first reduced by a random factor in [1, shrink]: finer texture, less of JPEG's traces
     largest: photographs are halved until their short side is below this many pixels
@@ -154,12 +157,12 @@ class RunConfig:
     @model_validator(mode="after")
     def _told_what_it_sees(self) -> Self:
         if (self.data.degrade is None) != (self.model.dial is None):
-            raise ValueError("data.degrade and model.dial belong together: the network is told how degraded a patch is")
+            raise ValueError("data.degrade and model.dial belong together: the dial takes how degraded a patch is")
         degrade, dial = self.data.degrade, self.model.dial
         if degrade and dial and (degrade.noise[1] > dial.noise or 100 - degrade.jpeg[0] > dial.compression):
             raise ValueError(
                 f"data.degrade goes up to noise {degrade.noise[1]:g} and compression {100 - degrade.jpeg[0]}, "
-                f"model.dial to {dial.noise:g} and {dial.compression:g}: what is beyond the dial could not be told"
+                f"model.dial to {dial.noise:g} and {dial.compression:g}: what is beyond the dial could not be given"
             )
         return self
 
@@ -215,7 +218,7 @@ def _keys_at(kind: Any, location: tuple[int | str, ...]) -> list[str]:
 
 
 def read(path: Path) -> RunConfig:
-    """A run's YAML file, checked. ``extends: OTHER.yaml`` (beside it) says what to take where it is silent."""
+    """A run's YAML file, checked. What it leaves out is taken from the file of ``extends: OTHER.yaml``, beside it."""
     return parse(RunConfig, values(path), str(path))
 
 
@@ -245,8 +248,11 @@ def _values(path: Path, above: tuple[Path, ...]) -> Any:
 
 
 def _merged(base: Any, over: Any) -> Any:
-    """``over`` laid over ``base``, key by key; a mapping that names another kind replaces the base's whole, and so do
-    ``scales``, of which there is one kind at a time."""
+    """``over`` merged into ``base``, key by key.
+
+    A mapping that names another kind replaces the base's whole, and so do ``scales``, of which there is one kind at a
+    time.
+    """
     if not (isinstance(base, dict) and isinstance(over, dict)) or base.get("name") != over.get(
         "name", base.get("name")
     ):

@@ -17,7 +17,7 @@ def read(folder: Path) -> dict[str, Series]:
     for path in starts:
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
-                if not (row.get("step") or "").isdigit():  # cut short by whatever ended the run
+                if not (row.get("step") or "").isdigit():  # cut short when the run ended
                     continue
                 for name, value in row.items():
                     if value and name not in ("step", "epoch"):

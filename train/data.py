@@ -29,15 +29,17 @@ class Sample(NamedTuple):
     weight: Tensor
 
 
-SAMPLES = 24  # rows and columns of a photograph that tell how bright it is
+SAMPLES = 24  # rows and columns of a photograph that are sampled for its brightness
 _resize = lru_cache(maxsize=4096)(grid.resize)
 
 
 def make_sample(
     image: UInt8, scale: float, config: DataConfig, layout: grid.Layout, rng: np.random.Generator
 ) -> Sample:
-    """A random crop of ``image`` (uint8 RGB [H, W, 3]), reduced by ``scale``, flipped and transposed at random (paper,
-    section 4.2)."""
+    """A random crop of ``image`` (uint8 RGB [H, W, 3]), reduced by ``scale`` (paper, section 4.2).
+
+    Flipped and transposed at random.
+    """
     patch = config.patch
     short = min(image.shape[:2])
     size = round(patch * min(scale, short / patch))
@@ -57,8 +59,8 @@ def make_sample(
         sparse = image[:: max(1, image.shape[0] // SAMPLES), :: max(1, image.shape[1] // SAMPLES)]
         whole = sparse.astype(np.float32) / np.float32(255)
         hr, lr, strength = degradation.degrade(hr, (patch, patch), config.degrade, rng, whole)
-        told = torch.tensor(degradation.told(strength, config.degrade, rng))
-        lr = torch.cat((lr, told[:, None, None].expand(-1, patch, patch)))
+        given = torch.tensor(degradation.inexact(strength, config.degrade, rng))
+        lr = torch.cat((lr, given[:, None, None].expand(-1, patch, patch)))
     picks = np.arange(size * size) if config.queries is None else rng.integers(size * size, size=config.queries)
     index, query = _resize((patch, patch), (size, size), layout).arrays(picks)
     rgb = hr.flatten(1).t()[torch.from_numpy(picks)]
@@ -79,8 +81,10 @@ def collate(samples: Sequence[Sample]) -> Sample:
 
 
 class PatchStream(IterableDataset[Sample]):
-    """An endless stream of batches. What image j of batch k gives depends on the seed, k and j alone, so that a
-    resumed run sees what an unbroken one would have seen, with any number of workers and processes.
+    """An endless stream of batches.
+
+    The sample of image j of batch k depends on the seed, k and j alone, so that a resumed run gets the same as an
+    unbroken one, with any number of workers and processes.
 
     first: the number of the first batch; rank, ranks: of several processes each takes its share of every batch
     """

@@ -22,12 +22,15 @@ UNFOLD = 9  # a 3×3 neighbourhood, channel-major as torch.nn.functional.unfold 
 
 
 class Decoder(nn.Module, ABC):
-    """Interface of every decoder.
+    """Base class of the decoders.
 
-    map_channels: channels of each map the encoder graph hands over
-    layout: what a query consists of
-    fold_radius: LR pixels around a feature that its map row reads
-    folded: whether what depends on the LR pixel alone is computed once per LR pixel
+    A subclass sets ``map_channels`` and ``layout`` and implements ``multiply_adds``, ``fold`` and ``forward``.
+
+    Attributes:
+        map_channels: Channels of each map the encoder graph hands over.
+        layout: What a query consists of.
+        fold_radius: LR pixels around a feature that its map row reads.
+        folded: Whether what depends on the LR pixel alone is computed once per LR pixel.
     """
 
     folded = True
@@ -38,15 +41,30 @@ class Decoder(nn.Module, ABC):
     @property
     @abstractmethod
     def multiply_adds(self) -> int:
-        """Of matrix products and weighted sums, per query, folded."""
+        """Multiply-adds of matrix products and weighted sums, per query, in folded form."""
 
     @abstractmethod
     def fold(self, features: Tensor) -> Tensor:
-        """Features [B, C, H, W] to all maps side by side [B, sum(map_channels), H, W]."""
+        """The maps of features: what depends on the LR pixel alone.
+
+        Args:
+            features: float32 [B, C, H, W], the encoder's output.
+
+        Returns:
+            All maps side by side, float32 [B, sum(map_channels), H, W].
+        """
 
     @abstractmethod
     def forward(self, rows: tuple[Tensor, ...], query: Tensor) -> Tensor:
-        """Gathered map rows ([Q·samples, map_channels[i]] each) and query [Q·samples, columns] to RGB [Q, 3]."""
+        """RGB of queries (paper, equation 1), normalised as the model's frames are.
+
+        Args:
+            rows: Gathered rows of each map, float32 [Q·samples, map_channels[i]].
+            query: The layout's numbers, float32 [Q·samples, columns].
+
+        Returns:
+            float32 [Q, 3].
+        """
 
 
 def unfold(features: Tensor, channels: int) -> Tensor:
@@ -58,15 +76,19 @@ def unfold(features: Tensor, channels: int) -> Tensor:
 class DiinnDecoder(Decoder):
     """DIINN, equations 2-9 and the six variants of Table 5.
 
-    modulation: what modulation layers after the first take: the one before, ``m``; with the content, ``mz``;
-        the synthesis layer before with the content, ``sz`` (the paper's, equation 4)
-    init_q: positional initialisation (equations 8 and 9)
-
     ``z``, the 3×3 unfold of the features, enters each modulation layer linearly: with ``w_i [h z] = A_i h + B_i z``
     all ``B_i z + b_i`` are one 3×3 convolution of the features, whose results are the maps. Under ``m`` and ``mz``
     the whole modulation chain depends on the LR pixel alone and the maps are its layers. Positional initialisation
     makes ``z`` depend on the query: nothing folds, the one map is ``z`` itself.
     ``modulation[i]`` holds ``[A_i B_i]``.
+
+    Args:
+        features: Channels of the features.
+        depth: Layers, N.
+        width: Units of a layer, K.
+        modulation: Input of the modulation layers after the first: the one before, ``m``; with the content, ``mz``;
+            the synthesis layer before with the content, ``sz`` (the paper's, equation 4).
+        init_q: Positional initialisation (equations 8 and 9).
     """
 
     layout = grid.NEAREST
@@ -148,10 +170,15 @@ class DiinnDecoder(Decoder):
 
 
 class LiifDecoder(Decoder):
-    """LIIF (Chen et al., CVPR 2021): an MLP on unfolded features, local coordinate and cell, its results at the four
-    LR pixels around a position weighted by area.
+    """LIIF (Chen et al., CVPR 2021): an MLP on unfolded features, local coordinate and cell.
 
-    The columns of its first layer that take the features fold to one map of ``width`` channels.
+    Its results at the four LR pixels around a position are weighted by area (section 3, local ensemble). The columns of
+    its first layer that take the features fold to one map of ``width`` channels.
+
+    Args:
+        features: Channels of the features.
+        depth: Hidden layers.
+        width: Units of a layer.
     """
 
     layout = grid.ENSEMBLE
@@ -191,6 +218,10 @@ class MetaSrDecoder(Decoder):
 
     Linear in the features: with ``h`` the hidden layer, colour c is ``sum_k h_k (z W_kc) + z b_c``, so that three
     maps of ``width`` channels and one of 3 are all a query needs.
+
+    Args:
+        features: Channels of the features.
+        width: Units of the hidden layer.
     """
 
     layout = grid.CORNER

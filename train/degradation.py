@@ -1,7 +1,8 @@
-"""How an LR frame is made from an HR one: the protocol every score of this project is measured under, and what sensors
-(``runtime/noise/sensor_noise.py``), lenses and codecs do to it.
+"""How an LR frame is made from an HR one, and how it is degraded.
 
-Levels of noise are root mean squares over a frame, in grey levels of 255.
+The reduction is that of the protocol every score of this project is measured under; degradations are those of sensors
+(``runtime/noise/sensor_noise.py``), lenses and codecs. Levels of noise are root mean squares over a frame, in grey
+levels of 255.
 """
 
 import re
@@ -85,8 +86,11 @@ def jpeg(rgb: npt.NDArray[np.uint8], quality: int, sampling: int = SAMPLINGS[0])
 
 @dataclass(frozen=True)
 class Degradation:
-    """One that is measured under: ``noise:5`` white noise and ``camera:5`` a sensor's, both in grey levels,
-    ``jpeg:85`` a quality, ``blur:0.6`` a gaussian in LR pixels, ``clean``; joined by ``+``, done in this order."""
+    """A degradation that models are measured under.
+
+    Written as ``noise:5`` (white) and ``camera:5`` (a sensor's), both in grey levels, ``jpeg:85`` (quality),
+    ``blur:0.6`` (a gaussian, LR pixels), ``clean``; joined by ``+``. Applied in the order of the fields.
+    """
 
     name: str
     blur: float = 0
@@ -96,7 +100,7 @@ class Degradation:
 
     @classmethod
     def parse(cls, text: str) -> "Degradation":
-        """From text as above; InputError says what is wrong."""
+        """A degradation from its text; InputError for what is none."""
         values: dict[str, float] = {}
         kinds = {"noise": (0, 100), "camera": (0, 100), "jpeg": (1, 100), "blur": (0, 10)}
         for part in [] if text == "clean" else text.split("+"):
@@ -117,7 +121,7 @@ class Degradation:
 
     @property
     def strength(self) -> tuple[float, float]:
-        """(noise, compression), as a network with a dial is told."""
+        """(noise, compression), as a network with a dial is given it."""
         return float(np.hypot(self.noise, self.camera)), 0.0 if self.quality is None else 100.0 - self.quality
 
     def of(self, lr: Tensor, seed: int) -> Tensor:
@@ -181,8 +185,8 @@ def degrade(
     return hr, to_float(torch.from_numpy(levels.copy())).permute(2, 0, 1), (level, 100.0 - quality)
 
 
-def told(strength: tuple[float, float], options: DegradeConfig, rng: np.random.Generator) -> tuple[float, float]:
-    """``strength`` as a network in training is told it: a little wrong, as an estimate is."""
+def inexact(strength: tuple[float, float], options: DegradeConfig, rng: np.random.Generator) -> tuple[float, float]:
+    """``strength`` as a network in training is given it: a little wrong, as an estimate is."""
     noise, compression = strength
     if strength == NONE:
         return (float(abs(rng.normal(0, 0.5))) if rng.random() < 0.3 else 0.0), 0.0

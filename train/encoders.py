@@ -28,7 +28,17 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualEncoder(nn.Module):
-    """EDSR's body: head, residual blocks, tail, long skip; no mean shift, no upsampler."""
+    """EDSR's body: head, residual blocks, tail, long skip; no mean shift, no upsampler (EDSR, section 3.2).
+
+    Args:
+        channels: Of every layer and of the output.
+        blocks: Residual blocks.
+        inputs: Planes of a frame: 3 for RGB, 5 with a dial.
+
+    Attributes:
+        channels: Of the output.
+        receptive_radius: LR pixels around a feature that it depends on.
+    """
 
     def __init__(self, channels: int, blocks: int, inputs: int = 3) -> None:
         super().__init__()
@@ -70,7 +80,18 @@ class ResidualDenseBlock(nn.Module):
 class Rdn(nn.Module):
     """RDN without its upsampler (Zhang et al., CVPR 2018). RDN-B is 16 blocks of 8 layers, 64 channels.
 
-    Parameters bear the names of the published checkpoints, so that they load as they are.
+    Parameters have the names of the published checkpoints, which so load unchanged.
+
+    Args:
+        channels: Of the features between blocks and of the output.
+        growth: Channels that each dense layer adds.
+        blocks: Residual dense blocks.
+        layers: Dense layers of a block.
+        inputs: Planes of a frame: 3 for RGB, 5 with a dial.
+
+    Attributes:
+        channels: Of the output.
+        receptive_radius: LR pixels around a feature that it depends on.
     """
 
     def __init__(self, channels: int, growth: int, blocks: int, layers: int, inputs: int = 3) -> None:

@@ -1,4 +1,4 @@
-"""``diinn-train estimator``: trains what tells a frame's noise and compression, on degraded photographs."""
+"""``diinn-train estimator``: trains the estimator of frames' noise and compression, on degraded photographs."""
 
 import json
 import logging
@@ -28,10 +28,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 FRAME = (144, 192)  # largest height and width of a training frame
 PATCHES = 24  # of it
-LEAST_REDUCTION = 1.4  # photographs are JPEG files themselves: what that left is gone after this much
+LEAST_REDUCTION = 1.4  # photographs are JPEG files themselves: this much removes the traces of that
 MOST_REDUCTION = 4.0
-BEND = 0.02  # with the absolute error alone a network that says nothing at all learns slowly
-# What the hold-out is measured under
+BEND = 0.02  # with the absolute error alone a network that still predicts a constant learns slowly
+# The degradations that the hold-out is measured under
 CONDITIONS = ("clean", "noise:2", "noise:5", "noise:10", "noise:20", "camera:2", "camera:5", "camera:10", "camera:20")
 COMPRESSED = ("jpeg:90", "jpeg:75", "jpeg:60")
 
@@ -40,7 +40,7 @@ COMPRESSED = ("jpeg:90", "jpeg:75", "jpeg:60")
 class EstimatorConfig:
     """What ``diinn-train estimator -c`` reads.
 
-    degrade: what frames suffer; dial: ranges of what is told; batch: frames a step
+    degrade: degradations of frames; dial: ranges of the estimates; batch: frames a step
     lr: of Adam, with a cosine to zero; holdout: images kept apart
     """
 
@@ -58,7 +58,9 @@ class EstimatorConfig:
 
 @dataclass(frozen=True)
 class Run:
-    """data: folders of photographs; out: where the run is kept
+    """A run.
+
+    data: folders of photographs; out: where the run is kept
     validation: folders of hold-out images, none to hold out some of ``data``
     start: an estimator to begin from
     """
@@ -72,8 +74,10 @@ class Run:
 
 
 class FrameStream(IterableDataset[tuple[Tensor, Tensor]]):
-    """An endless stream of batches: patches [B, S, 3, 32, 32], levels of uint8 as float32, and strengths [B, 2]. What
-    frame j of batch k is depends on the seed, k and j alone."""
+    """An endless stream of batches: patches [B, S, 3, 32, 32], levels of uint8 as float32, and strengths [B, 2].
+
+    Frame j of batch k depends on the seed, k and j alone.
+    """
 
     def __init__(self, photographs: Sequence[UInt8], options: EstimatorConfig) -> None:
         super().__init__()
@@ -85,7 +89,7 @@ class FrameStream(IterableDataset[tuple[Tensor, Tensor]]):
         while True:
             generators = [np.random.default_rng((self.options.seed, number, j)) for j in range(self.options.batch)]
             made = [self._frame(rng) for rng in generators]
-            yield torch.stack([patches for patches, _ in made]), torch.tensor([told for _, told in made])
+            yield torch.stack([patches for patches, _ in made]), torch.tensor([given for _, given in made])
             number += step
 
     def _frame(self, rng: np.random.Generator) -> tuple[Tensor, tuple[float, float]]:
@@ -108,8 +112,10 @@ class FrameStream(IterableDataset[tuple[Tensor, Tensor]]):
 
 
 def _patches(frame: Tensor, count: int | None = None, rng: np.random.Generator | None = None) -> Tensor:
-    """[S, 3, 32, 32] of a frame [3, H, W] in [0, 1], as the runtime takes them; ``count`` of them, some twice where
-    there are fewer."""
+    """Patches [S, 3, 32, 32] of a frame [3, H, W] in [0, 1], as the runtime takes them.
+
+    count: how many, some of them twice where there are fewer
+    """
     found = strength.patches((frame * 255).round().permute(1, 2, 0).numpy(), count or strength.MOST_PATCHES)
     if count is not None and rng is not None:
         found = found[rng.permutation(np.resize(np.arange(len(found)), count))]
@@ -151,7 +157,7 @@ class EstimatorTask(L.LightningModule):
         return {"optimizer": adam, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-Case = tuple[str, Tensor, tuple[float, float]]  # degradation, patches [S, 3, 32, 32], what is true
+Case = tuple[str, Tensor, tuple[float, float]]  # degradation, patches [S, 3, 32, 32], true strength
 
 
 def _cases(holdout: Sequence[UInt8]) -> list[Case]:
@@ -168,8 +174,10 @@ def _cases(holdout: Sequence[UInt8]) -> list[Case]:
 
 @torch.inference_mode()
 def measure(network: estimator.Estimator, cases: Sequence[Case]) -> dict[str, float]:
-    """Median absolute error under each condition: of the noise, grey levels, or of the compression; for clean frames
-    the largest of both."""
+    """Median absolute error under each condition: of the noise, grey levels, or of the compression.
+
+    For clean frames the larger of both.
+    """
     errors: dict[str, list[Tensor]] = {}
     for name, patches, truth in cases:
         found_here = network.estimate(patches[None].to(network.cosines.device))[0].cpu()

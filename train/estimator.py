@@ -1,4 +1,4 @@
-"""What a frame suffered, told from the frame: a small network on the block transforms of a sample of its patches.
+"""Estimates a frame's degradation from the frame: a small network on the block transforms of a sample of its patches.
 
 As CBDNet's estimator (Guo et al., CVPR 2019, section 3.2) it is trained on known noise, but it looks at what a codec
 does: 8×8 cosine transforms, every 4 pixels, so on the codec's grid and astride of it, and once more at half the size.
@@ -41,7 +41,7 @@ def cosines() -> Tensor:
 
 
 class _Pooled(nn.Module):
-    """What a frame's places say, [B·S, C, h, w] to [B, WIDTH]: their mean, weighted for each feature by itself."""
+    """Features of a frame's places pooled, [B·S, C, h, w] to [B, WIDTH]: means with learnt weights."""
 
     def __init__(self, seen: int, side: int, stride: int) -> None:
         super().__init__()
@@ -63,8 +63,11 @@ class _Pooled(nn.Module):
 
 
 class Estimator(nn.Module):
-    """Patches of frames to their (noise, compression): noise is the root mean square of what was added, in grey levels,
-    compression 100 - JPEG quality; ``forward`` may go a little beyond what ``dial`` says, ``estimate`` does not."""
+    """Patches of frames to their (noise, compression).
+
+    Noise is the root mean square of what was added, in grey levels, compression 100 - JPEG quality; ``forward`` may go
+    a little beyond the range of ``dial``, ``estimate`` does not.
+    """
 
     def __init__(self, dial: DialConfig) -> None:
         super().__init__()
@@ -89,10 +92,10 @@ class Estimator(nn.Module):
         """Sizes of a block's coefficients, and its mean colour: noise is stronger in shadows."""
         coefficients = F.conv2d(pixels, self.cosines, stride=STRIDE)
         means = F.avg_pool2d(pixels, BLOCK, STRIDE)
-        return torch.cat((torch.log1p(coefficients.abs()) - 1.5, means / 64 - 2), 1)  # around 0, as networks like it
+        return torch.cat((torch.log1p(coefficients.abs()) - 1.5, means / 64 - 2), 1)  # centred on 0
 
     def estimate(self, patches: Tensor) -> Tensor:
-        """``forward``, within 0 and what ``dial`` says."""
+        """``forward``, clamped to 0 and the range of ``dial``."""
         most = patches.new_tensor([self.dial.noise, self.dial.compression])
         return torch.minimum(self(patches).clamp(min=0), most)
 

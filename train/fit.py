@@ -27,10 +27,12 @@ MAY_CHANGE = {"optim.steps", "data.workers", "compile", "log_every"}
 
 @dataclass(frozen=True)
 class Run:
-    """data: folders of training images; out: where everything the run leaves goes
+    """A run.
+
+    data: folders of training images; out: where everything the run writes goes
     validation: folders of hold-out images, none to hold out some of ``data``
     start: a checkpoint to begin from
-    resume: go on from ``out/resume.ckpt``, which each validation writes, and a signal
+    resume: go on from ``out/resume.ckpt``, which is written at each validation and on a signal
     """
 
     config: RunConfig
@@ -113,8 +115,10 @@ def fit(run: Run) -> Path:
 
 
 def _weights(start: Path, wanted: ModelConfig) -> dict[str, Tensor]:
-    """Of checkpoint ``start`` for a model as ``wanted``, which may have a dial where ``start`` has none: the planes of
-    strength then begin with weights of zero."""
+    """The weights of checkpoint ``start`` for a model as ``wanted``.
+
+    It may have a dial where ``start`` has none: the planes of strength then begin with weights of zero.
+    """
     first = checkpoint.load(start).model
     if first.config not in (wanted, replace(wanted, dial=None)):
         raise InputError(f"{start} holds another model than the configuration describes: {first.config}")

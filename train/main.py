@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train as the arguments say."""
+    """Train a model by the arguments."""
     from diinn.train import config, fit  # Lightning takes seconds to import: not for --help
 
     _quiet()
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_estimator(args: argparse.Namespace) -> int:
-    """Train an estimator as the arguments say."""
+    """Train an estimator by the arguments."""
     from diinn.train import estimation
 
     _quiet()
@@ -76,8 +76,9 @@ def run_estimator(args: argparse.Namespace) -> int:
 
 
 def _quiet() -> None:
-    for said in ("LeafSpec", "does not have many workers", "exists and is not empty"):  # by Lightning, of itself
-        warnings.filterwarnings("ignore", f".*{said}")
+    # Lightning's warnings about its own parts.
+    for text in ("LeafSpec", "does not have many workers", "exists and is not empty"):
+        warnings.filterwarnings("ignore", f".*{text}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, config=STRICT)
 class DialConfig:
-    """A network that is told how degraded a frame is, by two planes beside RGB (FFDNet, Zhang et al., IEEE TIP 2018).
+    """A network that is given how degraded a frame is, by two planes beside RGB (FFDNet, Zhang et al., IEEE TIP 2018).
 
     noise: highest level trained, root mean square in grey levels; compression: highest, 100 - JPEG quality
     """
@@ -25,7 +25,7 @@ class ModelConfig:
 
     mean, std: frames in [0, 1] enter the encoder as ``(x - mean) / std`` and RGB leaves the decoder
         as ``y * std + mean``
-    dial: what the network is told beside the frame, null for none
+    dial: what the network is given beside the frame, null for none
     """
 
     encoder: EncoderConfig = Field(default_factory=lambda: CompactConfig())
@@ -43,8 +43,10 @@ class ModelConfig:
         return torch.cat((frames, planes), 1)
 
     def normalised(self, frames: Tensor) -> Tensor:
-        """Frames with their strength as the encoder takes them: RGB by ``mean`` and ``std``, strengths as shares of the
-        highest trained."""
+        """Frames with their strength as the encoder takes them.
+
+        RGB is normalised by ``mean`` and ``std``, strengths are divided by the highest trained.
+        """
         if self.dial is None:
             return (frames - self.mean) / self.std
         rows = [[self.mean] * 3 + [0, 0], [self.std] * 3 + [self.dial.noise, self.dial.compression]]
@@ -54,7 +56,13 @@ class ModelConfig:
 
 
 class SuperResolutionModel(nn.Module):
-    """Frames and queries to RGB, both in [0, 1], colour order RGB (paper, equation 1)."""
+    """Frames and queries to RGB, both in [0, 1], colour order RGB (paper, equation 1).
+
+    Attributes:
+        config: Encoder, decoder, normalisation and dial.
+        encoder: Normalised frames [B, inputs, H, W] to features [B, C, H, W].
+        decoder: The decoder, in folded form.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -73,21 +81,32 @@ class SuperResolutionModel(nn.Module):
         return self.encoder.receptive_radius + self.decoder.fold_radius + len(self.decoder.layout.shifts) - 1
 
     def with_strength(self, frames: Tensor, strength: Tensor | None = None) -> Tensor:
-        """What ``encode`` takes: frames [B, 3, H, W] and, where there is a dial, planes of noise and compression.
+        """Frames as ``encode`` takes them: where there is a dial, with planes of noise and compression.
 
-        strength: float [B, 2], default none at all
+        Args:
+            frames: float32 [B, 3, H, W], RGB in [0, 1].
+            strength: float [B, 2], (noise, compression); default 0 and 0.
+
+        Returns:
+            float32 [B, inputs, H, W].
         """
         return self.config.with_strength(frames, strength)
 
     def encode(self, frames: Tensor) -> tuple[Tensor, ...]:
-        """Frames [B, 3, H, W] float32 in [0, 1] (and their strength: ``with_strength``) to the maps, channels last:
-        [B, H, W, C] each."""
+        """The maps of frames.
+
+        Args:
+            frames: float32 [B, inputs, H, W], RGB in [0, 1] and with a dial their strength, see ``with_strength``.
+
+        Returns:
+            The decoder's maps, channels last: float32 [B, H, W, C] each.
+        """
         folded = self.decoder.fold(self.features(frames)).permute(0, 2, 3, 1)
         maps: tuple[Tensor, ...] = torch.split(folded, list(self.decoder.map_channels), -1)
         return maps
 
     def features(self, frames: Tensor) -> Tensor:
-        """What the encoder makes of ``encode``'s frames: [B, C, H, W]."""
+        """The encoder's features of ``encode``'s frames: [B, C, H, W]."""
         features: Tensor = self.encoder(self.config.normalised(frames))
         return features
 
@@ -98,7 +117,7 @@ class SuperResolutionModel(nn.Module):
     def forward(self, frames: Tensor, index: Tensor, query: Tensor) -> Tensor:
         """RGB [Q, 3] at queries whose ``index`` int64 [Q·samples] is a row of the flattened [B·H·W] maps.
 
-        The decoder runs in float32 under mixed precision too: a sine wants its argument exact.
+        The decoder runs in float32 under mixed precision too: a sine needs its argument exact.
         """
         maps = self.encode(frames)
         # index_select on channels-last rows: gathering from NCHW is ruinous in the backward pass.

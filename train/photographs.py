@@ -23,7 +23,7 @@ READERS = 8
 
 def find_images(*folders: Path) -> list[Path]:
     """Every image below ``folders``, sorted within each; InputError for one without any."""
-    files: dict[Path, Path] = {}  # by what they really are: a file found twice counts once
+    files: dict[Path, Path] = {}  # by resolved path: a file found twice counts once
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"no folder {str(folder)!r}: give a folder of images")
@@ -48,8 +48,9 @@ def split_holdout(files: Sequence[Path], count: int) -> tuple[list[Path], list[P
 
 
 class Photographs(Sequence[UInt8]):
-    """Images as uint8 RGB [H, W, 3], each decoded once and kept while all kept ones fit into ``budget`` bytes (default:
-    half of the memory that is free, shared by this machine's processes); the others are read again at each use.
+    """Images as uint8 RGB [H, W, 3], decoded once and kept as far as memory reaches; others are read at each use.
+
+    Kept ones fit into ``budget`` bytes (default: half of the memory that is free, shared by this machine's processes).
 
     largest: an image is halved (2×2 means) until its short side is below this: big photographs hold little
         texture per pixel; smallest: those whose short side is below are left out, as are those that cannot be

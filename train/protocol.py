@@ -31,7 +31,7 @@ Upscaler = Callable[[Tensor, tuple[int, int]], Tensor]  # LR [3, h, w] and HR (h
 
 
 def bicubic_upscaler(lr: Tensor, shape: tuple[int, int]) -> Tensor:
-    """The baseline of every table."""
+    """Antialiased bicubic, the baseline of every table."""
     return degradation.bicubic(lr, shape)
 
 
@@ -44,7 +44,7 @@ def super_resolve(
 ) -> Tensor:
     """SR [3, H, W] of one LR frame [3, h, w] (RGB in [0, 1]) at ``shape`` (height, width), in PyTorch.
 
-    strength: (noise, compression) that a model with a dial is told
+    strength: (noise, compression) that a model with a dial is given
     """
     queries = grid.resize((lr.shape[2], lr.shape[1]), shape[::-1], model.decoder.layout)
     return decode(model, lr, queries, strength).t().reshape(3, *shape)
@@ -71,7 +71,10 @@ def decode(
 
 @dataclass(frozen=True)
 class Score:
-    """psnr, lr_psnr: dB; ssim: up to 1."""
+    """Metrics of an image, or their means.
+
+    psnr, lr_psnr: dB; ssim: up to 1
+    """
 
     psnr: float
     ssim: float
@@ -87,8 +90,10 @@ def psnr(hr: Tensor, scale: float, upscale: Upscaler, degrade: Degrade | None = 
 
 
 def score(hr: Tensor, scale: float, upscale: Upscaler, degrade: Degrade | None = None) -> Score:
-    """All metrics of one HR image, float [3, H, W] in [0, 1], at one scale; degrade: what happens to its LR frame, with
-    which LR-PSNR means nothing and is NaN."""
+    """All metrics of one HR image, float [3, H, W] in [0, 1], at one scale.
+
+    degrade: what happens to its LR frame; LR-PSNR then has no meaning and is NaN
+    """
     sr = _super_resolved(hr, scale, upscale, degrade)
     if degrade is not None:
         return Score(_psnr(sr, hr), _ssim(sr, hr), float("nan"))
@@ -108,8 +113,11 @@ def _psnr(image: Tensor, reference: Tensor) -> float:
 
 
 def _ssim(image: Tensor, reference: Tensor) -> float:
-    """SSIM over the pixels whose window lies in the image (Wang et al., IEEE TIP 2004, equation 13), as torchmetrics up
-    to 0.9 gave it: today's counts the border too. Separable windows make it several times faster than torchmetrics'."""
+    """SSIM over the pixels whose window lies in the image (Wang et al., IEEE TIP 2004, equation 13).
+
+    As torchmetrics up to 0.9 gave it: today's counts the border too. Separable windows make it several times faster
+    than torchmetrics'.
+    """
     if min(image.shape[1:]) <= 2 * SSIM_BORDER:
         return float("nan")
 

@@ -18,7 +18,11 @@ CHUNK = 30_000  # queries at a time: LIIF's and Meta-SR's evaluation takes as ma
 
 
 class PublishedDiinn(nn.Module):
-    """Section 3, equations 2-9: 1×1 convolutions over all features at output size."""
+    """DIINN (section 3, equations 2-9): 1×1 convolutions over all features at output size.
+
+    Args:
+        decoder: The folded form whose weights are taken.
+    """
 
     def __init__(self, decoder: DiinnDecoder) -> None:
         super().__init__()
@@ -45,7 +49,11 @@ class PublishedDiinn(nn.Module):
 
 
 class PublishedLiif(nn.Module):
-    """LIIF, section 3: feature unfolding, local ensemble, cell decoding."""
+    """LIIF, section 3: feature unfolding, local ensemble, cell decoding.
+
+    Args:
+        decoder: The folded form whose weights are taken.
+    """
 
     def __init__(self, decoder: LiifDecoder) -> None:
         super().__init__()
@@ -78,7 +86,11 @@ class PublishedLiif(nn.Module):
 
 
 class PublishedMetaSr(nn.Module):
-    """Meta-SR, section 3.3: the weights of a 3×3 filter, predicted for every output pixel."""
+    """Meta-SR, section 3.3: the weights of a 3×3 filter, predicted for every output pixel.
+
+    Args:
+        decoder: The folded form whose weights are taken.
+    """
 
     def __init__(self, decoder: MetaSrDecoder) -> None:
         super().__init__()
@@ -102,7 +114,11 @@ class PublishedMetaSr(nn.Module):
 
 
 class PublishedModel(nn.Module):
-    """The published pipeline with the weights of a folded model: frames [B, 3, H, W] in [0, 1] to RGB."""
+    """The published pipeline with the weights of a folded model.
+
+    Args:
+        model: The folded model; its encoder is shared, not copied.
+    """
 
     def __init__(self, model: SuperResolutionModel) -> None:
         super().__init__()
@@ -116,7 +132,15 @@ class PublishedModel(nn.Module):
             self.decoder = PublishedMetaSr(folded)
 
     def forward(self, frames: Tensor, shape: tuple[int, int]) -> Tensor:
-        """RGB [B, 3, height, width] in [0, 1], unclamped."""
+        """Super-resolve whole frames.
+
+        Args:
+            frames: float32 [B, 3, H, W], RGB in [0, 1].
+            shape: (height, width) of the output.
+
+        Returns:
+            RGB float32 [B, 3, height, width] in [0, 1], unclamped.
+        """
         features = self.encoder(self.config.normalised(self.config.with_strength(frames)))
         return self.decoder(features, shape) * self.config.std + self.config.mean  # type: ignore[no-any-return]
 

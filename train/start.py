@@ -1,4 +1,4 @@
-"""Where ``diinn-train`` begins: PyTorch takes seconds to import, and Ctrl-C then prints no trace."""
+"""Entry point of ``diinn-train``: PyTorch takes seconds to import, and Ctrl-C must print no trace meanwhile."""
 
 from diinn.runtime.util.early_interrupt import quietly
 

@@ -1,4 +1,4 @@
-"""What Lightning trains: the loss, the schedule, validation, and the checkpoints a run leaves."""
+"""The task that Lightning trains: the loss, the schedule, validation, and the checkpoints a run writes."""
 
 import math
 import signal
@@ -30,7 +30,7 @@ Case = tuple[Tensor, float, str, int]  # a crop uint8 [H, W, 3], scale, degradat
 
 
 class TrainingLoader(DataLoader[data.Sample]):
-    """A loader whose place is the step that training has reached, so that it has no state of its own to save."""
+    """A loader whose position is the step that training has reached, so that it has no state of its own to save."""
 
     _running: Any = None
 
@@ -39,8 +39,10 @@ class TrainingLoader(DataLoader[data.Sample]):
         return self._running
 
     def stop(self) -> None:
-        """End the workers: they heed no signal, and an exception keeps their iterator alive until the process waits
-        for them."""
+        """End the workers.
+
+        They ignore signals, and an exception keeps their iterator alive until the process waits for them.
+        """
         if hasattr(self._running, "_shutdown_workers"):
             self._running._shutdown_workers()
 
@@ -155,7 +157,7 @@ class CheckpointWriter(Callback):
         chosen_by = sum(means) / len(means)
         pl_module.log("psnr", chosen_by)
         entry = {"step": trainer.global_step, **scores, "psnr": round(chosen_by, 4)}
-        if not math.isfinite(entry["psnr"]):  # what stands on disk is still good
+        if not math.isfinite(entry["psnr"]):  # the files on disk are still good
             raise DiinnError(f"the weights are not finite at step {trainer.global_step}: lower optim.lr or optim.clip")
         best = all(entry["psnr"] > earlier["psnr"] for earlier in self.history)
         self.history.append(entry)

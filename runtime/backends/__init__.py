@@ -26,7 +26,7 @@ def candidates(name: str) -> list[str]:
 
 
 def load(name: str) -> type[Backend]:
-    """The class of a backend; InputError says what to install where its library is missing."""
+    """The class of a backend; InputError, with what to install, where its library is missing."""
     module, cls, remedy = BACKENDS[name]
     try:
         found: type[Backend] = getattr(import_module(module), cls)

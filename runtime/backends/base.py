@@ -27,13 +27,14 @@ def _no_reference(backend: Backend, precision: str, profile: Profile) -> Verdict
 class BackendOptions:
     """What a backend is opened with.
 
-    provider: which of the backend's devices, None for its default
-    threads: CPU threads, None for all this process may use
-    chunk: queries decoded at once, None for what suits the model's width
-    precision: which of the bundle's graphs, None for the backend's choice
-    may_build: whether to build engines that are not there, which takes minutes
-    cuda_graphs: whether to replay work on a GPU that comes again as CUDA graphs
-    compare: compares engines of (backend, precision, profile of the encoder) with the CPU
+    Attributes:
+        provider: Which of the backend's devices; None for its default.
+        threads: CPU threads; None for all this process may use.
+        chunk: Queries decoded at once; None for what suits the model's width.
+        precision: Which of the bundle's graphs; None for the backend's choice.
+        may_build: Whether to build missing engines, which takes minutes.
+        cuda_graphs: Whether to replay repeated work on a GPU as CUDA graphs.
+        compare: Compares engines of (backend, precision, profile of the encoder) with the CPU.
     """
 
     provider: str | None = None
@@ -56,8 +57,12 @@ class BackendOptions:
 class Segment:
     """Queries to decode and where their pixels go.
 
-    queries, ids: which; offset: first row of their frame in the maps
-    out: [h·w, 3] BGR, uint8 or float32 in units of [0, 1]; border: value of queries outside the frame
+    Attributes:
+        queries: The queries of a view.
+        ids: Which of them.
+        offset: First row of their frame in the maps.
+        out: [h·w, 3] BGR, uint8 or float32 in units of [0, 1].
+        border: Value of queries outside the frame, in units of [0, 1].
     """
 
     queries: Queries
@@ -93,7 +98,7 @@ class Segment:
         self.out[self.ids] = bgr
 
 
-Chunk = list[tuple[int, Segment]]  # (position in the chunk, what stands there)
+Chunk = list[tuple[int, Segment]]  # (position of its first query in the chunk, segment)
 Maps = Any  # what ``encode`` made and ``run_chunk`` takes: the backend's own
 
 
@@ -122,10 +127,18 @@ def pack(segments: Sequence[Segment], size: int) -> Iterator[Chunk]:
 
 
 class Backend(ABC):
-    """Base of the backends: life cycle, chunks, worker threads. Subclasses fill in the hooks.
+    """Base of the backends: life cycle, chunks, worker threads.
 
-    name: how ``backend=`` calls it; workers: chunks decoded at the same time
-    tolerance: allowed difference to the golden sample, units of [0, 1]; None for what the sample says
+    A subclass implements ``load``, ``describe``, ``encode`` and ``run_chunk``; the other hooks have defaults.
+
+    Attributes:
+        name: What selects it as ``backend=``.
+        workers: Chunks decoded at the same time.
+        tolerance: Allowed difference to the golden sample, units of [0, 1]; None for the sample's own.
+        bundle: The model.
+        options: What it was opened with.
+        chunk: Queries decoded at once.
+        closed: Whether it cannot be used any more.
     """
 
     name: str
@@ -143,30 +156,58 @@ class Backend(ABC):
 
     @classmethod
     def not_ready(cls, bundle: Bundle, options: BackendOptions) -> str:
-        """Why "auto" should not take this backend here and now; empty if it may."""
+        """Why "auto" should not take this backend now; empty if it may. Builds nothing.
+
+        Args:
+            bundle: The model.
+            options: What the backend would be opened with.
+        """
         return ""
 
     @abstractmethod
     def load(self) -> None:
-        """Open the graphs of ``self.bundle`` and check their names, shapes and dtypes."""
+        """Open the graphs of ``self.bundle`` and check their names, shapes and dtypes; called by the constructor.
+
+        Raises:
+            BundleError: A graph is damaged or has other tensors.
+            InputError: The bundle or the options are not for this backend.
+        """
 
     @abstractmethod
     def describe(self) -> str:
-        """The backend and its device, for people."""
+        """The backend and its device, in a few words for users."""
 
     @abstractmethod
     def encode(self, frames: Sequence[Image], levels: Sequence[Levels]) -> Maps:
-        """Frames of one size to the maps: rows of all frames together, [B·H·W, C] each.
+        """Encode frames of one size.
 
-        levels: the encoder's inputs beside each frame, ``Bundle.levels`` of its strength
+        Args:
+            frames: uint8 or float32 in [0, 1], [H, W, 3] BGR each; at most ``max_batch`` of them.
+            levels: The encoder's inputs beside each frame, ``Bundle.levels`` of its strength.
+
+        Returns:
+            The maps: rows of all frames together, [B·H·W, C] each, in the backend's own form.
+
+        Raises:
+            OutOfMemory: The device has too little memory left.
         """
 
     @abstractmethod
     def run_chunk(self, maps: Maps, chunk: Chunk) -> None:
-        """Decode one chunk and write its pixels; called from worker threads."""
+        """Decode one chunk and write its pixels (``write``); called from worker threads.
+
+        Args:
+            maps: What ``encode`` returned.
+            chunk: At most ``self.chunk`` queries.
+        """
 
     def decode(self, maps: Maps, segments: Sequence[Segment]) -> None:
-        """Decode all queries of ``segments`` and write their pixels."""
+        """Decode all queries and write their pixels, chunk by chunk in ``workers`` threads.
+
+        Args:
+            maps: What ``encode`` returned.
+            segments: Queries, and the arrays their pixels go to.
+        """
         chunks = pack(segments, self.chunk)
         if self.workers == 1:
             for chunk in chunks:
@@ -195,10 +236,10 @@ class Backend(ABC):
             task.result()
 
     def fill_inputs(self, chunk: Chunk) -> tuple[Int32, Float32]:
-        """index [chunk·samples] and query [chunk·samples, columns] of a chunk; shapes never change."""
+        """The inputs of a chunk, always of the same shapes: index [chunk·samples], query [chunk·samples, columns]."""
         layout = self.bundle.layout
         each = layout.samples
-        index = np.zeros(self.chunk * each, np.int32)  # what a last, short chunk leaves unused asks row 0
+        index = np.zeros(self.chunk * each, np.int32)  # the unused end of a short chunk refers to row 0
         query = np.zeros((self.chunk * each, len(layout.columns)), np.float32)
         for at, segment in chunk:
             here = slice(at * each, (at + segment.count) * each)
@@ -218,10 +259,17 @@ class Backend(ABC):
         return True
 
     def verify(self, *, again: bool = False) -> None:  # noqa: B027
-        """What a backend checks beyond the golden sample: once per machine, or ``again``. DiinnError if it fails."""
+        """Check what a backend checks beyond the golden sample, once per machine.
+
+        Args:
+            again: Check even if it was checked before.
+
+        Raises:
+            DiinnError: A check fails.
+        """
 
     def close(self) -> None:
-        """Let go of threads, graphs and device memory; the backend cannot be used afterwards."""
+        """Release threads, graphs and device memory; the backend cannot be used afterwards."""
         self.closed = True
         if self._pool is not None:
             self._pool.shutdown()

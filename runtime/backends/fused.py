@@ -42,13 +42,15 @@ class Plan:
 
 
 def plan(width: int, depth: int, shared_bytes: int) -> Plan:
-    """For K = ``width`` and N = ``depth`` where a block may have so much shared memory. Raises InputError for a decoder
-    that has no kernel."""
+    """For K = ``width`` and N = ``depth`` where a block may have so much shared memory.
+
+    Raises InputError for a decoder that has no kernel.
+    """
     if width not in WIDTHS:
         raise InputError(f"no fused kernel for a decoder {width} wide, only for {', '.join(map(str, WIDTHS))}")
     piece = width * 64  # bytes of one group's weights, and of a warp's activations
     pieces = (depth - 1) * width // 16
-    at_once = 3 if width == 16 else 2 if width <= 64 else 1  # as its launch bounds say
+    at_once = 3 if width == 16 else 2 if width <= 64 else 1  # as in its launch bounds
     for warps in WARPS:
         for name, kept in (("resident", pieces), ("streamed", 2)):
             shared = (kept + warps) * piece
@@ -117,7 +119,7 @@ class OrtEncoder:
     map_bytes = HALF
 
     def __init__(self, bundle: Bundle, device: Device, provider: str) -> None:
-        """provider: "CUDA" or "CPU"; raises InputError where it is missing."""
+        """Raises InputError where ``provider``, "CUDA" or "CPU", is missing."""
         from diinn.runtime.util.onnx_runtime import open_session, ort
 
         self._bundle, self._device, self._provider = bundle, device, provider
@@ -162,7 +164,7 @@ class OrtEncoder:
         made = self._session.run([spec.name for spec in self._bundle.maps], {"frame": host})
         for values, address in zip(made, maps, strict=True):
             self._device.upload(address, np.ascontiguousarray(values))
-        self._device.wait()  # what was made is gone when this returns
+        self._device.wait()  # the arrays are freed when this returns
 
 
 class CudaBackend(DeviceBackend):
@@ -200,8 +202,10 @@ class CudaBackend(DeviceBackend):
         self._open_encoder()
 
     def _open_encoder(self) -> None:
-        """A TensorRT engine where a good one is or may be built, else ONNX Runtime on the GPU, else on the CPU, which
-        nobody gets who did not ask for this backend."""
+        """A TensorRT engine where a good one is or may be built, else ONNX Runtime on the GPU, else on the CPU.
+
+        The CPU only where this backend was named: "auto" goes on to the next backend instead.
+        """
         self._engines: Engines | None = None
         why = []
         if self.options.may_build or _engine_there(self.bundle, self.options, self.device):
@@ -214,7 +218,7 @@ class CudaBackend(DeviceBackend):
                     verify.require_passed(encoder.opened.metadata)
                 self._encoder: EngineEncoder | OrtEncoder = encoder
                 return
-            except DiinnError as error:  # none, a damaged one, one that was found wrong
+            except DiinnError as error:  # missing, damaged or found wrong
                 self._engines = None
                 why.append(str(error))
         self._encode_by_onnx_runtime(why)
@@ -290,8 +294,10 @@ class CudaBackend(DeviceBackend):
 
 
 def _no_provider(name: str) -> str:
-    """Why ONNX Runtime has no provider, "CUDA" or "CPU"; empty where it has. Whether its libraries are there shows when
-    a session is opened, which takes seconds and is done once."""
+    """Why ONNX Runtime has no provider, "CUDA" or "CPU"; empty where it has.
+
+    Whether its libraries are installed shows when a session is opened, which takes seconds and is done once.
+    """
     try:
         from diinn.runtime.util.onnx_runtime import SUFFIX, ort
     except ImportError as error:
@@ -308,7 +314,7 @@ def _layers(bundle: Bundle, options: BackendOptions) -> dict[str, Any]:
     if options.precision not in (None, "fp16"):
         raise InputError(f"the cuda backend decodes in fp16, not {options.precision}: use --backend tensorrt")
     if "fp16" not in bundle.graphs:
-        bundle.graph("decoder", "fp16")  # raises, saying why not
+        bundle.graph("decoder", "fp16")  # raises with the reason
     return bundle.layers()
 
 

@@ -1,4 +1,4 @@
-"""What the backends on a GPU have in common: frames go up and pixels come down as they are, all else stays there."""
+"""The base class of the backends on a GPU: frames are uploaded and pixels downloaded as bytes, all else stays there."""
 
 from __future__ import annotations
 
@@ -26,9 +26,13 @@ KERNELS = Path(__file__).parent.parent / "gpu" / "kernels"
 
 
 class DeviceBackend(Backend):
-    """Owns the device, the memory between frames, and the way of frames and pixels.
+    """Owns the device, the memory that is kept between frames, and the transfer of frames and pixels.
 
-    Subclasses encode what lies on the device (``encode_planar``) and decode the segments that do (``decode_segments``).
+    A subclass encodes frames in device memory (``encode_planar``) and decodes segments there (``decode_segments``);
+    it also implements ``require``, ``prepare_for``, ``map_bytes`` and ``describe``.
+
+    Attributes:
+        device: The CUDA device.
     """
 
     def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
@@ -49,28 +53,50 @@ class DeviceBackend(Backend):
 
     @abstractmethod
     def require(self, bundle: Bundle, options: BackendOptions) -> None:
-        """InputError for a device, bundle or options that this backend is not for: before anything is compiled."""
+        """Check that this backend can be used, before anything is compiled.
+
+        Raises:
+            InputError: It is not for this device, bundle or options.
+        """
 
     @abstractmethod
     def map_bytes(self) -> int:
-        """Bytes a value of the maps that ``encode_planar`` makes."""
+        """Bytes of a value of the maps that ``encode_planar`` makes: 2 or 4."""
 
     def compared(self, precision: str, profile: Profile) -> Verdict:
-        """This backend, by engines of ``precision`` whose encoder takes ``profile``, against the CPU."""
+        """Compare this backend with the CPU: engines of ``precision`` whose encoder takes ``profile``."""
         return self.options.compare(self, precision, profile)
 
     @abstractmethod
     def prepare_for(self, size: Size) -> None:
-        """Be ready for frames of ``size`` (width, height); DiinnError where that cannot be."""
+        """Prepare to encode frames of ``size`` (width, height).
+
+        Raises:
+            DiinnError: They cannot be encoded here.
+        """
 
     @abstractmethod
     def encode_planar(self, frames: int, batch: int, size: Size, maps: Sequence[int]) -> None:
-        """Put on the stream: float32 [batch, planes, H, W] (``frames.planar_rgb``) at an address to the maps, an
-        address each."""
+        """Enqueue the encoder on the device's stream.
+
+        Args:
+            frames: Address of float32 [batch, planes, H, W]: RGB in [0, 1], then the levels, as
+                ``images.arrays.planar_rgb`` lays them out.
+            batch: Frames.
+            size: Their (width, height).
+            maps: Address of each map, [batch·H·W, C], to write to.
+        """
 
     @abstractmethod
     def decode_segments(self, maps: DeviceMaps, count: int, segments: int, at: int) -> None:
-        """Put on the stream: ``count`` queries of so many segments (``SEGMENT``) at an address, decoded and stored."""
+        """Enqueue the decoder on the device's stream.
+
+        Args:
+            maps: The maps of a batch.
+            count: Queries.
+            segments: Segments that they come from.
+            at: Address of the segments, ``SEGMENT`` each, which also name where the pixels are stored.
+        """
 
     def encode(self, frames: Sequence[Image], levels: Sequence[Levels]) -> DeviceMaps:
         height, width = frames[0].shape[:2]
@@ -156,11 +182,11 @@ class DeviceBackend(Backend):
 
     @property
     def replays(self) -> int:
-        """How often work was replayed as a CUDA graph."""
+        """How many times work was replayed as a CUDA graph."""
         return self._encoding.count + self._decoding.count
 
     def poison(self) -> None:
-        """Fill idle memory with NaN: what is read before it was written will be seen. For checks."""
+        """Fill idle memory with NaN, so that reads before a write show. For checks."""
         for size, address in self._buffers.idle:
             self.device.fill(address, size, 0xFF)
 

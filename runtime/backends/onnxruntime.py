@@ -62,13 +62,15 @@ class OnnxRuntimeBackend(Backend):
             self._take_encoder_to_gpu()
 
     def _take_encoder_to_gpu(self) -> None:
-        """The encoder, which is most of the work, to a GPU where one answers and gives what the CPU gives: a provider
-        that opens may still lack cuDNN, or code for the device."""
+        """Move the encoder, which is most of the work, to a GPU if one works and gives what the CPU gives.
+
+        A provider that opens may still lack cuDNN, or code for the device.
+        """
         cuda = "CUDA" + SUFFIX
         if cuda not in ort.get_available_providers():
             return
         missing = cuda_driver.missing()
-        if missing:  # whoever installed an ONNX Runtime for GPUs meant to use one
+        if missing:  # an ONNX Runtime for GPUs is installed, so one was meant to be used
             log.warning("the encoder runs on the CPU: %s", missing)
             return
         on_cpu = self._encoder
@@ -152,8 +154,11 @@ class OnnxRuntimeBackend(Backend):
         return f"onnxruntime {ort.__version__} ({f'encoder {encoder}, ' if encoder != where else ''}{where}{threads})"
 
     def max_batch(self, size: tuple[int, int]) -> int | None:
-        """On the CPU as many as keep a layer's activations small: four frames of 320x240 together take a fifth longer
-        than one after the other, with either shipped model; four of 160x120 do not."""
+        """On the CPU as many as keep a layer's activations small.
+
+        Four frames of 320x240 together take a fifth longer than one after the other, with either shipped model; four of
+        160x120 do not.
+        """
         return max(1, CPU_PIXELS // (size[0] * size[1])) if self.encoder_provider == "CPU" + SUFFIX else None
 
     def encode(self, frames: Sequence[Image], levels: Sequence[Levels]) -> list[Float32]:

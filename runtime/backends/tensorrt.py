@@ -1,6 +1,6 @@
 """TensorRT: an encoder and a decoder engine, with coordinates, gather and pixels in CUDA between and after them.
 
-Engines come from the user's cache and are built into it when they are not there (``engines``).
+Engines come from the user's cache; missing ones are built into it (``engines``).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from diinn.runtime.gpu.segments import FLOAT, INT
 
 
 class TensorRtBackend(DeviceBackend):
-    """Two engines on one stream; what is allocated is allocated once."""
+    """Two engines on one stream; all memory is allocated once."""
 
     name = "tensorrt"
 
@@ -61,7 +61,7 @@ class TensorRtBackend(DeviceBackend):
         self._check_maps()
 
     def _prepare(self) -> None:
-        """Kernels, and all memory whose size does not depend on the frame."""
+        """Load kernels, and allocate all memory whose size does not depend on the frame."""
         samples, columns = self.bundle.layout.samples, len(self.bundle.layout.columns)
         most = self.decoder.profile.most["query"][0] // samples
         self.chunk = min(self.options.chunk or most, most)
@@ -146,7 +146,7 @@ class TensorRtBackend(DeviceBackend):
         self._engines.verify(self._opened, self.compared, self._changed, again=again)
 
     def _changed(self) -> None:
-        """Other engines are there: what was captured does not hold any more."""
+        """The engines were replaced: forget the captured graphs, which refer to the old ones."""
         self._check_maps()
         self._encoding.forget()
         self._decoding.forget()

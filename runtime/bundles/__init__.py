@@ -1,1 +1,1 @@
-"""What the exporter writes and the runtime reads."""
+"""Bundles: what the exporter writes and the runtime reads."""

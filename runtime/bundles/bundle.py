@@ -47,19 +47,23 @@ class MapSpec:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A checked bundle.
+    """A checked bundle; ``bundles.bundle.load`` reads one.
 
-    path: the folder
-    architecture: encoder and decoder configuration, for people
-    scales: (lowest, highest) scale trained
-    radius: LR pixels around a pixel that its maps depend on; the exact halo of a band
-    workspace: bytes per LR pixel that the encoder graph needs at its peak, maps included
-    maps, layout: what one sample of a query consists of: a row of each map, and the layout's numbers
-    graphs, files: file names by precision and role (``ROLES``); sha256 by file name, checked when it was loaded
-    dial: the highest noise and compression its encoder was trained for, None without a dial
-    measured: what each precision but fp32 loses, for people
-    quality: scores and the protocol they were measured under; empty if never measured
-    licence, source: terms of the weights; sha256 and step of the checkpoint
+    Attributes:
+        path: The folder.
+        architecture: Encoder and decoder configuration, to be shown.
+        scales: (lowest, highest) scale trained.
+        radius: LR pixels around a pixel that its maps depend on; the exact halo of a band.
+        workspace: Bytes per LR pixel that the encoder graph needs at its peak, maps included.
+        maps: The encoder's maps; a row of each is part of a sample of a query.
+        layout: The numbers of a sample of a query.
+        graphs: File names by precision and role ("encoder", "decoder", …).
+        files: sha256 by file name, checked when it was loaded.
+        dial: The highest noise and compression its encoder was trained for; None without a dial.
+        measured: What each precision but fp32 loses, to be shown.
+        quality: Scores and the protocol they were measured under; empty if never measured.
+        licence: Terms of the weights.
+        source: sha256 and step of the checkpoint.
     """
 
     path: Path
@@ -83,7 +87,7 @@ class Bundle:
 
     @property
     def planes(self) -> int:
-        """Of ``frame``, the encoder graph's input: RGB, and with a dial noise and compression."""
+        """Planes of ``frame``, the encoder graph's input: 3 for RGB, with a dial 5, noise and compression too."""
         return 3 if self.dial is None else 5
 
     def levels(self, strength: Strength) -> Levels:
@@ -96,7 +100,11 @@ class Bundle:
         return self.path / ESTIMATOR if ESTIMATOR in self.files else None
 
     def graph(self, role: str, precision: str = "fp32") -> Path:
-        """Path of a graph, to name it; InputError for a precision that the bundle lacks."""
+        """Path of a graph, for messages.
+
+        Raises:
+            InputError: The bundle lacks the precision.
+        """
         if precision not in self.graphs:
             made = "make them with export/to_trt.py --precision int8 --calib PHOTOS --out NAME.diinn"
             other = made if precision == "int8" else "export it again, or choose another precision"
@@ -105,27 +113,45 @@ class Bundle:
         return self.path / self.graphs[precision][role]
 
     def graph_content(self, role: str, precision: str = "fp32") -> bytes:
-        """The same graph itself: these bytes were hashed and checked, and are what is to be opened."""
+        """A graph's bytes, hashed and checked as they are read: open these, not the file.
+
+        Raises:
+            InputError: The bundle lacks the precision.
+            BundleError: The file has changed.
+        """
         return self.content(self.graph(role, precision).name)
 
     def content(self, name: str) -> bytes:
-        """A file of the bundle, hashed and checked as it is read; BundleError where it has changed."""
+        """A file of the bundle, hashed and checked as it is read.
+
+        Raises:
+            BundleError: It has changed.
+        """
         return bundle_files.read(self.path, name, self.files.get(name))
 
     def engine_precision(self, wanted: str | None = None) -> str:
-        """What engines are built from: ``wanted``, or fp16 where the bundle has it."""
+        """The precision that engines are built from: ``wanted``, or fp16 where the bundle has it."""
         return wanted or ("fp16" if "fp16" in self.graphs else "fp32")
 
     def golden(self) -> dict[str, np.ndarray]:
-        """The golden sample: frame, three views, reference outputs, tolerance (see ``golden.py``)."""
+        """The golden sample: frame, three views, reference outputs, tolerance (see ``golden.py``).
+
+        Raises:
+            BundleError: It is damaged.
+        """
         return bundle_files.arrays(self.content(GOLDEN), self.path / GOLDEN)
 
     def layers(self) -> dict[str, np.ndarray]:
-        """The decoder's own weights, float32, for kernels that take them: ``first`` [K, 4] (what multiplies local y,
-        local x and the ratio, then the bias), ``hidden`` [N - 1, 2, K, K] (modulation's and synthesis' matrix, output
-        by input), ``bias`` [N - 1, K] of the synthesis, ``last`` [3, K] and ``last_bias`` [3] (RGB in [0, 1]).
+        """The decoder's own weights, float32, for kernels that take them.
 
-        Raises InputError for a decoder that is not DIINN's folded one, whose bundle has none.
+        Returns:
+            ``first`` [K, 4] (what multiplies local y, local x and the ratio, then the bias), ``hidden``
+            [N - 1, 2, K, K] (modulation's and synthesis' matrix, output by input), ``bias`` [N - 1, K] of the
+            synthesis, ``last`` [3, K] and ``last_bias`` [3] (RGB in [0, 1]).
+
+        Raises:
+            InputError: The decoder is not DIINN's folded one: its bundle holds no such weights.
+            BundleError: The file is damaged.
         """
         if LAYERS not in self.files:
             raise InputError(f"{self.name} holds no {LAYERS}: only bundles of DIINN's own decoder do, export it again")
@@ -184,7 +210,8 @@ def find(model: str | Path) -> Path:
 def load(model: str | Path) -> Bundle:
     """A bundle by name or path, with format, version and every file's hash checked.
 
-    Raises BundleError, which names the file or field that is wrong.
+    Raises:
+        BundleError: Names the file or field that is wrong.
     """
     path = find(model)
     values = bundle_files.description(path / "bundle.json")
@@ -203,7 +230,7 @@ def load(model: str | Path) -> Bundle:
 
 
 class _Reader:
-    """Takes fields out of bundle.json and says which one is wrong."""
+    """Takes fields out of bundle.json; a BundleError names the one that is wrong."""
 
     def __init__(self, path: Path, values: dict[str, Any]) -> None:
         self.path, self.values = path, values

@@ -17,11 +17,11 @@ from diinn.runtime.util import reading
 ARRAYS = ".npz"
 DESCRIPTION_BYTES = 2**22
 ARRAY_BYTES = 2**26  # of a .npz, packed and unpacked
-GRAPH_BYTES = 2**31 - 1  # more a protobuf cannot have
+GRAPH_BYTES = 2**31 - 1  # protobuf's limit
 
 
 def description(path: Path) -> Any:
-    """What ``bundle.json`` says; BundleError where it cannot be read."""
+    """The content of ``bundle.json``; BundleError where it cannot be read."""
     data = reading.read(path, DESCRIPTION_BYTES, "the bundle's", BundleError)
     try:
         return json.loads(data.decode("utf-8"))
@@ -32,7 +32,8 @@ def description(path: Path) -> Any:
 def read(folder: Path, name: str, sha256: object) -> bytes:
     """A file of a bundle, arrays (``.npz``) or a graph, whose hash must be ``sha256``; a graph must need no other file.
 
-    Raises BundleError, which names the file."""
+    Raises BundleError, which names the file.
+    """
     file = folder / name
     if not file.is_file():
         raise BundleError(f"{folder} lacks {name}: copy the bundle again or export it again")

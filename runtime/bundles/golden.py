@@ -19,12 +19,12 @@ from diinn.runtime.geometry.view import View
 from diinn.runtime.noise.strength import Strength
 
 DIAL_STRENGTHS = 3  # that are replayed where the model has a dial
-LARGEST_TOLERANCE = 0.05  # no honest sample allows more
+LARGEST_TOLERANCE = 0.05  # a sample with more checks nothing
 Sample = Mapping[str, npt.NDArray[Any]]
 
 
 def frame() -> npt.NDArray[np.uint8]:
-    """A frame with what can go wrong: fine stripes, hard edges, flat saturated colours, noise."""
+    """A frame of what is likely to show faults: fine stripes, hard edges, flat saturated colours, noise."""
     y, x = np.mgrid[0:30, 0:36].astype(np.float32)
     zone = 127.5 + 127.5 * np.cos((x**2 + y**2) / 24)
     image = np.stack([zone, 255 - zone, 255 * ((x // 3 + y // 3) % 2)], -1)
@@ -61,7 +61,8 @@ def views(sample: Sample, layout: grid.Layout) -> dict[str, View]:
 def strengths(sample: Sample, *, dial: bool) -> list[Strength]:
     """The strengths that a sample's outputs were made for: none, half and all, or none alone without a dial.
 
-    Raises BundleError for a sample with other strengths."""
+    Raises BundleError for a sample with other strengths.
+    """
     rows = sample["strengths"] if dial and "strengths" in sample else np.zeros((1, 2))
     if rows.shape != ((DIAL_STRENGTHS if dial else 1), 2):
         raise BundleError(f"the golden sample has strengths {list(rows.shape)}, a dial wants {DIAL_STRENGTHS} of 2")
@@ -74,8 +75,10 @@ def output(view: str, strength: int) -> str:
 
 
 def differences(sample: Sample, outputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, float]:
-    """Largest absolute difference of each output, by its array's name, in units of [0, 1]; inf where one is not
-    finite."""
+    """Largest absolute difference of each output, by its array's name, in units of [0, 1].
+
+    inf where an output is not finite.
+    """
     found = {}
     for name, image in outputs.items():
         gap = np.abs(image - sample[name]).max()

@@ -1,4 +1,4 @@
-"""A look at an ONNX graph before anything opens it: it must be whole in its own bytes.
+"""Checks an ONNX graph before anything opens it: it must be complete in its own bytes.
 
 A graph may name other files that hold its weights ("external data"), which no hash of ours covers; older versions of
 ONNX Runtime follow such names anywhere on the disk, and take one of them for an address in memory. Nodes of other

@@ -1,4 +1,4 @@
-"""What a running command prints, by a thread of its own: a terminal or pipe that stands still stops nothing else."""
+"""What a running command prints, by a thread of its own: a blocked terminal or pipe stops nothing else."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from diinn.runtime.util.text import printable, shown
 if TYPE_CHECKING:
     from rich.console import Console
 
-MOST_WAITING = 1000  # lines; what nobody reads is left out
+MOST_WAITING = 1000  # lines; more are dropped while the output is blocked
 
 
 class LineWriter:
     """Writes to one file, in order, until it is closed; its thread begins with the first line.
 
-    file: None where there is none, which takes everything
-    error: what went wrong first; lost: lines that were left out
+    file: None to discard everything
+    error: what went wrong first; lost: lines that were dropped
     above: the console of a progress bar that is shown, above which lines for a terminal go
     """
 
@@ -57,7 +57,7 @@ class LineWriter:
     def _started(self) -> bool:
         try:
             self._thread.start()
-        except RuntimeError:  # no room for a thread: it is written all the same
+        except RuntimeError:  # no thread can be started: written here
             self._thread = threading.Thread(target=self._run, name="diinn-writer", daemon=True)
             return False
         return True
@@ -67,7 +67,8 @@ class LineWriter:
     ) -> bool:
         """Whether all was written within so many seconds, or ``interrupted_seconds`` after ``interrupted`` became true.
 
-        If not, the process cannot end as others do: its output is held."""
+        If not, the process cannot end normally: its output is blocked.
+        """
         self._closed = True
         if self._thread.ident is None:
             return True
@@ -99,13 +100,15 @@ class LineWriter:
     def _try(self, work: Callable[[], None]) -> None:
         try:
             work()
-        except Exception as error:  # a full disk, a reader that is gone: ``error`` shows it
+        except Exception as error:  # a full disk, a reader that is gone: kept in ``error``
             self.error = self.error or error
 
 
 class FileLineWriter(LineWriter):
-    """Writes to a file of its own, which its thread opens with the first line: a pipe that nobody reads stands still
-    even in that. After an error the next line tries again."""
+    """Writes to a file of its own, which its thread opens with the first line: opening a pipe may block, too.
+
+    After an error the next line tries again.
+    """
 
     def __init__(self, path: str) -> None:
         super().__init__(None)

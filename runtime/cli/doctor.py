@@ -49,29 +49,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Clean, or look at everything and judge."""
+    """Clean the cache, or check everything."""
     cache = Cache()
     if args.clean is not None:
         return _clean(cache, args.clean)
-    _say("This machine")
+    _print("This machine")
     for name, value in machine():
-        _say(f"  {name:<13} {value}")
-    _say(f"Engines in {cache.path}")
+        _print(f"  {name:<13} {value}")
+    _print(f"Engines in {cache.path}")
     for line in engines(cache) or ["none"]:
-        _say(f"  {line}")
+        _print(f"  {line}")
     tables(cache)
     bundle = bundles.load(args.model)
     low, high = bundle.scales
-    _say(f"{bundle.name}: {', '.join(bundle.graphs)} graphs; trained for scales {low:g} to {high:g}")
+    _print(f"{bundle.name}: {', '.join(bundle.graphs)} graphs; trained for scales {low:g} to {high:g}")
     verdicts = list(judge(bundle))
     for name, (good, why) in verdicts:
-        _say(f"  {name:<13} {'works' if good else 'no'}: {why}")
+        _print(f"  {name:<13} {'works' if good else 'no'}: {why}")
     works = [name for name, (good, _) in verdicts if good]
-    _say(f"Verdict: {works[0]} will be used" if works else "Verdict: no backend works here, for the reasons above")
+    _print(f"Verdict: {works[0]} will be used" if works else "Verdict: no backend works here, for the reasons above")
     return 0 if works else 1
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     print(shown(line))
 
 
@@ -79,7 +79,7 @@ def _clean(cache: Cache, which: str) -> int:
     chosen = cache.path / Path(which).name if which else None
     if chosen is not None and not chosen.exists():
         raise InputError(f"no engine {which!r} in {cache.path}: diinn-doctor lists them")
-    _say(f"{cache.remove(chosen) / MIB:.1f} MiB removed from {cache.path}")
+    _print(f"{cache.remove(chosen) / MIB:.1f} MiB removed from {cache.path}")
     return 0
 
 
@@ -99,13 +99,13 @@ def machine() -> Iterator[Fact]:
 
 def _or_missing(fact: Callable[[], str]) -> str:
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # what a library says of itself, a page of NumPy's for one
+        with contextlib.redirect_stderr(io.StringIO()):  # libraries' own messages, such as NumPy's page-long one
             return fact()
     except PackageNotFoundError:
         return "not installed, run from its folder"
     except DiinnError as error:
         return str(error)
-    except Exception as error:  # a library that is there and broken is what a doctor is for
+    except Exception as error:  # an installed library that is broken is what this command reports
         return f"not usable: {' '.join(str(error).split())}"
 
 
@@ -192,7 +192,7 @@ def judge(bundle: bundles.Bundle) -> Iterator[tuple[str, tuple[bool, str]]]:
                 yield name, (True, f"{resolver.backend.describe()}, {against}")  # opening it checked it, as "auto" does
         except DiinnError as error:
             yield name, (False, str(error))
-        except Exception as error:  # a broken installation is what a doctor is for
+        except Exception as error:  # a broken installation is what this command reports
             yield name, (False, f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 

@@ -1,4 +1,4 @@
-"""What ``diinn-run`` says of a run: to people, and as lines of JSON."""
+"""What ``diinn-run`` reports of a run: as text, and as lines of JSON."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ from diinn.runtime.util.text import shown
 
 log = logging.getLogger(__name__)
 REFRESH_SECONDS = 0.1
-BAR_SECONDS = 2.0  # for the progress bar to go; its terminal may be held
+BAR_SECONDS = 2.0  # for the progress bar to be removed; its terminal may be blocked
 LINES_SECONDS, INTERRUPTED_LINES_SECONDS = 10.0, 1.0  # for the last lines of statistics, and after a signal
 
 
 def finish(
     stream: Stream, stopped_by: int | None, announcements: Announcements, *, asked: bool, benchmark: bool
 ) -> int:
-    """Say how a run ended; its exit code.
+    """Print how a run ended; its exit code.
 
-    stopped_by: the signal; asked: whether an output was named; benchmark: whether stage times are wanted"""
+    stopped_by: the signal; asked: whether an output was named; benchmark: whether stage times are wanted
+    """
     summary = stream.snapshot(final=True)
     failures = [line for source in stream.sources for line in source.failures]
     lost = [str(source.failure) for source in stream.sources if source.failure is not None]
@@ -82,7 +83,7 @@ def _closing_line(summary: dict[str, Any]) -> str:
 
 
 class Announcements:
-    """What a run prints: among other things what is done with each view, once per frame size."""
+    """What a run prints, each line once; among others what is done with each view, once per frame size."""
 
     def __init__(self, human: LineWriter) -> None:
         self._human = human
@@ -130,9 +131,10 @@ def _written(sink: Sink, view: View) -> str:
 def statistics(
     target: str | None, stream: Stream, out: LineWriter, interrupted: Callable[[], bool]
 ) -> Iterator[Callable[[], None]]:
-    """Writes a line of JSON whenever it is called and a second has passed, and the summary at the end, to a file or
-    (``-``) by ``out``. A full disk is logged once, and is an error at the end; so is a pipe that nobody reads, at
-    the end alone.
+    """Statistics as lines of JSON to a file or (``-``) to ``out``.
+
+    What is yielded writes a line when it is called and a second has passed; the summary follows at the end. A full disk
+    is logged once, and is an error at the end; a pipe without a reader is an error at the end alone.
 
     interrupted: whether the end is not to wait for long
     """
@@ -176,8 +178,10 @@ def statistics(
 def progress(
     stream: Stream, frames: int | None, out: LineWriter, err: LineWriter, *, wanted: bool
 ) -> Iterator[Callable[[], None]]:
-    """A progress line with frames per second and frame age on ``err``, where that is a terminal that can show one;
-    refreshed at each call. Lines stand above it."""
+    """A progress line with frames per second and frame age on ``err``, if that is a terminal that can show one.
+
+    Refreshed at each call of what is yielded; other lines are printed above it.
+    """
     if not (wanted and err.file is not None and err.file.isatty()):
         yield lambda: None
         return
@@ -237,5 +241,5 @@ def progress(
         yield tick
     finally:
         err.do(end)
-        if out.file is not None and out.file.isatty():  # what it prints next stands below, not behind the bar
+        if out.file is not None and out.file.isatty():  # so that its next line starts below the bar
             out.do(wait)

@@ -40,7 +40,7 @@ SIGNALLED = 128  # exit codes above are those of signals
 INTERRUPTED_SECONDS, READER_SECONDS = (
     0.3,
     10.0,
-)  # for lines that are still to be written where nobody reads them: after a signal, else
+)  # for lines still to be written to a blocked output: after a signal, else
 STARTING_SECONDS = 10.0  # that --duration waits for the first frame
 
 
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns 0, 1 for a failure while running, 2 for bad input, 128 + n after signal n."""
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # what goes wrong is reported once, by us
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    for number in range(3):  # what is closed would become somebody else's socket
+    for number in range(3):  # a closed one's number would go to the next socket that is opened
         try:
             os.fstat(number)
         except OSError:
@@ -64,14 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         threading.excepthook = before
     seconds = INTERRUPTED_SECONDS if code > SIGNALLED else READER_SECONDS
     written = [writer.close(seconds) for writer in (out, err)]
-    if not all(written):  # its reader holds what an ordinary end would wait for
+    if not all(written):  # an ordinary end would wait for the blocked output
         os._exit(code or 1)
     after = guarded(name, remedy, lambda: _check(out))
     return code or after
 
 
 def _check(out: LineWriter) -> int:
-    """Raise what went wrong on standard output; what did on standard error stops nothing."""
+    """Raise what went wrong on standard output; errors of standard error are ignored."""
     if out.error is not None:
         raise out.error
     return int(out.lost > 0)
@@ -80,7 +80,7 @@ def _check(out: LineWriter) -> int:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     from diinn.runtime.cli.run_options import parser
-    from diinn.runtime.util import opencv  # noqa: F401  first of all, since it says what is wrong with the one that is here
+    from diinn.runtime.util import opencv  # noqa: F401  first, since it reports what is wrong with an OpenCV
 
     return parser()
 
@@ -126,12 +126,12 @@ def list_devices() -> int:
     from diinn.runtime.util.text import printable
 
     for uri, what in devices():
-        print(printable(f"{uri}: {what}"))  # a device says itself what it is called
+        print(printable(f"{uri}: {what}"))  # the name comes from the device
     return 0
 
 
 def run(args: argparse.Namespace, out: LineWriter, err: LineWriter) -> int:
-    """Do what the arguments ask; DiinnError where that cannot be done."""
+    """Run the command; DiinnError where that fails."""
     from diinn.runtime.cli import report
     from diinn.runtime.cli.run_options import BENCHMARK_FRAMES
     from diinn.runtime.cli.signals import ended_by_signals, stopping
@@ -197,7 +197,7 @@ def _run(stream: Stream, stop: Stop, duration: float, out: LineWriter, ticks: Se
 
 
 def _checked_backend(args: argparse.Namespace) -> str:
-    """The backend that is asked for; InputError for arguments that do not go together."""
+    """The backend of the arguments; InputError for arguments that do not go together."""
     if not (args.camera or args.input or args.cameras):
         raise InputError("no input: give --camera 0, --camera demo or --input FILE")
     backend: str = {"fused": "cuda", "engine": "tensorrt", None: args.backend}[args.decoder]
@@ -219,7 +219,7 @@ def _checked_backend(args: argparse.Namespace) -> str:
 
 
 def settings(args: argparse.Namespace) -> tuple[list[CameraSettings], list[Source]]:
-    """What the arguments ask of each camera and input, and their sources."""
+    """The settings of each camera and input by the arguments, and their sources."""
     from diinn.runtime.geometry.calibration import Calibration
     from diinn.runtime.sinks import result_paths
     from diinn.runtime.sources import CaptureOptions, RetryPolicy, open_camera, open_input

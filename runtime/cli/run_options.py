@@ -192,7 +192,7 @@ def denoise(text: str) -> Denoise:
 
 
 def noise(text: str) -> float:
-    """A level in grey levels."""
+    """A noise level, grey levels."""
     value = _number(text)
     if not 0 <= value <= MOST_NOISE:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of grey levels from 0 to {MOST_NOISE}")
@@ -207,7 +207,7 @@ def count(text: str) -> int:
 
 
 def threads(text: str) -> int:
-    """A number of threads a machine may have."""
+    """A number of threads, from 1 to 1024."""
     if count(text) > 1024:
         raise argparse.ArgumentTypeError(f"{text!r} is more threads than 1024")
     return count(text)

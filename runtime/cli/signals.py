@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a deadline as one question: is it time to end? And an end where nobody can ask."""
+"""Ctrl-C, SIGTERM and a deadline as one request to stop, and an end by signal where native code does not return."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Stop:
         return self.by_signal() or time.monotonic() >= self.deadline
 
     def by_signal(self) -> bool:
-        """Whether somebody asked for it, who is not to wait for long."""
+        """Whether a signal came: the user is not to wait for long then."""
         return self.signal is not None
 
     def __call__(self, number: int, _: FrameType | None) -> None:
@@ -52,10 +52,12 @@ def stopping() -> Iterator[Stop]:
 
 @contextmanager
 def ended_by_signals(seconds: float = NATIVE_SECONDS) -> Iterator[None]:
-    """Meanwhile a signal that Python handles ends the process, with its exit code, if the main thread has not left by
-    itself after so many seconds: it may be in native code (a graph that never ends, a driver that hangs), where no
-    handler of Python's runs. For where nothing is being written."""
-    if threading.current_thread() is not threading.main_thread():  # which alone hears signals
+    """Within, a signal ends the process, with its exit code, if the main thread has not left after so many seconds.
+
+    It may be in native code (a graph that never ends, a driver that hangs), where no handler of Python's runs. For
+    where nothing is being written.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
         yield
         return
     heard, woken = socket.socketpair()
@@ -63,7 +65,7 @@ def ended_by_signals(seconds: float = NATIVE_SECONDS) -> Iterator[None]:
     left = threading.Event()
     thread = threading.Thread(target=_watch, args=(heard, left, seconds), name="diinn-signals", daemon=True)
     before = signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)  # written to by the handler in C
-    with contextlib.suppress(RuntimeError):  # no thread can be started: the first that needs one says so
+    with contextlib.suppress(RuntimeError):  # no thread can be started, which is reported elsewhere
         thread.start()
     try:
         yield

@@ -1,4 +1,4 @@
-"""The first thing a command does, before what takes time to import: Ctrl-C there says nothing, as later on."""
+"""The first thing a command does, before slow imports: Ctrl-C prints no trace there, as later on."""
 
 from diinn.runtime.util.early_interrupt import quietly
 

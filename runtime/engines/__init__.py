@@ -1,1 +1,1 @@
-"""TensorRT engines: which are wanted, how they are built, where they are kept, whether they are right."""
+"""TensorRT engines: their shapes, how they are built, cached and opened, and whether they are right."""

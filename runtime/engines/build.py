@@ -1,4 +1,4 @@
-"""Engines on demand: from the cache if one fits, else built there, once, however many processes ask."""
+"""Engines on demand: from the cache if one fits, else built into it, once, however many processes need it."""
 
 from __future__ import annotations
 
@@ -33,14 +33,16 @@ log = logging.getLogger(__name__)
 ROLES = ("encoder", "decoder")
 INSTALL = "it comes with JetPack (python3 -m venv --system-site-packages), elsewhere pip install tensorrt"
 SPARE = 16 * MIB  # of workspace, beside what frames and queries take
-LAYOUTS = 1.5  # of what is alive at once in an encoder: an input may be there in two layouts
+LAYOUTS = 1.5  # of what is alive at once in an encoder: an input may be held in two layouts
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """workspace: bytes, None for a quarter of what the device has free
-    timing: file of measured timings, None for the cache's; tactics: as in ``worker.Job``
-    force: build though a fitting engine is there; interval: seconds between two words while it builds
+    """How an engine is built.
+
+    workspace: bytes, None for a quarter of what the device has free
+    timing: file of measured timings, None for the cache's; tactics: as in ``Job``
+    force: build although a fitting engine is cached; interval: seconds between two log lines while it builds
     """
 
     workspace: int | None = None
@@ -79,7 +81,7 @@ class Job:
 
 
 class BuildError(DiinnError):
-    """TensorRT did not build an engine; ``memory``: for want of it."""
+    """TensorRT did not build an engine; ``memory``: whether for lack of it."""
 
     def __init__(self, message: str, *, memory: bool) -> None:
         super().__init__(message)
@@ -101,8 +103,10 @@ def tensorrt() -> Any:
 
 
 def no_builder() -> str:
-    """Why TensorRT builds nothing here, in words; empty where it makes a builder. Tried in a process of its own: some
-    versions crash where there is no driver."""
+    """Why TensorRT builds nothing here, for messages; empty where it makes a builder.
+
+    Tried in a process of its own: some versions crash where there is no driver.
+    """
     command = [sys.executable, "-m", "diinn.runtime.engines.build_worker", "--try", str(os.getpid())]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=False)
@@ -115,7 +119,7 @@ def no_builder() -> str:
 
 
 def identities(bundle: Bundle, role: str, precision: str, device: Device) -> list[Identity]:
-    """What an engine of ``bundle`` holds for on this machine, for every way to build it there; best first."""
+    """The identity of an engine of ``bundle`` on this machine, for every way to build it here; best first."""
     version, graph = tensorrt().__version__, bundle.files[bundle.graph(role, precision).name]
     found = (device.name, device.capability, device.multiprocessors)
     return [Identity(role, graph, version, *found, precision, way.route) for way in versions.routes(version)]
@@ -124,10 +128,11 @@ def identities(bundle: Bundle, role: str, precision: str, device: Device) -> lis
 def build(
     bundle: Bundle, key: Key, device: Device, options: BuildOptions, cache: Cache
 ) -> tuple[bytes, EngineMetadata]:
-    """The engine of ``key``, from the cache or built into it; where TensorRT fails to build it, or it was built and
-    found wrong, the one that the next of the ways to build it gives.
+    """The engine of ``key``, from the cache or built into it.
 
-    Raises InputError for a profile that cannot fit, DiinnError for a build that failed: with TensorRT's own words and
+    Where TensorRT fails to build it, or it was built and found wrong, the next way to build it is tried.
+
+    Raises InputError for a profile that cannot fit, DiinnError for a build that failed: with TensorRT's own message and
     what to do.
     """
     keys = other_ways(key)
@@ -147,8 +152,10 @@ def other_ways(key: Key) -> list[Key]:
 def _built(
     bundle: Bundle, keys: Sequence[Key], device: Device, options: BuildOptions, cache: Cache
 ) -> tuple[bytes, EngineMetadata]:
-    """Built in the first of the ways that works. A way whose engine was found wrong is passed over, if another is
-    left."""
+    """Built in the first of the ways that works.
+
+    A way whose engine was found wrong is passed over, if another is left.
+    """
     fresh = [key for key in keys if options.force or not cache.refused(key)] or keys[:1]
     for key in fresh:
         with cache.lock(key) as folder:
@@ -169,7 +176,7 @@ def _built(
 
 
 def _kept(cache: Cache, keys: Sequence[Key], level: int) -> tuple[bytes, EngineMetadata] | None:
-    """The first that is in the cache and was not found wrong; one that was where all were."""
+    """The first that is in the cache and was not found wrong; if all were, one of those."""
     found = []
     for key in keys:
         try:
@@ -187,8 +194,11 @@ def _kept(cache: Cache, keys: Sequence[Key], level: int) -> tuple[bytes, EngineM
 
 
 def least_workspace(bundle: Bundle, role: str, precision: str, profile: Profile) -> int:
-    """Bytes below which a build may find no kernels: a little above what NVIDIA's builders want for the models that
-    ship (``tests/runtime/engines/test_nvidia_builder.py``)."""
+    """Bytes below which a build may find no kernels.
+
+    A little above what NVIDIA's builders need for the models that ship
+    (``tests/runtime/engines/test_nvidia_builder.py``).
+    """
     if role == "encoder":
         batch, _, height, width = profile.most["frame"]
         alive = batch * height * width * bundle.workspace // (2 if precision == "fp16" else 1)
@@ -198,7 +208,7 @@ def least_workspace(bundle: Bundle, role: str, precision: str, profile: Profile)
 
 
 def _workspace(bundle: Bundle, key: Key, device: Device, options: BuildOptions) -> int:
-    """Bytes TensorRT may use, after a look whether the largest shapes can fit at all."""
+    """Bytes TensorRT may use, after a check that the largest shapes can fit at all."""
     role = key.identity.role
     free, total = device.memory()
     shared = cuda_driver.integrated()
@@ -266,12 +276,12 @@ def _in_process(bundle: Bundle, key: Key, options: BuildOptions, workspace: int,
 
 
 def _wait(command: Sequence[str], role: str, interval: float) -> tuple[int, str]:
-    """Exit code and the last words of a process; it ends with us."""
+    """Exit code and last output of a process; it ends with ours."""
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as words:
         began = time.monotonic()
         try:
             process = subprocess.Popen(command, stdout=words, stderr=words, stdin=subprocess.DEVNULL)
-        except OSError as error:  # ENOMEM, EAGAIN: nothing of the cache's
+        except OSError as error:  # ENOMEM, EAGAIN: not the cache's fault
             short = error.errno in (errno.ENOMEM, errno.EAGAIN)
             raise BuildError(
                 f"{role}: cannot start the build: {error.strerror or error}: close other programs", memory=short
@@ -300,7 +310,7 @@ def _report(out: Path) -> dict[str, Any]:
 
 
 def _keep_timing(found: Path, kept: Path) -> None:
-    """Whoever builds last wins: timings are a matter of speed alone."""
+    """Keep the timings of a build; the last build wins, since they matter for speed alone."""
     try:
         replace(kept, found.read_bytes())
     except OSError as error:

@@ -2,7 +2,7 @@
 
 With ``--try`` in place of a job it makes a builder and ends.
 
-A build takes minutes, cannot be interrupted and is what a small machine kills for memory. In a process of its own it
+A build takes minutes, cannot be interrupted and may be killed for memory on a small machine. In a process of its own it
 can be ended, and its end can be explained. Writes the engine to the job's ``out`` and TensorRT's messages to
 ``out.log.json``.
 """
@@ -24,7 +24,7 @@ from diinn.runtime.util.processes import die_with
 
 
 class Log(trt.ILogger):  # type: ignore[misc]
-    """Keeps what TensorRT warns of and complains about; INFO and VERBOSE go."""
+    """Keeps TensorRT's warnings and errors; INFO and VERBOSE are dropped."""
 
     def __init__(self) -> None:
         trt.ILogger.__init__(self)
@@ -39,7 +39,7 @@ class Log(trt.ILogger):  # type: ignore[misc]
 
 
 def build(job: Job, log: Log) -> bytes:
-    """The serialised engine. Raises DiinnError; TensorRT's own words are in ``log``."""
+    """The serialised engine. Raises DiinnError; TensorRT's own messages are in ``log``."""
     rules = versions.rules(trt.__version__, job.route)
     builder = _builder(log)
     network: trt.INetworkDefinition = builder.create_network(
@@ -87,8 +87,10 @@ def _parse(parser: trt.OnnxParser, graph: str) -> None:
 
 
 def _hold_fp32(network: trt.INetworkDefinition) -> None:
-    """Where types are wishes (8.x), mark every layer with an fp32 result to compute it in fp32, sines first of all; but
-    those whose inputs are dequantised: they are to be int8."""
+    """Mark every layer with an fp32 result to be computed in fp32, where types are only hints (8.x).
+
+    Sines need it most. Layers whose inputs are dequantised are left out: they are to run in int8.
+    """
     fixed = {trt.LayerType.CONSTANT, trt.LayerType.SHAPE, trt.LayerType.QUANTIZE, trt.LayerType.DEQUANTIZE}
     dequantised: set[str] = set()
     for i in range(network.num_layers):  # in the graph's order: inputs come first
@@ -145,7 +147,7 @@ def main(path: str) -> int:
 
 
 def attempt() -> int:
-    """Make a builder; exit code 0, or 1 and why not on standard output."""
+    """Make a builder; exit code 0, or 1 with the reason on standard output."""
     try:
         _builder(Log())
     except DiinnError as error:

@@ -1,7 +1,7 @@
-"""Engines in the user's cache: under a key that says what they hold for, beside a JSON file that says what they are.
+"""Engines in the user's cache: under a key that states what they are valid for, each beside a JSON file of metadata.
 
-An engine is native code. One is deserialised only if its metadata is there and fits, the file has the sha256 that the
-metadata records, and both belong to this user and can be written by nobody else. Anything else is built anew.
+An engine is native code. One is deserialised only if its metadata exists and fits, the file has the sha256 that the
+metadata records, and both belong to this user and are writable by no other. Anything else is built anew.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ VERDICT = {"rows", "tolerance", "compared", "at", "passed", "summary"}  # what `
 
 @dataclass(frozen=True)
 class Identity:
-    """What an engine holds for, but for its shapes.
+    """What an engine is valid for, except for its shapes.
 
     onnx: sha256 of the graph; tensorrt: version; device: name of the GPU, which several Orins share
     capability: its compute capability; multiprocessors: how many it has; route: as in ``versions.Rules``
@@ -109,19 +109,19 @@ class Cache:
         return found
 
     def find(self, identity: Identity) -> list[EngineMetadata]:
-        """The metadata of all engines that hold for ``identity``, whatever their shapes; newest first."""
+        """The metadata of all engines of ``identity``, whatever their shapes; newest first."""
         found = [metadata for _, metadata in self.entries() if isinstance(metadata, EngineMetadata)]
         return [metadata for metadata in found if metadata.key.identity == identity]
 
     def refused(self, key: Key) -> bool:
-        """Whether the engine of ``key`` is there and was found wrong."""
+        """Whether the engine of ``key`` is cached and was found wrong."""
         try:
             return not _read_metadata(self.metadata_path(key)).verify.get("passed", True)
         except FileRejected:
             return False
 
     def read(self, key: Key) -> tuple[bytes, EngineMetadata]:
-        """The engine of ``key`` and its metadata. Raises FileRejected, which says what does not fit."""
+        """The engine of ``key`` and its metadata. Raises FileRejected with what does not fit."""
         engine = self.engine(key)
         if not engine.exists():
             raise FileRejected(f"there is no {engine.name} in {self.path}")
@@ -129,24 +129,24 @@ class Cache:
         metadata = _read_metadata(self.metadata_path(key))
         if metadata.key != key:
             raise FileRejected(f"{engine.name} was built for something else than its name says")
-        data = read_own(engine)  # hashed and deserialised from the same bytes: nobody can change them in between
+        data = read_own(engine)  # the same bytes are hashed and deserialised: nothing can change in between
         found = hashlib.sha256(data).hexdigest()
         if found != metadata.sha256:
             raise FileRejected(f"{engine.name} has sha256 {found[:12]}…, its metadata says {metadata.sha256[:12]}…")
         return data, metadata
 
     def write(self, key: Key, data: bytes, seconds: float) -> EngineMetadata:
-        """Keep an engine; a reader meanwhile finds the old one, a whole new one, or none."""
+        """Keep an engine; a concurrent reader finds the old one, the complete new one, or none."""
         metadata = EngineMetadata(key, hashlib.sha256(data).hexdigest(), len(data), time.time(), seconds)
         with writing(self.path):
             self._prepare()
-            self.metadata_path(key).unlink(missing_ok=True)  # from here on, what stands there is not to be used
+            self.metadata_path(key).unlink(missing_ok=True)  # so that the old engine is not used from here on
             replace(self.engine(key), data)
             replace(self.metadata_path(key), metadata.text().encode())
         return metadata
 
     def write_verdict(self, metadata: EngineMetadata, verify: Mapping[str, Any]) -> EngineMetadata:
-        """Record what ``verify.py`` found, unless another engine stands there by now or the cache cannot be written."""
+        """Record what ``verify.py`` found, unless the engine was replaced or the cache cannot be written."""
         judged = EngineMetadata(metadata.key, metadata.sha256, metadata.size, metadata.built, metadata.seconds, verify)
         try:
             with self.lock(metadata.key):
@@ -159,9 +159,11 @@ class Cache:
 
     @contextlib.contextmanager
     def lock(self, key: Key) -> Iterator[Path]:
-        """Held by one process at a time; ends with the process, however that ends. Gives an empty folder to build in,
-        which goes with the lock, or when the next one takes it. Where files cannot be locked (some NFS) nobody waits,
-        and each builds in a folder of its own."""
+        """A lock held by one process at a time, released when the process ends; gives an empty folder to build in.
+
+        The folder is removed with the lock, or when the next process takes it. Where files cannot be locked (some NFS)
+        each process builds in a folder of its own.
+        """
         draft = self.path / f".{key.name}.part"
         with contextlib.ExitStack() as ended:
             with writing(self.path):
@@ -232,7 +234,7 @@ def _locked(handle: int, *, wait: bool) -> bool:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What goes wrong with files in the cache at ``path`` becomes InputError."""
+    """Errors of files in the cache at ``path`` become InputError within."""
     try:
         yield
     except OSError as error:

@@ -49,7 +49,7 @@ class Engine:
             if self._engine is None:
                 raise NotRunnable(f"TensorRT {trt.__version__} does not run {what}")
             self._context: trt.IExecutionContext = self._engine.create_execution_context()
-            if self._context is None:  # its engine is good: it is memory that it could not get
+            if self._context is None:  # the engine is good, but there was no memory for it
                 raise _no_memory(device, what)
             ready = self._context.set_optimization_profile_async(0, device.stream)
         device.wait()
@@ -153,7 +153,7 @@ class EngineLoader:
                 raise DiinnError(f"the {role} engine's {name} is {opened.dtypes[name]}, not float32: build it again")
 
     def adopt(self, path: Path, identities: Sequence[Identity]) -> tuple[Key, bytes]:
-        """An engine file that the user trusts, and what it is kept under: its role and shapes are read from itself.
+        """An engine file that the user trusts, and its key; its role and shapes are read from the file.
 
         identities: of both roles. Raises InputError for a file that is no engine of this bundle and TensorRT.
         """
@@ -185,8 +185,10 @@ def _no_memory(device: Device, what: str) -> OutOfMemory:
 
 @functools.cache
 def _logger(trt: Any) -> Any:
-    """What TensorRT says while engines run goes to our log. One a process, kept for good: TensorRT takes the first that
-    it is given, and may use it at any time. ``errors`` are its last ones."""
+    """A logger that passes TensorRT's messages while engines run to our log; ``errors`` are the last ones.
+
+    One a process, kept for good: TensorRT uses the first that it is given, at any time.
+    """
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:

@@ -9,14 +9,14 @@ from typing import Any
 
 from diinn.runtime.util.memory import MIB
 
-# Engines are built by commands that have none of these options, too.
+# The command in full: engines are also built by commands without these options.
 COMMAND = "python export/to_trt.py {bundle}"
 LOWER = f"build it for fewer or smaller frames, {COMMAND} --cameras N --frame-sizes WIDTHxHEIGHT"
 RAISE = f"build it with more, {COMMAND} --workspace N, above {{workspace}} MiB, or lower --cameras or --frame-sizes"
 FREE = f"close other programs, or build it with less, {COMMAND} with lower --cameras, --frame-sizes or --workspace"
 EXPORT = "export the bundle again, or use another version of TensorRT"
 SHAPES = f"give {COMMAND} --frame-sizes and --cameras in place of shapes, or export the bundle again"
-# Words of TensorRT's in lower case, and what to do; the first that are found hold.
+# Parts of TensorRT's messages in lower case, and what to do; the first match counts.
 HINTS = (
     (r"within workspace limit", RAISE),
     (r"outofmemory \(requested size was (?P<bytes>\d+) bytes", RAISE),
@@ -27,7 +27,7 @@ HINTS = (
     (r"missing dimensions in profile|dimension mismatch|invalid shape profile|kmax values", SHAPES),
     (r"driver version is insufficient|no cuda-capable device", "update the driver: see nvidia-smi for what it runs"),
 )
-# What it says when nothing was left: why is in a warning, or nowhere.
+# Its message when no tactic was left: the reason is in a warning, or nowhere.
 MORE = f"try another --precision, or {COMMAND} --workspace N with more"
 NOTHING = ((r"no implementation|could not find any implementation", MORE),)
 MEMORY = (RAISE, FREE)
@@ -71,7 +71,7 @@ def signal_name(number: int) -> str:
 
 
 def _why(errors: Sequence[str], warnings: Sequence[str], workspace: int) -> tuple[str, str]:
-    """The line that explains it, empty where none does, and the advice, as ``HINTS`` has it."""
+    """The message that explains it, empty where none does, and the advice from ``HINTS``."""
     for lines, hints in ((errors, HINTS), (warnings, HINTS), (errors, NOTHING)):
         for words, advice in hints:
             for message in map(line, lines):
@@ -79,7 +79,7 @@ def _why(errors: Sequence[str], warnings: Sequence[str], workspace: int) -> tupl
                 if found is None:
                     continue
                 wanted = found.groupdict().get("bytes")
-                if wanted and int(wanted) <= workspace:  # allowed, and still not to be had
+                if wanted and int(wanted) <= workspace:  # allowed, but not available
                     advice = FREE
                 return message, advice
     return "", ELSE
@@ -91,5 +91,5 @@ def is_memory(message: str) -> bool:
 
 
 def line(text: str) -> str:
-    """On one line, and as long as one can be read."""
+    """A message on one line of readable length."""
     return " ".join(text.split())[:500]

@@ -47,15 +47,19 @@ class Engines:
         self.version = self._loader.version
 
     def open(self, role: str, size: Size | None = None, present: Profile | None = None) -> LoadedEngine:
-        """The newest engine in the cache that holds here and was not found wrong, for frames of ``size`` if given; or a
-        new one, for what ``present`` takes too, where building is allowed. Raises FileRejected where it is not."""
+        """The newest engine in the cache that is valid here and was not found wrong, or a new one.
+
+        size: (width, height) of frames it must take; present: what a new one must take, too
+
+        Raises FileRejected where a new one is needed and building is not allowed.
+        """
         ways = build.identities(self.bundle, role, self.precision, self.device)
         found = [metadata for way in ways for metadata in self._cache.find(way)]
         right = [metadata.key for metadata in found if metadata.verify.get("passed", True)]
         known = [key for key in right if size is None or holds(key.profile, size)]
         sizes = profiles.DEFAULT_SIZES if size is None else (size,)
         cameras = 1
-        if size is not None and present is not None:  # not an engine for each size that comes
+        if size is not None and present is not None:  # one engine for all sizes seen, not one for each
             cameras, _, height, width = present.most["frame"]
             sizes = (size, (width, height))
         new = profiles.encoder(self.bundle, sizes, cameras) if role == "encoder" else profiles.decoder(self.bundle)
@@ -92,7 +96,7 @@ class Engines:
         """Compare the backend that uses ``opened`` with the CPU where one of them has no verdict yet, or ``again``.
 
         Where they differ and this TensorRT has another way to build them, they are built that way and compared once
-        more; ``changed`` is called when others stand in ``opened``. DiinnError where one of them stays bad.
+        more; ``changed`` is called when ``opened`` has been changed. DiinnError where one of them stays bad.
         """
         if not self._compare(opened, compare, again):
             return
@@ -118,7 +122,7 @@ class Engines:
         return True
 
     def _another_way(self, one: LoadedEngine) -> bool:
-        """Put in an engine's place the same, built in the next way; False where there is none."""
+        """Replace an engine by the same, built in the next way; False where there is none."""
         later = build.other_ways(one.metadata.key)[1:]
         if not later:
             return False
@@ -137,12 +141,12 @@ class EngineEncoder:
     def __init__(self, engines: Engines) -> None:
         self._engines = engines
         self.opened = engines.open("encoder")
-        self._short: dict[Size, tuple[float, str]] = {}  # until when a size is not tried again for want of memory, why
+        self._short: dict[Size, tuple[float, str]] = {}  # sizes without memory: when to try again, and the message
         self._logged = Once()
 
     @property
     def map_bytes(self) -> int:
-        """A value of the maps."""
+        """Bytes of a value of the maps."""
         return max(self.opened.engine.dtypes[spec.name].itemsize for spec in self._engines.bundle.maps)
 
     @property
@@ -155,7 +159,8 @@ class EngineEncoder:
     def prepare_for(self, size: Size, check: Callable[[], None]) -> None:
         """Have an engine for frames of ``size``: another one of the cache's, or a new one, if it passes ``check``.
 
-        Raises OutOfMemory where memory is short, for ``RETRY`` seconds without another look: cameras ask at each frame.
+        Raises OutOfMemory where memory is short, and for ``RETRY`` seconds after that without another attempt: this is
+        called for each frame.
         """
         if self.accepts(size):
             return

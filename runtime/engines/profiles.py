@@ -12,7 +12,7 @@ from diinn.runtime.errors import InputError
 from diinn.runtime.geometry.grid import Size
 
 Shape = tuple[int, ...]
-SMALLEST = (16, 16)  # (width, height): small frames cost an engine nothing, and the golden sample is one
+SMALLEST = (16, 16)  # (width, height): small frames cost an engine nothing, and the golden sample is small
 DEFAULT_SIZES: tuple[Size, ...] = ((160, 120), (640, 480))
 _CHUNK_VALUES = 2**24  # of gathered rows: 32 MiB in fp16
 
@@ -36,7 +36,7 @@ class Profile:
                 )
 
     def plain(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """As plain JSON values."""
         return {kind: {name: list(shape) for name, shape in shapes.items()} for kind, shapes in asdict(self).items()}
 
     def holds(self, name: str, shape: Shape) -> bool:
@@ -67,7 +67,7 @@ def encoder(bundle: Bundle, sizes: Sequence[Size] = DEFAULT_SIZES, cameras: int 
 
 
 def chunk(bundle: Bundle) -> int:
-    """Queries a decoder engine takes at once: enough to fill a GPU, few enough for a small one's memory."""
+    """Queries a decoder engine takes at once: enough to fill a GPU, few enough for a small GPU's memory."""
     return max(4096, min(65536, _CHUNK_VALUES // (sum(m.channels for m in bundle.maps) * bundle.layout.samples)))
 
 
@@ -80,7 +80,7 @@ def decoder(bundle: Bundle, queries: int | None = None) -> Profile:
 
 
 def parse(bundle: Bundle, least: str | None, opt: str | None, most: str | None) -> Profile:
-    """From trtexec's ``--minShapes``, ``--optShapes`` and ``--maxShapes``; one left out follows the others as there."""
+    """From trtexec's ``--minShapes``, ``--optShapes`` and ``--maxShapes``; defaults for those left out as there."""
     planes = bundle.planes
     given = [shapes(value, option, planes) for value, option in ((least, "min"), (opt, "opt"), (most, "max")) if value]
     if not given:

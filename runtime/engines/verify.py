@@ -1,4 +1,4 @@
-"""Engines against ONNX Runtime on the CPU: TensorRT has built wrong ones silently, each version its own."""
+"""Compares engines with ONNX Runtime on the CPU: every version of TensorRT has silently built some wrong ones."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ PART = 96  # LR pixels on a side of what is compared at once
 
 @dataclass(frozen=True)
 class Row:
-    """One frame size and output size (width, height), a batch, and the largest and rms difference, units of [0, 1];
-    both inf where an output is not finite."""
+    """One comparison: frame size and output size (width, height), batch, largest and rms difference.
+
+    Differences are in units of [0, 1], inf where an output is not finite.
+    """
 
     frame: Size
     out: Size
@@ -39,7 +41,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Verdict:
-    """passed: whether every row is within ``tolerance``; compared: with what; at: seconds since 1970."""
+    """The result of a comparison.
+
+    passed: whether every row is within ``tolerance``; compared: with what; at: seconds since 1970
+    """
 
     rows: tuple[Row, ...]
     tolerance: float
@@ -56,7 +61,7 @@ class Verdict:
         return f"{'passed' if self.passed else 'FAILED'}, largest difference {worst:.2g} (allowed {self.tolerance:g})"
 
     def plain(self) -> dict[str, Any]:
-        """As the metadata holds it."""
+        """As plain JSON values, for the metadata."""
         return asdict(self) | {"passed": self.passed, "summary": self.summary}
 
 
@@ -70,7 +75,7 @@ def compare(ours: Any, theirs: Any, precision: str, profile: Profile) -> Verdict
 
 
 def not_compared(precision: str, why: str) -> Verdict:
-    """There is nothing to compare with."""
+    """The verdict where there is nothing to compare with."""
     return Verdict((), TOLERANCES[precision], why, time.time())
 
 
@@ -95,8 +100,10 @@ def _rows(ours: Any, theirs: Any, profile: Profile, frame: Callable[[Any, Size],
 
 
 def _parts(rng: np.random.Generator, size: Size) -> Iterator[Rect]:
-    """Two opposite corners of a frame, and places at random; a small frame whole. What is compared does not grow with
-    the frame."""
+    """Two opposite corners of a frame, and places at random; a small frame whole.
+
+    So the work does not grow with the frame.
+    """
     width, height = (min(PART, n) for n in size)
     right, bottom = size[0] - width, size[1] - height
     places = {(0, 0), (right, bottom), *((int(rng.integers(right + 1)), int(rng.integers(bottom + 1))) for _ in "ab")}
@@ -104,8 +111,11 @@ def _parts(rng: np.random.Generator, size: Size) -> Iterator[Rect]:
 
 
 def _gap(ours: Any, mine: Any, theirs: Any, image: Any, strength: Strength, part: Rect, scale: float) -> Any:
-    """Difference in one part of a frame, ``mine`` as ``ours`` encoded it. The CPU sees no more of the frame than what
-    the part depends on: the encoder's receptive field, and the neighbours that a query asks."""
+    """Difference in one part of a frame, ``mine`` as ``ours`` encoded it.
+
+    The CPU computes no more of the frame than the part depends on: the encoder's receptive field, and the neighbours
+    that a query samples.
+    """
     from diinn.runtime.geometry.view import View
 
     x, y, width, height = map(int, part)
@@ -129,7 +139,7 @@ def _noise(rng: np.random.Generator, size: Size) -> Any:
 
 
 def _photograph(rng: np.random.Generator, size: Size) -> Any:
-    """What int8 has ranges for."""
+    """A frame with values like a photograph's, which int8 was calibrated for."""
     from diinn.runtime.sources import demo
 
     return demo.frame(float(rng.uniform(0, 60)), size)
@@ -163,7 +173,7 @@ def on_golden(bundle: Bundle, precision: str) -> float:
 
 
 def table(verify: Mapping[str, Any]) -> Table:
-    """A recorded verdict, for people."""
+    """A recorded verdict as a table to print."""
     from rich.table import Table
 
     shown = Table(title=f"largest and rms difference to {verify['compared']}, units of [0, 1]")

@@ -18,7 +18,7 @@ HALF = ("FP16", "OBEY_PRECISION_CONSTRAINTS")
 class Rules:
     """One way to have a version of TensorRT take a typed graph.
 
-    route: TYPED, where the network's types are law, or FLAGS, where they are wishes that flags grant
+    route: TYPED, where the network's types are binding, or FLAGS, where they are hints that flags enable
     network_flags: names in ``NetworkDefinitionCreationFlag``
     builder_flags: names in ``BuilderFlag`` by precision of the graphs
     """

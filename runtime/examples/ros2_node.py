@@ -54,9 +54,9 @@ class Publisher(Node):  # type: ignore[misc]
         message.header.frame_id = self._frame_id
         message.height, message.width = frame.image.shape[:2]
         message.encoding, message.step = "bgr8", 3 * message.width
-        message.data = array("B", frame.image.tobytes())  # what rclpy takes without looking at each byte
+        message.data = array("B", frame.image.tobytes())  # the type that rclpy takes without checking each byte
         self._number = frame.number
-        if self._reader.still_valid(frame):  # not written over while it was copied
+        if self._reader.still_valid(frame):  # not overwritten while it was copied
             self._publisher.publish(message)
 
 

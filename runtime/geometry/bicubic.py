@@ -1,4 +1,4 @@
-"""The same views without a network: what ours are compared with, and what a deadline falls back to."""
+"""The same views without a network: for comparison, and what a deadline falls back to."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from diinn.runtime.util import memory
 
 
 def bicubic(frame: UInt8, view: View) -> UInt8:
-    """``view`` of ``frame``, uint8 BGR [H, W, 3], by OpenCV's bicubic interpolation: uint8 [h, w, 3]. InputError where
-    there is no memory for it."""
+    """``view`` of ``frame``, uint8 BGR [H, W, 3], by OpenCV's bicubic interpolation: uint8 [h, w, 3].
+
+    Raises InputError where there is no memory for it.
+    """
     memory.require(view.dsize[0] * view.dsize[1] * 3, f"a {view.dsize[0]}x{view.dsize[1]} output")
     if view.maps is not None:
         border = cv2.BORDER_REPLICATE if view.replicate else cv2.BORDER_CONSTANT

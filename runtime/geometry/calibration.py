@@ -21,17 +21,30 @@ from diinn.runtime.geometry.calibration_file import CameraInfo, Float64, scaling
 from diinn.runtime.geometry.grid import Size
 
 log = logging.getLogger(__name__)
-ASSUMED_FOV = 60.0  # degrees, across: of a camera nobody calibrated
+ASSUMED_FOV = 60.0  # degrees, across: of a camera without calibration
 OUTSIDE = np.float32(-1e6)  # a position in no frame
 
 
 class Calibration(CameraInfo):
-    """A camera's geometry, and what follows from it; its fields are those of ``CameraInfo``."""
+    """A camera's geometry; read one with ``load``.
+
+    Attributes:
+        name: Where it was read from, for messages.
+        size: (width, height) of the frames it holds for.
+        k: Camera matrix, float64 [3, 3], pixels; the centre of the first pixel is 0.
+        distortion: OpenCV's coefficients, float64.
+        fisheye: Whether these are of OpenCV's fisheye model (ROS: ``equidistant``), else of the pinhole model.
+        rotation: Of the rectified camera (ROS: R), [3, 3]; unit without one.
+        projection: Of the rectified camera (ROS: the left of P), [3, 3]; ``k`` without one.
+    """
 
     @staticmethod
     def load(path: str | Path) -> Calibration:
-        """A camera_info of ROS (a file or a message), or an OpenCV calibration file. InputError says what is wrong with
-        it."""
+        """Read a camera_info of ROS (a file or an echoed message) or an OpenCV calibration file.
+
+        Raises:
+            InputError: It cannot be read or is no calibration; the message names what is wrong.
+        """
         return Calibration(**vars(calibration_file.load(Path(path))))
 
     @staticmethod
@@ -41,7 +54,11 @@ class Calibration(CameraInfo):
         return Calibration("assumed", size, k, np.zeros(5), False, np.eye(3), k)
 
     def fitted(self, size: Size) -> Calibration:
-        """For frames of ``size`` (width, height): scaled where the aspect ratio is the same, InputError where not."""
+        """This calibration for frames of another size, (width, height), scaled.
+
+        Raises:
+            InputError: The aspect ratio differs.
+        """
         if size == self.size:
             return self
         across, down = size[0] / self.size[0], size[1] / self.size[1]
@@ -51,22 +68,34 @@ class Calibration(CameraInfo):
                 f"{size[0]}x{size[1]}: calibrate at this size, or ask the camera for --input-size "
                 f"{self.size[0]}x{self.size[1]} (in a file 'size:')"
             )
-        _say_scaled(self.name, self.size, size)
+        _warn_scaled(self.name, self.size, size)
         scale = scaling(across, down)
         return replace(self, size=size, k=scale @ self.k, projection=scale @ self.projection)
 
     def rectified(self, size: tuple[float, float]) -> tuple[Float64, Float64]:
-        """(rotation, projection) of the undistorted camera whose whole picture has ``size`` (width, height)."""
+        """The undistorted camera whose whole picture has a given size.
+
+        Args:
+            size: (width, height), pixels.
+
+        Returns:
+            (rotation, projection), float64 [3, 3] each, as ``maps`` takes them.
+        """
         return self.rotation, scaling(size[0] / self.size[0], size[1] / self.size[1]) @ self.projection
 
     def maps(
         self, rotation: Float64, projection: Float64, dsize: Size
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Where each pixel of another camera at the same place lies in this one's frame: (map_x, map_y) [h, w], as
-        ``cv2.remap`` takes them.
+        """Where each pixel of another camera at the same place lies in this one's frame.
 
-        rotation: from this camera's axes to the other's; projection: the other's camera matrix. What this camera cannot
-        see lies far outside.
+        Args:
+            rotation: From this camera's axes to the other's, [3, 3].
+            projection: The other's camera matrix, [3, 3].
+            dsize: (width, height) of the other's picture.
+
+        Returns:
+            (map_x, map_y), float32 [h, w] each, LR pixels, as ``cv2.remap`` takes them; what this camera cannot see
+            lies far outside.
         """
         if self.fisheye:
             coefficients = np.asarray(self.distortion[:4], np.float64).reshape(4, 1)
@@ -109,8 +138,8 @@ class Calibration(CameraInfo):
 
 
 @cache
-def _say_scaled(name: str, size: Size, frame_size: Size) -> None:
-    """Once, however many views are made."""
+def _warn_scaled(name: str, size: Size, frame_size: Size) -> None:
+    """Logged once, however many views are made."""
     log.warning(
         "calibration %r is for %dx%d frames and was scaled to %dx%d: right where the camera reduces its picture, wrong "
         "where it cuts it",
@@ -125,8 +154,10 @@ def pinhole(fov: float, size: Size) -> Float64:
 
 
 def turned(pan: float, tilt: float) -> Float64:
-    """The rotation [3, 3] from a camera's axes (x right, y down, z ahead) to those of one turned right by ``pan`` and
-    then up by ``tilt``, degrees."""
+    """The rotation [3, 3] from a camera's axes to those of one turned right by ``pan``, then up by ``tilt``.
+
+    Degrees; x points right, y down, z ahead.
+    """
     p, t = math.radians(pan), math.radians(tilt)
     about_y = np.array([[math.cos(p), 0, -math.sin(p)], [0, 1, 0], [math.sin(p), 0, math.cos(p)]])
     about_x = np.array([[1, 0, 0], [0, math.cos(t), math.sin(t)], [0, -math.sin(t), math.cos(t)]])

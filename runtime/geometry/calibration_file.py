@@ -59,7 +59,8 @@ class CameraInfo:
 def load(path: Path) -> CameraInfo:
     """A camera_info of ROS, a file or ``ros2 topic echo``, or an OpenCV calibration file (YAML, XML or JSON).
 
-    Raises InputError, one line that says what is wrong with it."""
+    Raises InputError with what is wrong with it.
+    """
     text = reading.text(path, MOST_BYTES, "calibration")
     opencv = text.startswith("%YAML:1.0") or "opencv-matrix" in text or text.lstrip().startswith("<?xml")
     try:
@@ -128,9 +129,11 @@ def _numbers(info: Mapping[str, Any], wanted: str, default: Any = None) -> Float
 
 
 def _is_fisheye(path: Path, info: Mapping[str, Any]) -> bool:
-    """Which of the two models, by ``distortion_model`` or, in files of older ROS, ``camera_model``. What states neither
-    is taken for a pinhole, and that is logged: numbers do not show which it is. So is a ``camera_model`` beside
-    the other key that is none: some write there what the camera is called."""
+    """Which of the two models, by ``distortion_model`` or, in files of older ROS, ``camera_model``.
+
+    A file that states neither is taken for a pinhole, with a warning: the numbers do not show which it is. An unknown
+    ``camera_model`` beside a ``distortion_model`` is ignored with a warning: some write the camera's name there.
+    """
     distortion, camera = (_model(info.get(key)) for key in ("distortion_model", "camera_model"))
     for key, model in (("distortion_model", distortion), ("camera_model", "" if distortion else camera)):
         if model and model not in MODELS:
@@ -148,7 +151,7 @@ def _is_fisheye(path: Path, info: Mapping[str, Any]) -> bool:
         )
     stated = distortion or camera
     if not stated:
-        _say_unstated(path, "distortion_model", "distortion_model: equidistant")
+        _warn_unstated(path, "distortion_model", "distortion_model: equidistant")
     return bool(stated) and stated not in PINHOLE
 
 
@@ -156,13 +159,15 @@ def _model(value: Any) -> str:
     return "" if value is None else str(value).strip().lower()
 
 
-def _say_unstated(path: Path, key: str, remedy: str) -> None:
+def _warn_unstated(path: Path, key: str, remedy: str) -> None:
     log.warning("%r states no %s and is taken for a pinhole: write '%s' if it is a fisheye", str(path), key, remedy)
 
 
 def _read_out(whole: CameraInfo, info: Mapping[str, Any]) -> CameraInfo:
-    """The calibration of the frames that are sent: a message's ``roi`` and ``binning`` say which part of the sensor's
-    they are, and how many of its pixels make one."""
+    """The calibration of the frames that are sent, by a message's ``roi`` and ``binning``.
+
+    They give the part of the sensor's picture that is read out, and how many of its pixels make one.
+    """
     roi = info.get("roi") or {}
     if not isinstance(roi, dict):
         raise ValueError("its roi is no mapping")
@@ -182,15 +187,17 @@ def _read_out(whole: CameraInfo, info: Mapping[str, Any]) -> CameraInfo:
 
 
 def _from_opencv(path: Path, text: str) -> CameraInfo:
-    """OpenCV's own reader crashes on some files that were cut short or nested deep: this takes them for what they are,
-    YAML, JSON or XML."""
+    """An OpenCV calibration file, read as the YAML, JSON or XML it is.
+
+    OpenCV's own reader crashes on some files that were cut short or nested deep.
+    """
     _check_depth(text)
     info = _values(path, text)
     k = _matrix(_numbers(info, "camera_matrix"), (3, 3))
     coefficients = _numbers(info, "distortion_coefficients")
     stated = info.get("fisheye_model")
     if stated is None and coefficients.size == 4:  # more are a pinhole's for certain
-        _say_unstated(path, "fisheye_model", "fisheye_model: 1")
+        _warn_unstated(path, "fisheye_model", "fisheye_model: 1")
     size = (_key(info, "image_width"), _key(info, "image_height"))
     return _checked(path, size, k, coefficients, float(stated or 0) == 1, np.eye(3), k)
 
@@ -206,7 +213,7 @@ def _values(path: Path, text: str) -> dict[str, Any]:
             found = json.loads(text)
             return found if isinstance(found, dict) else {}
     blocks = re.split(r"^(?=\S)", re.sub("!!opencv-(nd-)?matrix", "", text), flags=re.MULTILINE)
-    wanted = (_wanted(block) for block in blocks)  # what else is there may be long
+    wanted = (_wanted(block) for block in blocks)  # the rest may be long
     found = yaml_file.parse("".join(wanted), str(path))
     return found if isinstance(found, dict) else {}
 
@@ -231,7 +238,7 @@ def _from_xml(text: str) -> dict[str, Any]:
 
 
 def _check_depth(text: str) -> None:
-    """ValueError for a file that could be nested deeper than parsers bear: by all that opens a level."""
+    """ValueError for a file that could be nested deeper than parsers bear, counting all that opens a level."""
     opened = text.count("[") + text.count("{") + len(re.findall(r"<(?![/?!])", text))
     indent = max((len(found[0]) for found in re.finditer(r"^[ \t?-]+", text, re.MULTILINE)), default=0)
     if opened > MOST_OPENED or indent > MOST_INDENT:
@@ -279,8 +286,10 @@ def _matrix(values: Any, shape: tuple[int, int]) -> Float64:
 
 
 def scaling(across: float, down: float, left: float = 0.0, top: float = 0.0) -> Float64:
-    """What takes pixel positions to those of a picture that starts at (left, top) and is so many times larger; the
-    centre of the first pixel is 0 in both."""
+    """The matrix [3, 3] from pixel positions to those of a picture that is scaled and starts at (left, top).
+
+    The centre of the first pixel is 0 in both.
+    """
     return np.array(
         [
             [across, 0, (0.5 - left) * across - 0.5],

@@ -1,11 +1,11 @@
-"""Geometry: which LR pixels an output pixel asks, and where it lies relative to them.
+"""Geometry: which LR pixels an output pixel is computed from, and where it lies relative to them.
 
 Paper, section 3.2 and Figure 3: pixels are squares. What one *query* holds is a decoder's ``Layout``. DIINN's is
 the nearest LR pixel, the local coordinate (y, x) of the output pixel's centre relative to that LR pixel's
 centre, in units of half an LR pixel (so in [-1, 1]), and the area ratio (LR pixels per output pixel).
 
 This is the project's only statement of the geometry and it needs NumPy alone. Frames are ``(height,
-width)`` shapes here; what a user calls takes ``(width, height)`` sizes and says ``size``.
+width)`` shapes here; what a user calls takes ``(width, height)`` and is named ``size``.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ _INT64_SAFE = 2**62
 class Layout:
     """What a query of a decoder consists of: one or several *samples*, each an LR pixel and numbers.
 
-    columns: names of a sample's numbers, float32, in order: the position (y, x) relative to the LR pixel, then
-        ``ratio``: LR pixels per output pixel, by area; ``cell``: the same along y;
-        ``cell_y``, ``cell_x``: twice that along each axis; ``weight``: the sample's share of the result
-    shifts: the LR pixels asked along each axis are those under the position moved by these halves of an LR
-        pixel; all pairs of them (y, x), in order, are the samples
-    corner: the position is the output pixel's top-left corner, relative to the LR pixel's own, in LR pixels
-        (so in [0, 1)); otherwise it is the centre, relative to the centre, in half LR pixels
+    Attributes:
+        columns: Names of a sample's numbers, float32, in order: the position (y, x) relative to the LR pixel, then
+            ``ratio``: LR pixels per output pixel, by area; ``cell``: the same along y;
+            ``cell_y``, ``cell_x``: twice that along each axis; ``weight``: the sample's share of the result.
+        shifts: The LR pixels sampled along each axis are those under the position moved by these halves of an LR
+            pixel; all pairs of them (y, x), in order, are the samples.
+        corner: The position is the output pixel's top-left corner, relative to the LR pixel's own, in LR pixels
+            (so in [0, 1)); otherwise it is the centre, relative to the centre, in half LR pixels.
     """
 
     columns: tuple[str, ...]
@@ -65,7 +66,7 @@ LAYOUTS = {layout.columns: layout for layout in (NEAREST, ENSEMBLE, CORNER)}
 class Axis:
     """One axis of a regular grid of ``n`` output pixels.
 
-    index: the LR pixel asked, int32 [n], non-decreasing
+    index: the LR pixel sampled, int32 [n], non-decreasing
     local: position relative to it, float32 [n]: of centre to centre in half LR pixels, or of corner to corner in LR
         pixels (``Layout.corner``)
     ratio: LR pixels per output pixel along this axis (1 / scale)
@@ -113,10 +114,12 @@ def _fraction(value: float) -> Fraction:
 class Queries(ABC):
     """The queries of one view over one LR frame.
 
-    layout: what a query consists of
-    shape: the output's (height, width); src_width: the frame's width
-    scales: smallest and largest scale among the queries and axes, before any clamping
-    outside: which queries lie outside the frame and get the border value, bool [h·w]; None if none do
+    Attributes:
+        layout: What a query consists of.
+        shape: The output's (height, width).
+        src_width: The frame's width, LR pixels.
+        scales: Smallest and largest scale among the queries and axes, before any clamping.
+        outside: Which queries lie outside the frame and get the border value, bool [h·w]; None if none do.
     """
 
     layout: Layout
@@ -131,8 +134,13 @@ class Queries(ABC):
 
     @abstractmethod
     def fill(self, ids: Ids, index: Int32, query: Float32) -> None:
-        """Write queries ``ids`` to ``index`` [n·samples] (row-major in the LR frame) and ``query``
-        [n·samples, columns]; the samples of a query stand one after another."""
+        """Write queries into arrays; the samples of a query stand one after another.
+
+        Args:
+            ids: Which queries.
+            index: Gets the LR pixels, row-major in the frame, int32 [n·samples].
+            query: Gets the layout's numbers, float32 [n·samples, columns].
+        """
 
     def arrays(self, ids: Ids | None = None) -> tuple[Int32, Float32]:
         """``fill`` into new arrays: index int32 [n·samples], query float32 [n·samples, columns] of ``ids``, or all."""
@@ -182,8 +190,11 @@ class RegularQueries(Queries):
 
 
 def _weights(query: Float32, samples: int) -> Float32:
-    """Each sample's weight [n·samples]: the area between the position and the diagonally opposite sample, as a
-    share of all (LIIF, section 3, local ensemble)."""
+    """Each sample's weight [n·samples].
+
+    The area between the position and the diagonally opposite sample, as a share of all (LIIF, section 3, local
+    ensemble).
+    """
     area = np.abs(query[:, 0] * query[:, 1]).reshape(-1, samples) + np.float32(1e-9)
     weights: Float32 = area[:, ::-1] / area.sum(1, keepdims=True)
     return weights.reshape(-1)
@@ -229,7 +240,8 @@ def roi(
 
     Pixel j of the frame covers [j, j + 1): the whole frame is (0, 0, width, height).
 
-    Raises InputError when the rectangle is empty, not finite or not inside the frame.
+    Raises:
+        InputError: The rectangle is empty, not finite or not inside the frame.
     """
     check_rect(src_size, rect)
     x, y, w, h = rect
@@ -262,12 +274,15 @@ def remap(
 ) -> MapQueries:
     """The positions of a map that ``cv2.remap`` takes, as queries.
 
-    map_x, map_y: float maps [h, w] of LR positions in pixels, pixel centres at whole numbers; or one
-        map [h, w, 2] of (x, y) and None; or OpenCV's fixed-point pair (int16 [h, w, 2] and
-        uint16 [h, w], steps of 1/32 pixel), whose area ratio is smoothed over those steps.
-    replicate: positions outside the frame take its nearest edge; otherwise they are ``outside``.
-    ratio_range: what the area ratio |det J| (LR px² per output px, J by central differences,
-        one-sided at edges and jumps) is clamped to.
+    Args:
+        src_size: (width, height) of the frame.
+        map_x: Float map [h, w] of LR positions along x in pixels, pixel centres at whole numbers; or one map
+            [h, w, 2] of (x, y); or the first of OpenCV's fixed-point pair, int16 [h, w, 2].
+        map_y: The same along y; None beside a map [h, w, 2]; or the second of the fixed-point pair, uint16 [h, w],
+            steps of 1/32 pixel. The area ratio of such a pair is smoothed over those steps.
+        replicate: Positions outside the frame take its nearest edge; otherwise they are ``outside``.
+        ratio_range: What the area ratio |det J| (LR px² per output px, J by central differences, one-sided at edges
+            and jumps) is clamped to.
     """
     width, height = src_size
     x, y, fixed_point = remap_maps.positions(map_x, map_y)

@@ -47,9 +47,11 @@ def area_ratio(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> npt.ND
 def _derivative(
     x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], along: int
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """(dx, dy) per output pixel: the mean of the steps before and after, or the calmer of the two
-    where there is but one, where one is not finite, or where one is a jump (over four times the
-    other, and by more than a pixel)."""
+    """(dx, dy) per output pixel, by central differences where both neighbours are usable.
+
+    That is the mean of the steps before and after; one of them alone at edges, where the other is not finite, or where
+    the other is a jump (over four times as long, and by more than a pixel).
+    """
     if x.shape[along] == 1:  # one pixel across: assume the map does not scale along this axis
         one, none = np.ones_like(x), np.zeros_like(x)
         return (one, none) if along == 1 else (none, one)

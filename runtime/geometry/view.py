@@ -1,4 +1,4 @@
-"""Views: what is to be seen of a frame, at which size. Arguments are OpenCV's."""
+"""Views: which part of a frame is shown, at which size. Arguments are OpenCV's."""
 
 from __future__ import annotations
 
@@ -20,9 +20,14 @@ LARGEST_SIDE = 1_000_000
 class View:
     """A view of frames of any size; make one with ``resize``, ``roi`` or ``remap`` and use it again.
 
-    dsize: (width, height) of the output
-    rect: (x, y, width, height) in LR pixels; None for the whole frame
-    maps: (map_x, map_y) of a remap; replicate and border_value as for ``remap``
+    Its geometry is computed once for each size of frames.
+
+    Attributes:
+        dsize: (width, height) of the output.
+        rect: (x, y, width, height) in LR pixels; None for the whole frame.
+        maps: (map_x, map_y) of a remap.
+        replicate: Whether positions of a remap outside the frame take its nearest edge.
+        border_value: What they become otherwise, in units of [0, 1], all channels.
     """
 
     dsize: Size
@@ -34,12 +39,25 @@ class View:
 
     @staticmethod
     def resize(dsize: Size) -> View:
-        """The whole frame at ``dsize`` (width, height), as ``cv2.resize``."""
+        """The whole frame at ``dsize`` (width, height), as ``cv2.resize``.
+
+        Raises:
+            InputError: ``dsize`` is not two whole numbers from 1 to a million.
+        """
         return View(check_size(dsize))
 
     @staticmethod
     def roi(rect: Rect, dsize: Size) -> View:
-        """The rectangle (x, y, width, height), any real values inside the frame, at ``dsize``."""
+        """A rectangle of the frame.
+
+        Args:
+            rect: (x, y, width, height) in LR pixels, any real values inside the frame; pixel j covers [j, j + 1).
+            dsize: (width, height) of the output.
+
+        Raises:
+            InputError: ``rect`` is not four numbers, or ``dsize`` no size. Whether the rectangle lies inside a frame
+                is checked when the frame is decoded.
+        """
         try:
             x, y, width, height = (float(v) for v in rect)
         except (TypeError, ValueError):
@@ -54,10 +72,20 @@ class View:
         border: Literal["constant", "replicate"] = "constant",
         border_value: float = 0.0,
     ) -> View:
-        """The frame at the LR positions of a map, as ``cv2.remap``; see ``grid.remap`` for its forms.
+        """The frame at the LR positions of a map, as ``cv2.remap``.
 
-        border: what queries outside the frame become: ``border_value`` (in units of [0, 1], all
-            channels) or the nearest edge. The maps must not change while the view is in use.
+        The maps must not change while the view is in use.
+
+        Args:
+            map_x: Float map [h, w] of positions along x in LR pixels, pixel centres at whole numbers; or one map
+                [h, w, 2] of (x, y); or the first of OpenCV's fixed-point pair, int16 [h, w, 2].
+            map_y: The same along y; None beside a map [h, w, 2]; or the second of the fixed-point pair, uint16 [h, w].
+            border: What positions outside the frame become: "constant" for ``border_value``, "replicate" for the
+                nearest edge.
+            border_value: In units of [0, 1], all channels.
+
+        Raises:
+            InputError: ``border`` is neither, or a map has less than two axes.
         """
         if border not in ("constant", "replicate"):
             raise InputError(f"border {border!r} is neither 'constant' nor 'replicate'")
@@ -67,8 +95,11 @@ class View:
         return View(dsize, maps=(map_x, map_y), replicate=border == "replicate", border_value=border_value)
 
     def decoded_size(self, src_size: Size) -> Size:
-        """The size the network decodes: ``dsize``, but along an axis that shrinks the source's own
-        sampling, which ``cv2.INTER_AREA`` then reduces (a scale below 1 is not super-resolution)."""
+        """The size the network decodes for frames of ``src_size``, both (width, height).
+
+        That is ``dsize``, but along an axis that shrinks the source's own sampling, which ``cv2.INTER_AREA`` then
+        reduces: a scale below 1 is not super-resolution.
+        """
         if self.maps is not None:
             return self.dsize
         if self.rect is not None:
@@ -79,8 +110,13 @@ class View:
     def queries(self, src_size: Size, scales: tuple[float, float], layout: grid.Layout = grid.NEAREST) -> grid.Queries:
         """The queries over a frame of ``src_size`` (width, height), at ``decoded_size``.
 
-        scales: what a remap's area ratio is clamped to (1 / scale² at both ends)
-        layout: the decoder's; InputError for a remap in another layout than DIINN's
+        Args:
+            src_size: Of the frames.
+            scales: What a remap's area ratio is clamped to (1 / scale² at both ends).
+            layout: The decoder's.
+
+        Raises:
+            InputError: The view does not fit such frames, or is a remap in another layout than DIINN's.
         """
         if self.maps is not None and layout is not grid.NEAREST:
             raise InputError(

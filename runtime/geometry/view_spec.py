@@ -1,4 +1,4 @@
-"""Views in words: what ``--view`` and a file of cameras say, before the size of the frames is known."""
+"""Views as ``--view`` and a file of cameras state them, before the size of the frames is known."""
 
 from __future__ import annotations
 
@@ -31,11 +31,20 @@ BYTES_A_PIXEL = 200  # of a map and what is derived from it, while that is done
 class ViewSpec:
     """A view of frames whose size is not known yet.
 
-    kind: one of ``KINDS``; dsize: (width, height), or scale: output pixels per frame pixel
-    rect: of an ROI, LR pixels; calibration: of a rectified view, None for the camera's own
-    pan, tilt, fov: of a virtual camera, degrees: to the right, up, and seen across
-    crop: (x, y, width, height), the part of the view that is wanted, as shares of it; crop_size: that part's
-        (width, height)
+    Attributes:
+        kind: "full", "roi", "rectify" or "virtual".
+        dsize: (width, height) of the output; None with a ``scale``.
+        scale: Output pixels per frame pixel, in place of ``dsize``.
+        rect: Of an ROI: (x, y, width, height) in LR pixels.
+        calibration: Of a rectified view; None for the camera's own.
+        pan: Of a virtual camera: degrees to the right.
+        tilt: Of a virtual camera: degrees up.
+        fov: Of a virtual camera: degrees seen across.
+        crop: (x, y, width, height), the part of the view that is wanted, as shares of it.
+        crop_size: That part's (width, height).
+
+    Raises:
+        InputError: A value is out of its range; the message gives an example.
     """
 
     kind: str = FULL
@@ -67,8 +76,16 @@ class ViewSpec:
 
     @staticmethod
     def parse(text: str, folder: Path | None = None) -> ViewSpec:
-        """``full:640x480``, ``roi:x,y,w,h:320x240``, ``rectify:calib.yaml:640x480`` (or without a file: the camera's
-        own calibration) or ``virtual:pan,tilt,fov:640x480``. folder: what a calibration's path is relative to."""
+        """A view from its text form.
+
+        Args:
+            text: ``full:640x480``, ``roi:x,y,w,h:320x240``, ``rectify:calib.yaml:640x480`` (``rectify:640x480`` for the
+                camera's own calibration) or ``virtual:pan,tilt,fov:640x480``.
+            folder: What a calibration's path is relative to; None for the working directory.
+
+        Raises:
+            InputError: The text is none of these, or the calibration cannot be read.
+        """
         kind, _, rest = text.partition(":")
         if kind not in KINDS:
             raise InputError(f"view {text!r}: " + unknown("kind of view", kind, KINDS))
@@ -87,15 +104,28 @@ class ViewSpec:
         raise InputError(f"view {text!r}: write {EXAMPLES[kind]}")
 
     def cropped(self, part: Rect, dsize: Size) -> ViewSpec:
-        """A part of this view, as shares (x, y, width, height) of it, at ``dsize``."""
+        """A part of this view.
+
+        Args:
+            part: (x, y, width, height) as shares of this view.
+            dsize: (width, height) of the part's output.
+        """
         x, y, w, h = self.crop
         crop = (x + part[0] * w, y + part[1] * h, part[2] * w, part[3] * h)
         return replace(self, crop=crop, crop_size=check_size(dsize))
 
     def view(self, src_size: Size, calibration: Calibration | None = None, *, reduce: int = 1) -> View:
-        """The view of frames of ``src_size`` (width, height), of a camera with ``calibration``.
+        """The view of frames of a known size.
 
-        reduce: divides the output's size along both axes. InputError where it does not fit the frames."""
+        Args:
+            src_size: (width, height) of the frames.
+            calibration: The camera's, for rectified and virtual views; a virtual view without one assumes a camera
+                without distortion.
+            reduce: Divides the output's size along both axes.
+
+        Raises:
+            InputError: The view does not fit such frames, or lacks a calibration.
+        """
         rect = self._rect(src_size)
         dsize = self.crop_size or self.dsize or self._scaled(rect[2:])
         dsize = (max(1, dsize[0] // reduce), max(1, dsize[1] // reduce))
@@ -164,7 +194,7 @@ def _meets(map_x: Float32, map_y: Float32, src_size: Size) -> bool:
 
 
 def parse_size(text: str, what: str, example: str) -> Size:
-    """WIDTHxHEIGHT."""
+    """(width, height) from ``WIDTHxHEIGHT``; ``what`` and ``example`` are for InputError's message."""
     width, x, height = text.lower().partition("x")
     if not (x and all(n.isascii() and n.isdigit() for n in (width, height))):
         raise InputError(f"{what}: {redacted(text)[:30]!r} is not WIDTHxHEIGHT in pixels: write {example}")
@@ -174,7 +204,7 @@ def parse_size(text: str, what: str, example: str) -> Size:
 
 
 def parse_rect(text: str, what: str, example: str) -> Rect:
-    """x,y,width,height inside a frame, real-valued LR pixels."""
+    """A rectangle from ``x,y,width,height``, real-valued LR pixels; ``what`` and ``example`` are for InputError."""
     x, y, w, h = _numbers(text, 4, what, example)
     if min(x, y) < 0 or min(w, h) <= 0:
         raise InputError(f"{what}: {text!r} is not x,y,w,h inside the frame: write {example}")

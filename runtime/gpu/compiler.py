@@ -29,7 +29,8 @@ CAPABILITIES = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "11.0"
 def machine_code(source: Path, capability: str, driver: int) -> bytes:
     """A cubin or fat binary of a .cu file for a device of compute ``capability`` ("8.7").
 
-    driver: the newest CUDA version the driver runs, as cuDriverGetVersion says it (12060 for 12.6)
+    driver: the newest CUDA version the driver runs, as cuDriverGetVersion gives it (12060 for 12.6)
+
     Raises InputError where there is neither a compiler nor a binary that fits, DiinnError where compiling fails.
     """
     found = _prebuilt(source, capability, driver)
@@ -77,7 +78,7 @@ def find_nvcc() -> Path | None:
 
 
 def compiled(nvcc: Path, source: Path, arguments: Sequence[str]) -> tuple[bytes, str]:
-    """What nvcc makes of a source, and what it says. Raises DiinnError with its first error."""
+    """What nvcc compiles a source to, and its output. Raises DiinnError with its first error."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         command = [str(nvcc), *FLAGS, *arguments, "-o", str(out), str(source)]
@@ -120,7 +121,7 @@ def capabilities(nvcc: Path) -> list[str]:
 
 
 def _codes(nvcc: Path) -> set[str]:
-    """The architectures that nvcc says it compiles for, like "87"."""
+    """The architectures that nvcc lists, like "87"."""
     try:
         done = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, errors="replace", check=False)
     except OSError as error:

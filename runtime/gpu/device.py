@@ -107,7 +107,7 @@ class Device:
             del self._blocks[address]
 
     def pinned(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Array:
-        """A host array that copies reach without a detour; it is gone when the device is closed."""
+        """A page-locked host array, which copies need no staging for; freed when the device is closed."""
         kind = np.dtype(dtype)
         try:
             with self.active():
@@ -136,7 +136,7 @@ class Device:
             self._cuda.memcpy_dtoh_async(values, address, self._stream)
 
     def fill(self, address: int, size: int, byte: int) -> None:
-        """Set every byte of so many at ``address``, in the stream's order."""
+        """Set ``size`` bytes at ``address`` to ``byte``, in the stream's order."""
         with self.active():
             self._cuda.memset_d8_async(address, byte, size, self._stream)
 
@@ -173,7 +173,7 @@ class Device:
             return {name: self._launcher(module.get_function(name)) for name in names}
 
     def _launcher(self, function: Any) -> Callable[..., None]:
-        most = 48 * 1024  # what a kernel may have unasked
+        most = 48 * 1024  # what a kernel may have by default
 
         def launch(threads: int, *arguments: Any, block: int = 256, shared: int = 0) -> None:
             nonlocal most
@@ -187,9 +187,9 @@ class Device:
         return launch
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """What ``work`` puts on the stream, as a CUDA graph: call the result to have it done again, as one.
+        """What ``work`` puts on the stream, as a CUDA graph: calling the result launches it.
 
-        ``work`` itself does nothing now. Raises DiinnError where the driver or a library refuses.
+        ``work`` is recorded now, not run. Raises DiinnError where the driver or a library refuses.
         """
         library = _driver_library()
         graph, ready = ctypes.c_void_p(), ctypes.c_void_p()
@@ -217,7 +217,7 @@ class Device:
         return replay
 
     def close(self) -> None:
-        """Wait and free everything; a device that is lost has nothing left to free. Closing twice does nothing more."""
+        """Wait and free everything; a lost device has nothing left to free. Closing twice does nothing more."""
         if self._closed:
             return
         try:
@@ -231,7 +231,7 @@ class Device:
             _lost.append((self._blocks, self._kept, self._stream))  # to free them would only fail again
             self._closed = True
             return
-        with contextlib.suppress(DiinnError), self.active():  # what pycuda frees itself when it is let go
+        with contextlib.suppress(DiinnError), self.active():  # pycuda frees these when they are released
             self._blocks.clear()
             self._kept.clear()
             del self._stream

@@ -1,4 +1,4 @@
-"""Work that comes again, replayed as CUDA graphs."""
+"""Repeated work, replayed as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ MOST_GRAPHS = 16
 
 
 class GraphCache:
-    """Work that comes again: done as it is the first time, captured as a CUDA graph the second, replayed from then on.
+    """Repeated work: run directly the first time, captured as a CUDA graph the second, replayed from then on.
 
-    A key must name all that the work depends on but what lies in memory: shapes, addresses, counts.
+    A key must name all that the work depends on except the contents of memory: shapes, addresses, counts.
     count: of replays so far
     """
 
@@ -54,5 +54,5 @@ class GraphCache:
         self._wanted = False
 
     def forget(self) -> None:
-        """What was captured does not hold any more."""
+        """Drop what was captured: it is no longer valid."""
         self._known.clear()

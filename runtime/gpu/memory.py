@@ -14,13 +14,13 @@ from diinn.runtime.gpu.device import Device
 
 MOST_IDLE, IDLE_BYTES = 32, 2**29  # of memory kept for another use
 RECENT = 128  # takes: what came back since then is in steady use
-RECENT_BYTES = 2**31  # of that, too, no more is kept
+RECENT_BYTES = 2**31  # at most so much of it is kept
 
 
 class Buffers:
-    """Device memory that is used again: ``take`` gives (size, address) of at least so many bytes, ``give`` keeps it.
+    """Device memory that is used again: ``take`` gives (size, address) of at least so many bytes, ``give`` returns it.
 
-    idle: (size, address) of what nobody holds, longest idle first
+    idle: (size, address) of blocks that are not in use, longest idle first
     """
 
     def __init__(self, device: Device) -> None:
@@ -30,8 +30,10 @@ class Buffers:
         self._came_back: dict[int, int] = {}  # address: how many were taken before
 
     def take(self, size: int) -> tuple[int, int]:
-        """Raises OutOfMemory, after giving back all that is idle. What fits is taken before anything is given back: the
-        maps of one batch may be more than is kept idle."""
+        """(size, address) of at least ``size`` bytes; raises OutOfMemory, after freeing all idle blocks.
+
+        A block that fits is taken before any is freed: the maps of one batch may be more than is kept idle.
+        """
         self._taken += 1
         fitting = [block for block in self.idle if size <= block[0] <= 2 * size]
         if fitting:
@@ -45,7 +47,7 @@ class Buffers:
             return size, self._device.allocate(size)
 
     def give(self, blocks: Sequence[tuple[int, int]]) -> None:
-        """Frees nothing, since the garbage collector may call it at any time: while a graph is captured, too."""
+        """Return blocks; frees none, since the garbage collector may call it at any time: during a capture, too."""
         if not self._closed:  # else the device has freed them already
             self._came_back.update((address, self._taken) for _, address in blocks)
             self.idle.extend(blocks)
@@ -62,8 +64,10 @@ class Buffers:
             self.give(blocks)
 
     def _keep(self, most: int, size: int, recent: int) -> None:
-        """Free what is idle beyond so many blocks or bytes, longest idle first, but not what came back within the last
-        ``recent`` takes, up to ``RECENT_BYTES``."""
+        """Free what is idle beyond ``most`` blocks or ``size`` bytes, longest idle first.
+
+        What came back within the last ``recent`` takes stays, up to ``RECENT_BYTES``.
+        """
         while self.idle and (len(self.idle) > most or sum(block[0] for block in self.idle) > size):
             address = self.idle[0][1]
             steady = self._taken - self._came_back[address] < recent
@@ -78,7 +82,7 @@ class Buffers:
 
 
 class Pinned:
-    """Pinned host memory that grows to the largest array asked for."""
+    """Pinned host memory that grows to the largest array requested."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -96,7 +100,7 @@ class Pinned:
 
 
 class DeviceMaps:
-    """The maps of one batch on the device, [B·H·W, C] each; their memory is used again when nobody holds them.
+    """The maps of one batch on the device, [B·H·W, C] each; their memory is used again once this object is freed.
 
     addresses: of each map; table: of memory for these addresses, which kernels read
     """

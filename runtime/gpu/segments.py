@@ -44,7 +44,7 @@ class ViewTables:
             blocks.append(buffers.take(max(table.nbytes, 1)))
             self.fields[name] = blocks[-1][1]
             device.upload(blocks[-1][1], np.ascontiguousarray(table))
-        device.wait()  # the tables are gone when this returns
+        device.wait()  # the host tables are freed when this returns
 
 
 class Tables:

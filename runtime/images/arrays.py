@@ -1,4 +1,4 @@
-"""Frames as people give them and as networks take them: arrays alone, no files."""
+"""Frames as users give them and as networks take them: arrays alone, no files."""
 
 from __future__ import annotations
 
@@ -31,8 +31,10 @@ def as_bgr(frame: Image) -> Image:
 
 
 def planar_rgb(frame: Image, levels: Sequence[float] = ()) -> npt.NDArray[np.float32]:
-    """[H, W, 3] BGR, uint8 or float32 in [0, 1], to float32 [1, 3 + n, H, W]: RGB in [0, 1], then a constant plane for
-    each of n ``levels``, its inputs beside the frame."""
+    """[H, W, 3] BGR, uint8 or float32 in [0, 1], to the encoder's input, float32 [1, 3 + n, H, W].
+
+    That is RGB in [0, 1], then a constant plane for each of n ``levels``.
+    """
     planar = np.empty((1, 3 + len(levels), *frame.shape[:2]), np.float32)
     rgb = frame[..., ::-1].transpose(2, 0, 1)
     np.multiply(rgb, np.float32(1 / 255 if frame.dtype == np.uint8 else 1), out=planar[0, :3], casting="unsafe")

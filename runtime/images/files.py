@@ -32,8 +32,10 @@ _NUMBERS = itertools.count()
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file is for OpenCV's image decoders, by its first bytes whatever it is called; a film is not, though it
-    be one of JPEGs or an animated GIF."""
+    """Whether a file is for OpenCV's image decoders, by its first bytes, whatever its name.
+
+    A film is not, even one of JPEGs or an animated GIF.
+    """
     if path.suffix.lower() in FILMS + RAWS:
         return False
     try:
@@ -94,7 +96,7 @@ def _decoded(path: Path, data: bytes) -> tuple[npt.NDArray[Any] | None, headers.
     if found is not None and found.alpha_kind == headers.UNASSOCIATED:
         data = headers.as_associated(data, found)  # libtiff would multiply the colours by it
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    if image is None and data[:6] in headers.GIFS:  # FFmpeg's decoder is there where OpenCV's own is not
+    if image is None and data[:6] in headers.GIFS:  # this OpenCV may lack its own decoder but have FFmpeg's
         image = opencv.open_video(path).read()[1]
     if found is None:
         return image, _seen(path, data)
@@ -104,7 +106,7 @@ def _decoded(path: Path, data: bytes) -> tuple[npt.NDArray[Any] | None, headers.
 
 
 def _seen(path: Path, data: bytes) -> headers.Facts:
-    """What a format that is not looked into gives up, by decoding it whole."""
+    """The facts of a format whose headers are not parsed here, by decoding it."""
     whole = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     animated = b"avis" in data[8:64] if data[4:8] == b"ftyp" else data[:6] in headers.GIFS and _animated(path)
     pictures = 2 if animated else 1
@@ -116,7 +118,7 @@ def _seen(path: Path, data: bytes) -> headers.Facts:
 
 
 def _divided(whole: npt.NDArray[Any] | None, image: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The colours of an image that holds them multiplied by its alpha: what ``whole``, BGRA, says, or ``image``."""
+    """The colours of an image that holds them multiplied by its alpha: from ``whole``, BGRA, or else ``image``."""
     if whole is None or whole.shape != (*image.shape[:2], 4):
         return image
     alpha = whole[..., 3:].astype(np.float32)
@@ -172,6 +174,8 @@ def _not_encoded(path: Path, image: UInt8, why: str = "") -> str:
 
 
 def beside(path: Path, ending: str = "") -> Path:
-    """Where to write what is to become ``path``: in its folder, under a name of ASCII, short enough for any system, and
-    used once."""
+    """Where to write what is to become ``path``: in its folder, under a new ASCII name.
+
+    The name is short enough for any file system.
+    """
     return path.with_name(f".diinn-{os.getpid()}-{next(_NUMBERS)}.partial{ending}")

@@ -37,8 +37,10 @@ class Search:
 
 
 def search(folder: Path, results: Sequence[Path] = ()) -> Search:
-    """The images below ``folder``, symbolic links followed, each folder once; those of ``results``, files or folders
-    below it, are left out."""
+    """The images below ``folder``, symbolic links followed, each folder once.
+
+    Those of ``results``, files or folders below it, are left out.
+    """
     found = Search()
     own = {path.resolve() for path in results} - {folder.resolve()}
     seen: set[tuple[int, int]] = set()
@@ -77,7 +79,7 @@ def _is(entry: os.DirEntry[str], *, folder: bool) -> bool:
 
 
 def _take(path: Path, regular: bool, found: Search, *, result: bool) -> None:
-    """Put a file where it belongs. A link to nothing that is called as an image is one, which cannot be read."""
+    """Sort a file in. A broken link with an image's suffix counts as an image, which cannot be read."""
     suffix = path.suffix.lower()
     broken = not regular and path.is_symlink() and not os.path.exists(path)  # noqa: PTH110  never raises
     if suffix in image_files.SUFFIXES and (regular or broken):

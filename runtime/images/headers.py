@@ -1,5 +1,7 @@
-"""What image files hold that decoders drop without a word, read from their first bytes: further pictures, transparency,
-more than 8 bits; and whether a file lacks its end, which decoders fill in."""
+"""What decoders silently drop of image files, read from their headers.
+
+That is further pictures, transparency and more than 8 bits; and whether a file lacks its end, which decoders fill in.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +41,10 @@ class Facts:
 
 
 def facts(data: bytes) -> Facts | None:
-    """What the first bytes state; None of a format that is not looked into here. Plain ``Facts`` for a damaged one: its
-    decoder says so."""
+    """What the first bytes state; None of a format that is not parsed here.
+
+    Plain ``Facts`` for a damaged file: its decoder reports that.
+    """
     try:
         if data.startswith(PNG):
             return _png(data)
@@ -158,7 +162,7 @@ def _offset(data: bytes, form: str, at: int) -> int:
 
 
 def as_associated(data: bytes, found: Facts) -> bytes:
-    """A TIFF whose alpha is called associated, so that its decoder leaves the colours as they stand in the file."""
+    """A TIFF whose alpha is marked as associated, so that its decoder leaves the colours unchanged."""
     low = found.alpha_at + (data[:1] == b"M")
     return data[:low] + bytes([ASSOCIATED]) + data[low + 1 :]
 

@@ -15,11 +15,24 @@ LOOK_SECONDS = 0.1  # between two looks at a camera's frames
 
 
 class Estimator:
-    """A bundle's estimator graph on one CPU thread: ``patches`` float32 [S, 3, 32, 32] (RGB, 0 to 255) of one frame to
-    ``strength`` [2], noise and compression. Raises BundleError for another graph, InputError without ONNX Runtime."""
+    """A bundle's estimator graph on one CPU thread.
+
+    Its input ``patches`` is float32 [S, 3, 32, 32] (RGB, 0 to 255) of one frame, its output ``strength`` [2], noise and
+    compression.
+    """
 
     def __init__(self, content: bytes, path: Path, dial: Dial) -> None:
-        """content: the graph; path: where it is from, for messages; dial: what estimates are clamped to"""
+        """Open the graph.
+
+        Args:
+            content: The graph.
+            path: Where it is from, for messages.
+            dial: What estimates are clamped to.
+
+        Raises:
+            BundleError: It is another graph.
+            InputError: ONNX Runtime is missing.
+        """
         try:
             from diinn.runtime.util.onnx_runtime import open_session, ort
         except ImportError:
@@ -47,8 +60,10 @@ class Estimator:
 
 
 class Smoothed:
-    """A camera's strength over time, so that a scene that stands still does not flicker: an exponential mean by the
-    frames' own time stamps. A video so gives the same twice."""
+    """A camera's strength over time, so that a scene that stands still does not flicker.
+
+    An exponential mean by the frames' own time stamps, so that a video gives the same result each time.
+    """
 
     def __init__(self) -> None:
         self.value: Strength | None = None
@@ -59,7 +74,7 @@ class Smoothed:
         return self.value is None or not 0 <= at - self._looked < LOOK_SECONDS
 
     def add(self, found: Strength, at: float) -> None:
-        """What a frame of time ``at`` was found to have."""
+        """Take in the strength found in a frame of time ``at``, seconds."""
         passed = at - self._looked
         self._looked = at
         if self.value is None or passed < 0:

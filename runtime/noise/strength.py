@@ -21,10 +21,14 @@ FORMS = "auto, a noise level in grey levels (0 for none), or NOISE,COMPRESSION (
 
 @dataclass(frozen=True)
 class Strength:
-    """What a network with a dial is given beside a frame; none is 0 and 0.
+    """How strongly a frame was degraded, as a network with a dial is given it beside the frame; 0 and 0 for clean.
 
-    noise: root mean square of a frame's noise, grey levels of 255
-    compression: what lossy coding did, as 100 - JPEG quality
+    Attributes:
+        noise: Root mean square of the frame's noise, grey levels of 255.
+        compression: What lossy coding did, as 100 - JPEG quality.
+
+    Raises:
+        InputError: A value is not a finite number from 0 up.
     """
 
     noise: float = 0.0
@@ -65,7 +69,7 @@ class Dial:
 
 
 def parse_denoise(value: Any) -> Literal["auto"] | Strength:
-    """What a user gave, as "auto" or a Strength; InputError says what is understood.
+    """What a user gave, as "auto" or a Strength; InputError lists the forms that are understood.
 
     value: "auto", a number or its text (grey levels), "NOISE,COMPRESSION", or a Strength
     """

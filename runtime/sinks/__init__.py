@@ -38,7 +38,7 @@ class Streams:
 
     @cached_property
     def labels(self) -> dict[tuple[str, str], str]:
-        """What files of each stream, (camera, view), are called; no two alike, however odd the names."""
+        """What files of each stream, (camera, view), are called; no two alike, whatever the names."""
         found: dict[tuple[str, str], str] = {}
         taken: set[str] = set()
         for source, views in self.views:
@@ -58,7 +58,8 @@ def open_sinks(
 ) -> list[Keyed]:
     """The sinks that ``outputs`` name; without any, windows where there is a display.
 
-    Those opened already are closed when one fails."""
+    Those opened already are closed when one fails.
+    """
     opened: list[Keyed] = []
     with ExitStack() as failing:
         for keyed in chain.from_iterable(
@@ -98,7 +99,7 @@ def _default(streams: Streams, headless: bool, stopped: Callable[[], bool]) -> I
 
 
 def _open(output: str, streams: Streams, headless: bool, stopped: Callable[[], bool], viewers: int) -> Iterator[Keyed]:
-    """The sinks of one URI, each opened when it is asked for."""
+    """The sinks of one URI, each opened as it is iterated."""
     scheme, separator, rest = _parts(output)
     if output == "none":
         yield NullSink(), None
@@ -211,6 +212,6 @@ def _keep_apart(source: Source, target: Callable[[Path], Path]) -> None:
 
 
 def file_name(source: str) -> str:
-    """A source's name as one a file may have."""
+    """A source's name, as a file may have it."""
     plain = "".join(c if c.isalnum() or c in "-_." else "_" for c in source).strip("_.") or "camera"
     return fitting(as_file(plain))

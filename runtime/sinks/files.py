@@ -39,10 +39,12 @@ class ImageFile(Sink):
 
 
 class ImageFolder(Sink):
-    """An image file for each result: still images under the names they came by, a camera's frames under the time they
-    were captured, seconds since the epoch, those of a video numbered from 0.
+    """An image file for each result.
 
-    suffix: what kind of image, empty for what a still image is already
+    Still images keep their names, a camera's frames are named by the time they were captured, seconds since the epoch,
+    those of a video numbered from 0.
+
+    suffix: what kind of image, empty for a still image's own
     """
 
     def __init__(self, folder: Path, suffix: str = "", *, live: bool = False) -> None:
@@ -84,10 +86,10 @@ class VideoFile(Sink):
     with the frame before, so that time in the video is time. What was written before an error is kept. A view that
     changes its size is fitted; codecs want even sizes: an odd one is padded by repeating its last row or column.
 
-    rate: frames per second, asked when the first frame is here
+    rate: gives the frames per second, called with the first frame
     """
 
-    closing_seconds = 10.0  # a video that is not finished is none; a disk that hangs is waited for
+    closing_seconds = 10.0  # an unfinished video cannot be played, so slow disks are waited for
 
     def __init__(self, path: Path, rate: Callable[[], float], live: bool) -> None:
         self.where, self._path, self._stated, self._live = str(path), path, rate, live
@@ -112,7 +114,7 @@ class VideoFile(Sink):
             if due < self._count:
                 return  # captured faster than the rate the camera states
             missing = due - self._count
-            if missing > LONGEST_GAP:  # a camera that was gone: the video goes on without the time between
+            if missing > LONGEST_GAP:  # the camera was away: the video leaves that time out
                 self._start += (missing - LONGEST_GAP) / self._rate
                 missing = LONGEST_GAP
             for _ in range(missing):
@@ -218,7 +220,7 @@ def check_disk(folder: Path, what: str, count: int) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """With its parents; InputError where that cannot be."""
+    """Make a folder and its parents; InputError where that cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

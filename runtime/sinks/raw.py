@@ -18,8 +18,10 @@ log = logging.getLogger(__name__)
 
 
 class Pipe(Sink):
-    """Frames one after another on standard output: height · width · 3 bytes each, BGR, no header. All have the size of
-    the first. BrokenPipeError when the reader is gone."""
+    """Frames one after another on standard output: height · width · 3 bytes each, BGR, no header.
+
+    All have the size of the first. BrokenPipeError when the reader is gone.
+    """
 
     where = "-"
 
@@ -54,7 +56,7 @@ class Pipe(Sink):
 
 
 class SharedMemory(Sink):
-    """One stream in POSIX shared memory; ``shared_frames`` documents the segment."""
+    """One stream in POSIX shared memory; ``shared_memory`` documents the segment."""
 
     def __init__(self, name: str, camera: str, view: str) -> None:
         self.where = f"shm://{name}"

@@ -7,7 +7,7 @@ bytes, each a slot header and the pixels:
 header   offset type     meaning
 ======== ====== ======== =====================================================
 magic         0 char[8]  ``DIINNSHM``
-version       8 uint32   1; 0 before the first frame, when the rest is not there yet
+version       8 uint32   1; 0 before the first frame, when the rest is not valid yet
 first        12 uint32   bytes from the segment's start to slot 0
 slots        16 uint32   how many there are
 pixels       20 uint32   bytes from a slot's start to its pixels
@@ -32,9 +32,9 @@ arrived      40 float64  CLOCK_MONOTONIC, seconds
 quality      48 uint32   0: full, 1: reduced, 2: bicubic
 ======== ====== ======== =====================================================
 
-A reader checks the numbers of the header, once, and those of a slot before it follows them: the file may be anybody's.
-To read: n = latest; if n is above 0, frame n is in slot (n − 1) mod ``slots``. Use its pixels in place, then look at
-``number``: if it is still 2n, what was read is whole. A slot is written again ``slots`` − 1 frames later.
+A reader checks the numbers of the header, once, and those of a slot before it uses them: any process can make such a
+file. To read: n = latest; if n is above 0, frame n is in slot (n − 1) mod ``slots``. Use its pixels in place, then look
+at ``number``: if it is still 2n, what was read is whole. A slot is written again ``slots`` − 1 frames later.
 """
 
 from __future__ import annotations
@@ -63,12 +63,22 @@ FIRST, PIXELS, SLOTS, PAGE = 4096, 64, 4, 4096
 VERSION_AT, LATEST_AT, CLOSED_AT = 8, 32, 40
 BGR8 = 1
 MOST_SLOTS = 1024
-TRIES = 100  # to take a name that others take and leave
+TRIES = 100  # to take a name that other processes take and leave
 
 
 @dataclass(frozen=True)
 class SharedFrame:
-    """One frame in place. image: uint8 [h, w, 3] BGR, read-only; the other fields as in the slot's header."""
+    """One frame in place, without a copy.
+
+    Attributes:
+        image: uint8 [h, w, 3] BGR, read-only; the memory is written again some frames later, see
+            ``SharedReader.still_valid``.
+        number: Of the frame in the segment, from 1.
+        sequence: The frame's number at its camera, from 0.
+        captured: Wall clock, seconds since the epoch.
+        arrived: ``time.monotonic`` seconds, at the writer.
+        quality: 0: full, 1: reduced, 2: bicubic (``Result.quality``).
+    """
 
     image: UInt8
     number: int
@@ -82,8 +92,10 @@ _LOCK = threading.Lock()
 
 
 def _fence() -> None:
-    """What was done before is seen before what is done after, on processors that reorder, too: the first pair releases
-    the one, the second holds the other back."""
+    """A memory barrier: writes before it are seen before writes after it, on processors that reorder, too.
+
+    The first lock and unlock releases what was before, the second holds back what comes after.
+    """
     with _LOCK:
         pass
     with _LOCK:
@@ -91,7 +103,7 @@ def _fence() -> None:
 
 
 def segment(name: str) -> Path:
-    """Where the segment ``name`` is; InputError for a name no segment can have."""
+    """Path of the segment ``name``; InputError for a name no segment can have."""
     if len(name) > LONGEST_NAME:
         raise InputError(f"shm://{name[:20]}… is {len(name)} characters long: give a name of at most {LONGEST_NAME}")
     if not name or name.startswith(".") or {*name} & {*"/\0"}:
@@ -132,9 +144,10 @@ class SharedWriter:
         struct.pack_into("<Q", self._map, LATEST_AT, self._count)
 
     def _take_name(self) -> None:
-        """A new file under the name, which bears our mark and our lock before it is there: of those who want the name
-        at once one gets it. What a process that was killed left there is closed and removed, never cut: who still reads
-        it keeps it."""
+        """Make a file under the name, marked and locked before the name appears: of several processes one gets it.
+
+        A file that a killed process left there is marked closed and removed, never truncated: its readers keep it.
+        """
         draft = FOLDER / f".diinn-{secrets.token_hex(8)}"
         try:
             self._file = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -157,20 +170,20 @@ class SharedWriter:
     def _link(self, draft: Path) -> None:
         for _ in range(TRIES):
             self._leave_none()
-            with contextlib.suppress(FileExistsError):  # somebody was faster, and holds it or has left it
+            with contextlib.suppress(FileExistsError):  # another process was faster, and holds it or has left it
                 os.link(draft, self.path)
                 return
         raise BlockingIOError
 
     def _leave_none(self) -> None:
-        """Remove what a writer left under the name. BlockingIOError if it still has it."""
+        """Remove what a writer left under the name; BlockingIOError if the writer still runs."""
         try:
             old = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
             return
         try:
             fcntl.flock(old, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not _named(self.path, old):  # what was there when it was opened has gone meanwhile
+            if not _named(self.path, old):  # the opened file was removed meanwhile
                 return
             regular = stat.S_ISREG(os.fstat(old).st_mode)
             if not regular or os.pread(old, len(MAGIC), 0) != MAGIC:
@@ -206,13 +219,13 @@ class SharedWriter:
             struct.pack_into("<I", self._map, CLOSED_AT, 1)
             self._map.close()
             self._map = None
-        if _named(self.path, self._file):  # somebody else's stays
+        if _named(self.path, self._file):  # another process's stays
             self.path.unlink(missing_ok=True)
         os.close(self._file)
         self._file = -1
 
     def close(self) -> None:
-        """Tell the readers, and remove the name."""
+        """Mark the segment closed for its readers, and remove the name."""
         if self._file >= 0:
             self._shut()
 
@@ -227,7 +240,16 @@ def _named(path: Path, file: int) -> bool:
 
 
 class SharedReader:
-    """Reads what ``SharedWriter`` publishes; DiinnError where there is no such segment, or what is there is none."""
+    """Reads the frames that ``diinn-run --output shm://NAME`` publishes, without copying them.
+
+    Attributes:
+        camera: Name of the camera.
+        view: Name of the view.
+
+    Raises:
+        InputError: No segment can have this name.
+        DiinnError: There is no such segment, it is empty yet, or the file is no segment.
+    """
 
     def __init__(self, name: str) -> None:
         self._name, path = name, segment(name)
@@ -259,7 +281,7 @@ class SharedReader:
             raise DiinnError(f"shm://{self._name} is another user's, or no segment: choose another name")
 
     def _checked_size(self, size: int) -> int:
-        """Bytes that the header speaks of, all of which are there."""
+        """Bytes that the header describes; DiinnError unless the file holds them all."""
         needed: int = self._first + self._slots * self._stride
         sane = self._first >= HEADER.size and 0 < self._slots <= MOST_SLOTS and SLOT.size <= self._pixels < self._stride
         if not sane or (self._first | self._stride) % 8 or needed > size:
@@ -267,19 +289,28 @@ class SharedReader:
         return needed
 
     def _check_uncut(self) -> None:
-        """DiinnError where somebody has cut the file: to touch what is gone would end the process."""
+        """DiinnError where the file was truncated: reading beyond its end would kill the process."""
         if self._map.size() < self._size:
             raise DiinnError(f"shm://{self._name} was cut short: start its writer again")
 
     @property
     def closed(self) -> bool:
-        """Whether no more will come: open the name again."""
+        """Whether no more frames will come here: open the name again."""
         self._check_uncut()
         return bool(struct.unpack_from("<I", self._map, CLOSED_AT)[0])
 
     def newest(self, after: int = 0) -> SharedFrame | None:
-        """The newest frame, in place; None if there is none with a number above ``after``. DiinnError where the segment
-        was cut short or holds what is no frame."""
+        """The newest frame, in place.
+
+        Args:
+            after: ``number`` of a frame that was seen already.
+
+        Returns:
+            The frame; None if there is none with a number above ``after``.
+
+        Raises:
+            DiinnError: The segment was truncated or is damaged.
+        """
         self._check_uncut()
         latest: int = struct.unpack_from("<Q", self._map, LATEST_AT)[0]
         if latest <= after:
@@ -296,13 +327,13 @@ class SharedReader:
         return SharedFrame(image, latest, sequence, captured, arrived, quality)
 
     def still_valid(self, frame: SharedFrame) -> bool:
-        """Whether ``frame`` has not been written over since ``newest`` gave it; ask when done with its pixels."""
+        """Whether ``frame`` has not been overwritten since ``newest`` returned it; check after using its pixels."""
         self._check_uncut()
         at = self._first + (frame.number - 1) % self._slots * self._stride
         _fence()
         return bool(struct.unpack_from("<Q", self._map, at)[0] == 2 * frame.number)
 
     def close(self) -> None:
-        """Let go of the segment; frames it gave must not be used any more."""
-        with contextlib.suppress(BufferError):  # somebody still holds a frame: the mapping goes with it
+        """Release the segment; its frames must not be used any more."""
+        with contextlib.suppress(BufferError):  # a frame is still held: the mapping is released with it
             self._map.close()

@@ -14,7 +14,7 @@ from diinn.runtime.stream.sink import Sink
 class Window(Sink):
     """A window; q or Escape ends the run (``closed``).
 
-    hold: keep a still image until a key is pressed; stopped: says when to give up waiting for one
+    hold: keep a still image until a key is pressed; stopped: whether to give up waiting for one
     """
 
     where = "display://0"

@@ -1,4 +1,4 @@
-"""What a source of frames is."""
+"""The base class of sources of frames."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from diinn.runtime.images.arrays import UInt8
 from diinn.runtime.sources.slot import Slot
 from diinn.runtime.util.file_names import readable
 
-# What a source is doing. A live one that fails is "retrying" until it comes back, or "failed" when it gave up.
+# States of a source. A live one that fails is "retrying" until it comes back, or "failed" when it has given up.
 STATES = OPENING, LIVE, RETRYING, ENDED, FAILED = "opening", "live", "retrying", "ended", "failed"
 
 
@@ -23,9 +23,13 @@ STATES = OPENING, LIVE, RETRYING, ENDED, FAILED = "opening", "live", "retrying",
 class Frame:
     """One captured frame.
 
-    image: uint8 [H, W, 3] BGR; source: name of its source; sequence: its number there, from 0, never twice
-    captured: wall clock, seconds since the epoch; arrived: ``time.monotonic`` seconds, here
-    path: of an image file, relative to what was asked for; None for cameras and videos
+    Attributes:
+        image: uint8 [H, W, 3] BGR.
+        source: Name of its source.
+        sequence: Its number at the source, from 0, never twice; dropped frames leave gaps.
+        captured: When it was captured: wall clock, seconds since the epoch.
+        arrived: When it reached this process: ``time.monotonic`` seconds.
+        path: Of an image file, relative to the folder that was opened; None for cameras and videos.
     """
 
     image: UInt8
@@ -44,14 +48,23 @@ class Frame:
 class Source(ABC):
     """Frames, one at a time, in ``slot``: the newest of a live source, each in turn of any other.
 
-    live: newest frame wins, others are dropped; rate: frames per second, None for still images
-    interval: seconds between the last two frames of a live source, 0 if there were none
-    captured: frames so far, dropped ones included; reconnects: how often a live source came back
-    state, trouble: what it is doing, and what went wrong last; failure: why it will give no more frames
-    failures: what could not be read and was left out, a line each
-    undecodable: frames that could not be decoded and were left out, each of a video or live source
-    files: of still images: (file, its path below what was asked for)
-    remedy: what is to be checked where it does not open
+    A subclass implements ``start`` and ``close`` and puts a ``Frame`` into ``slot`` for each it captures.
+
+    Attributes:
+        name: For messages, files and statistics.
+        slot: Holds the frame that is taken next.
+        live: Whether the newest frame wins and others are dropped; otherwise each waits until it is taken.
+        rate: Frames per second; None for still images.
+        interval: Seconds between the last two frames of a live source, 0 if there were none.
+        captured: Frames so far, dropped ones included.
+        reconnects: How often a live source came back.
+        state: What it is doing.
+        trouble: What went wrong last.
+        failure: Why it will give no more frames; None while it may.
+        failures: What could not be read and was left out, a line each.
+        undecodable: Frames of a video or live source that could not be decoded and were left out.
+        files: Of still images: (file, its path below the folder that was opened).
+        remedy: What to check where it does not open, for messages.
     """
 
     live: bool
@@ -70,11 +83,15 @@ class Source(ABC):
 
     @abstractmethod
     def start(self, wake: Callable[[], None]) -> None:
-        """Begin to capture; ``wake`` is called when the slot or the state has changed."""
+        """Begin to capture, in a thread or process of its own.
+
+        Args:
+            wake: To be called when the slot or the state has changed.
+        """
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the device or file, within a second or two even if it hangs."""
+        """Release the device or file, within a second or two even if it hangs."""
 
     def fail(self, error: DiinnError) -> None:
         """Give no more frames, because of ``error``."""

@@ -39,12 +39,16 @@ REAP_SECONDS = 1.0  # for a process that was killed to be gone
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How long a camera is waited for, seconds.
+    """When a camera counts as failed, and how it is tried again. Times are seconds.
 
-    opening: until it is open; stall: without a frame, once open
-    retries: how often in a row one that fails is tried again before it is given up, None for ever
-    first_pause, longest_pause: before it is opened again; doubles from one to the other, less up to half at random
-    settled: between a camera's first and last frame, after which the pauses start small again
+    Attributes:
+        opening: Until it must be open.
+        stall: How long it may go without a frame, once open.
+        retries: How often in a row one that fails is tried again before it is given up; None for no limit.
+        first_pause: Before it is opened again the first time; the pause doubles with each failure, less up to half at
+            random.
+        longest_pause: What the pause grows to at most.
+        settled: Time between a worker's first and last frame after which the pauses start small again.
     """
 
     opening: float = 15.0
@@ -78,7 +82,7 @@ class Worker:
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=None if verbose else subprocess.DEVNULL,
-                    start_new_session=True,  # Ctrl-C is for us
+                    start_new_session=True,  # Ctrl-C is handled by the parent
                 )
             ours.sendall(device.to_json())
         except BaseException:
@@ -120,7 +124,7 @@ class Worker:
                 self._map.close()
             self._map = mmap.mmap(self._memory, 0, prot=mmap.PROT_READ)
         copy = np.frombuffer(self._map, np.uint8, size, start).reshape(height, width, channels).copy()
-        with contextlib.suppress(OSError):  # it ended meanwhile; the next message says so
+        with contextlib.suppress(OSError):  # it ended meanwhile, which the next message shows
             self._connection.send(b"+")
         return copy
 
@@ -195,7 +199,7 @@ class Camera(Source):
                 self._stream()
             except SourceError as error:
                 reason = str(error)
-            except Exception as error:  # a full process table, no memory: as temporary as a loose cable
+            except Exception as error:  # a full process table, no memory: may pass, as a lost connection does
                 reason = f"{type(error).__name__}: {error}"
             if self._stop.is_set():
                 return
@@ -216,11 +220,11 @@ class Camera(Source):
 
     def _given_up(self, reason: str, failures: int) -> DiinnError:
         tries = "" if failures == 1 else f"; given up after {failures} attempts in a row"
-        kind = DiinnError if self.captured else SourceError  # it was no bad input if it has worked
+        kind = DiinnError if self.captured else SourceError  # not the user's input if it has worked
         return kind(f"camera {self.name} {reason}{tries}: check {self.remedy}")
 
     def _stream(self) -> None:
-        """One worker process, until it fails or we stop; SourceError says how it failed."""
+        """Run one worker process until it fails or we stop; SourceError with how it failed."""
         with Worker(self.device, verbose=log.isEnabledFor(logging.DEBUG)) as worker:
             with self._lock:
                 self._worker = worker
@@ -234,7 +238,7 @@ class Camera(Source):
                     self.rate = float(opened["rate"])
                 before, undecodable_before = self.captured, self.undecodable
                 counted = 0
-                # Who asked for few frames waits for two of them.
+                # At a low frame rate, two frame intervals.
                 stall = max(self.retry.stall, 2 / self.device.rate if self.device.rate else 0.0)
                 while (message := self._next(worker, stall, "stalled, no frame")) is not None:
                     image = worker.image(message)
@@ -243,7 +247,7 @@ class Camera(Source):
                     if self.undecodable and self._logged.first("undecodable"):
                         log.warning("camera %s: a frame could not be decoded; such are left out and counted", self.name)
                     times = message["captured"], message["arrived"]
-                    if self._last:  # all that were counted, whether they came this far or not
+                    if self._last:  # all that were counted, also those the worker dropped
                         self.interval = (times[1] - self._last) / (message["count"] - counted)
                     if not counted:
                         self.reconnects += before > 0
@@ -273,7 +277,7 @@ class Camera(Source):
 
 
 def _anonymous_memory() -> int:
-    """A file of memory without a name: it goes with the last process that has it."""
+    """An anonymous file in memory: freed with the last process that has it open."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("diinn-frames")
     with tempfile.TemporaryFile() as file:

@@ -24,18 +24,18 @@ from diinn.runtime.util.opencv import cv2
 
 DEMO = "demo"
 DEMO_RATE = 30.0
-# Nothing is kept back: a frame is wanted when it arrives. Whoever sets the variable knows better.
+# No buffering: a frame is wanted when it arrives. A value that the user has set is kept.
 FFMPEG_OPTIONS = "rtsp_transport;tcp|fflags;nobuffer|flags;low_delay"
 MOST_MISSES = 50  # reads in a row without a frame that took no time: the connection is gone
-OLDEST_STAMP = 1.0  # seconds a frame may be old by its driver's clock; beyond, that clock is not ours
+OLDEST_STAMP = 1.0  # seconds a frame may be old by its driver's clock; beyond, it is another clock
 
 
 @dataclass(frozen=True)
 class CaptureRequest:
-    """What to open and what to ask of it; goes to the worker process as JSON, never on a command line.
+    """What to open, and how; goes to the worker process as JSON, never on a command line.
 
     address: number, path, URL or pipeline, or "demo"; api: OpenCV's constant for what opens it
-    size: (width, height) and rate (frames per second) to ask for; codec, flip: names in ``pixels``
+    size: (width, height) and rate (frames per second) to request; codec, flip: names in ``pixel_formats``
     noise: of the demo camera's sensor, root mean square in grey levels
     opening, stall: seconds after which the parent gives up waiting; a network stream gives up by itself before
     """
@@ -64,7 +64,7 @@ class CaptureRequest:
 
     @property
     def remedy(self) -> str:
-        """What is to be checked where it does not open or goes on no longer."""
+        """What to check where it does not open or stops."""
         if self.api == cv2.CAP_GSTREAMER:
             return "the pipeline, as gst-launch-1.0 runs it alone"
         return "the address and that it is on" if self.network else Source.remedy
@@ -73,7 +73,7 @@ class CaptureRequest:
 class OpenCapture(ABC):
     """An opened device.
 
-    rate: frames per second as it says; undecodable: frames that were left out since they could not be decoded
+    rate: frames per second that it states; undecodable: frames that were left out since they could not be decoded
     """
 
     rate: float
@@ -81,8 +81,11 @@ class OpenCapture(ABC):
 
     @abstractmethod
     def read(self) -> tuple[UInt8, float, float]:
-        """The next frame, uint8 [H, W, 3] BGR, its capture time (wall clock) and its arrival (monotonic), both in
-        seconds. SourceError when there is none."""
+        """The next frame; SourceError when there is none.
+
+        Returns:
+            The image, uint8 [H, W, 3] BGR, its capture time (wall clock) and its arrival (monotonic), both in seconds.
+        """
 
 
 def open_capture(device: CaptureRequest) -> OpenCapture:
@@ -148,7 +151,7 @@ class OpenCvCapture(OpenCapture):
         while True:
             image = self._next()
             arrived = time.monotonic()
-            if self._device.rate is None or arrived >= self._skipped_until:  # not all do as they are asked
+            if self._device.rate is None or arrived >= self._skipped_until:  # some deliver more than was requested
                 break
         if self._device.rate is not None:
             self._skipped_until = max(self._skipped_until + 1 / self._device.rate, arrived - 0.5 / self._device.rate)
@@ -178,7 +181,7 @@ class OpenCvCapture(OpenCapture):
 
 
 def _why_not(device: CaptureRequest) -> str:
-    """Why OpenCV need not try; empty if it may."""
+    """Why the device cannot be opened, found before OpenCV tries; empty if it may be."""
     if device.api == cv2.CAP_GSTREAMER:
         return gstreamer.parse_error(str(device.address))  # some of them OpenCV would try for ever
     if device.api != cv2.CAP_V4L2:
@@ -192,7 +195,10 @@ def _why_not(device: CaptureRequest) -> str:
 
 
 def unreachable(url: str, seconds: float, *, silent: bool = False) -> str:
-    """Why a network stream may not have opened, to be put behind that it has not. silent: it has taken its time"""
+    """Why a network stream may not have opened, to follow the message that it has not.
+
+    silent: whether that took as long as a server that does not answer
+    """
     try:
         parts = urlsplit(url)
         port = parts.port or {"rtsp": 554, "rtsps": 322, "https": 443}.get(parts.scheme.lower(), 80)
@@ -207,7 +213,7 @@ def unreachable(url: str, seconds: float, *, silent: bool = False) -> str:
 
 
 def _limits(device: CaptureRequest) -> list[int]:
-    """What OpenCV is to keep to, by property; a version that does not know one of them opens nothing."""
+    """Limits for OpenCV, as property and value in turn; a version that does not know one of them opens nothing."""
     limits = [
         *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _milliseconds(device.opening)),
         *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, _milliseconds(device.stall)),
@@ -218,12 +224,14 @@ def _limits(device: CaptureRequest) -> list[int]:
 
 
 def _milliseconds(seconds: float) -> int:
-    """Just before the parent would end the process, so that it can say why."""
+    """Just before the parent would end the process, so that it can report why."""
     return max(1, min(2**31 - 1, round(900 * seconds)))
 
 
 def age_by_driver(stamp: float, now: float) -> float:
-    """Seconds since the driver's time stamp (monotonic clock, seconds), 0 if the stamp is not of that clock or has
-    jumped."""
+    """Seconds since the driver's time stamp (monotonic clock, seconds).
+
+    0 if the stamp is not of that clock or has jumped.
+    """
     age = now - stamp
     return age if 0 <= age <= OLDEST_STAMP else 0.0

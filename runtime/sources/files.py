@@ -26,7 +26,7 @@ from diinn.runtime.util.containers import extent
 from diinn.runtime.util.opencv import cv2
 
 log = logging.getLogger(__name__)
-CLOSING_SECONDS = 1.0  # a file on a disk that hangs is left to itself
+CLOSING_SECONDS = 1.0  # a file on a disk that hangs is abandoned then
 MOST_MISSES, MISSING_SECONDS = 2000, 5.0  # reads in a row without a frame, after which the end is reached
 MOTION_JPEG = (b"mjpg", b"mjpe", b"jpeg")
 COUNTING_SECONDS = 2.0  # for the packets of a file that may lack frames at its end
@@ -48,7 +48,7 @@ class BlockingSource(Source):
 
     @abstractmethod
     def frames(self) -> Iterator[Frame]:
-        """Every frame in turn; DiinnError when there should be more."""
+        """Every frame in turn; DiinnError where some are missing."""
 
     def _read(self) -> None:
         self.state, ending = LIVE, ENDED
@@ -67,7 +67,7 @@ class BlockingSource(Source):
         self._wake()
 
     def release(self) -> None:
-        """Let go of the file; called by the thread that reads."""
+        """Close the file; called by the thread that reads."""
 
     def close(self) -> None:
         self.slot.close()
@@ -108,7 +108,7 @@ class VideoFile(BlockingSource):
         self._path, self._loop = path, loop
         self._capture = self._opened()
         self.rate = stated_rate(self._capture)
-        self._stated = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))  # by time: no evidence, but a hint
+        self._stated = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))  # estimated from the duration: only a hint
 
     def _opened(self) -> cv2.VideoCapture:
         try:
@@ -130,10 +130,10 @@ class VideoFile(BlockingSource):
                 raise DiinnError(cut_short)
             log.warning("%s", cut_short)
         else:
-            self._say_undecodable()
+            self._log_undecodable()
         while self._loop:
             before = self.captured
-            self._capture = self._opened()  # seeking is not for all files
+            self._capture = self._opened()  # not all files can be sought in
             yield from self._once()
             if self.captured == before:
                 raise DiinnError(f"{str(self._path)!r} holds no frame that can be decoded any more: replace it")
@@ -157,8 +157,8 @@ class VideoFile(BlockingSource):
             return None
         return image if done else None
 
-    def _say_undecodable(self) -> None:
-        """How many frames were left out; those at the end, which no frame follows, are found by counting packets."""
+    def _log_undecodable(self) -> None:
+        """Log how many frames were left out; those at the end are found by counting packets."""
         codec = int(self._capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little", signed=True)
         if codec.lower() in MOTION_JPEG and (self._stated > self.captured or self._stated <= 0):  # a frame a packet
             packets = opencv.count_packets(self._path, COUNTING_SECONDS)

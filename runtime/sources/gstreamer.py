@@ -1,7 +1,7 @@
-"""GStreamer's own errors of a pipeline: OpenCV says of none why it does not open, and tries some for ever.
+"""GStreamer's own errors of a pipeline: OpenCV does not report why one does not open, and tries some for ever.
 
 The library is the one that OpenCV is linked to; where it cannot be loaded, errors are empty. Runs in a camera's worker,
-which ends soon after: errors are not freed.
+which ends soon after, so errors are not freed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ GST_MESSAGE_ERROR = 2
 
 
 class _Error(ctypes.Structure):
-    """GError"""
+    """``GError`` of GLib."""
 
     _fields_ = (("domain", ctypes.c_uint32), ("code", ctypes.c_int), ("message", ctypes.c_char_p))
 
@@ -85,6 +85,6 @@ def _parsed(library: ctypes.CDLL, pipeline: str) -> tuple[int | None, str]:
 
 
 def _text(error: ctypes._Pointer[_Error]) -> str:
-    """Its words without a full stop, and without a property's value, which may be a password."""
+    """An error's message without a full stop, and without a property's value, which may be a password."""
     words = (error.contents.message or b"").decode(errors="replace") if error else ""
     return " ".join(re.sub(r'( in element "[^"]*") to ".*', r"\1", words, flags=re.DOTALL).split()).rstrip(".")

@@ -1,4 +1,4 @@
-"""``--list-devices``: what cameras this machine has."""
+"""``--list-devices``: the cameras of this machine."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ NAMES = Path("/sys/class/video4linux")
 
 
 def devices(names: Path = NAMES) -> Iterator[tuple[str, str]]:
-    """(URI, what it is) of every local camera, and of what is always there.
+    """(URI, description) of every local camera, and of what is always available.
 
-    A driver makes several nodes for one camera; ``index`` above 0 are its metadata and further streams."""
+    A driver makes several nodes for one camera; ``index`` above 0 are its metadata and further streams.
+    """
     nodes = sorted(names.glob("video*"), key=lambda p: int(re.sub(r"\D", "", p.name) or 0)) if names.is_dir() else []
     for node in nodes:
         name = _line(node / "name") or "camera"

@@ -8,10 +8,10 @@ QUICK_SECONDS = 0.002  # on average: nothing was read, nothing waited for
 
 
 class Misses:
-    """Reads without a frame, in a row; OpenCV goes on after each, and does not distinguish a bad frame from the end.
+    """Reads without a frame, in a row; OpenCV does not distinguish a bad frame from the end.
 
-    At the end, or where the connection is gone, they take no time: so many of these mean that nothing more comes.
-    Frames that cannot be decoded come at their pace (``paced``); they are waited out for so many seconds.
+    At the end, or where the connection is gone, they take no time: a number of these mean that nothing more comes.
+    Frames that cannot be decoded come at the stream's pace (``paced``); they are waited out for some seconds.
     """
 
     def __init__(self, quick: int, seconds: float) -> None:
@@ -21,7 +21,7 @@ class Misses:
         self._since = 0.0
 
     def another(self, began: float) -> bool:
-        """Count one more, whose read began at that time of ``time.monotonic``; whether it is worth to read on."""
+        """Count one more, whose read began at that time of ``time.monotonic``; whether to read on."""
         if not self.count:
             self._since = began
         self.count += 1

@@ -1,4 +1,4 @@
-"""What cameras deliver as what the networks take: uint8 BGR, upright."""
+"""From what cameras deliver to what the networks take: uint8 BGR, upright."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from diinn.runtime.errors import SourceError
 from diinn.runtime.geometry.grid import Size
 from diinn.runtime.images.arrays import UInt8
 
-# how --input-codec calls it: the FOURCC that V4L2 knows it by
+# name for --input-codec: V4L2's FOURCC
 CODECS = {
     "mjpeg": "MJPG",
     "h264": "H264",
@@ -41,8 +41,10 @@ FLIPS: dict[str, Callable[[UInt8], Any]] = {
 
 
 def folded(image: npt.NDArray[Any], size: Size) -> npt.NDArray[Any]:
-    """A raw frame of ``size`` (width, height) that came as one row of bytes, as V4L2's do: [H, W]; any other as it is.
-    SourceError where the row has another length."""
+    """A raw frame of ``size`` (width, height) that came as one row of bytes, as V4L2's do: [H, W].
+
+    Any other is returned unchanged. SourceError where the row has another length.
+    """
     if image is None or image.shape[0] != 1 or size[1] == 1:
         return image
     if image.size != size[0] * size[1]:
@@ -53,8 +55,11 @@ def folded(image: npt.NDArray[Any], size: Size) -> npt.NDArray[Any]:
 
 
 def to_bgr(image: npt.NDArray[Any] | None, codec: str | None) -> UInt8:
-    """A camera's frame as uint8 [H, W, 3] BGR: grey, Bayer (``codec`` names the pattern) and YUYV are converted, of 16
-    bits the upper 8 are taken, alpha is dropped. SourceError names anything else."""
+    """A camera's frame as uint8 [H, W, 3] BGR.
+
+    Grey, Bayer (``codec`` names the pattern) and YUYV are converted, of 16 bits the upper 8 are taken, alpha is
+    dropped. SourceError names anything else.
+    """
     if image is None or not isinstance(image, np.ndarray) or not image.size:
         raise SourceError("it delivers empty frames")
     if image.ndim == 3 and image.shape[2] == 1:

@@ -1,4 +1,4 @@
-"""One place between who makes things and who uses them: what keeps a live stream from lagging."""
+"""A buffer of one item between producer and consumer: what keeps a live stream from lagging."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ T = TypeVar("T")
 class Slot(Generic[T]):
     """Holds one thing at most.
 
-    newest: a new thing replaces what nobody took (live), otherwise ``put`` waits until it is taken (files)
+    newest: a new thing replaces one that was not taken (live), otherwise ``put`` waits until it is taken (files)
     wake: called after each ``put``
     """
 
     def __init__(self, newest: bool, wake: Callable[[], None] = lambda: None) -> None:
         self.newest, self.wake = newest, wake
-        self.replaced = 0  # things nobody took
+        self.replaced = 0  # things that were not taken
         self._held: T | None = None
         self._closed = False
         self._changed = Condition()
 
     def put(self, thing: T) -> bool:
-        """Whether it was taken in: not once the slot is closed."""
+        """Put a thing in; False once the slot is closed."""
         with self._changed:
             if not self.newest:
                 self._changed.wait_for(lambda: self._held is None or self._closed)
@@ -36,7 +36,7 @@ class Slot(Generic[T]):
         return True
 
     def take(self) -> T | None:
-        """What is there, which leaves the slot empty; None if it was."""
+        """Take the thing out; None if the slot is empty."""
         with self._changed:
             thing, self._held = self._held, None
             self._changed.notify_all()

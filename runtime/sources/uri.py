@@ -58,12 +58,21 @@ DEMO_PIXELS = demo.WIDTH * demo.HEIGHT
 
 @dataclass(frozen=True)
 class CaptureOptions:
-    """What is asked of a source beside its URI.
+    """How a source is opened, beside its URI.
 
-    size: (width, height); rate: frames per second; codec, flip: names in ``pixels``; loop: start videos again
-    noise: of the demo camera's sensor, root mean square in grey levels
-    paced: whether the demo keeps its frame rate; retry: how failures are met
-    results: files and folders where results go, which are no input though they lie in a folder that is
+    Attributes:
+        size: (width, height) that a camera is requested to deliver; None for its own.
+        rate: Frames per second that it is requested to deliver; None for its own.
+        codec: Its pixel format, as ``--input-codec`` names them; None for the driver's choice.
+        flip: How frames are turned, as ``--flip`` names it; None for not at all.
+        loop: Whether videos start again at their end.
+        noise: Of the demo camera's sensor, root mean square in grey levels.
+        paced: Whether the demo keeps its frame rate.
+        retry: When a camera counts as failed, and how it is tried again.
+        results: Files and folders where results go; they are skipped where a folder of images holds them.
+
+    Raises:
+        InputError: A value is out of its range or unknown.
     """
 
     size: Size | None = None
@@ -91,10 +100,16 @@ class CaptureOptions:
 
 
 def open_source(uri: str, options: CaptureOptions | None = None) -> Source:
-    """The source that ``uri`` names: ``0``, ``/dev/video0``, ``v4l2:///dev/video0``, ``csi://0``, ``gst://PIPELINE``,
-    ``rtsp://…``, ``http://…``, ``demo``; ``file://PATH``, a folder, a file or a glob.
+    """The source that ``uri`` names. Cameras are not opened before ``start``.
 
-    Cameras are not opened before ``start``. SourceError for what can never work."""
+    Args:
+        uri: ``0``, ``/dev/video0``, ``v4l2:///dev/video0``, ``csi://0``, ``gst://PIPELINE``, ``rtsp://…``,
+            ``http://…``, ``demo``; ``file://PATH``, a folder, a file or a glob.
+        options: How it is opened.
+
+    Raises:
+        SourceError: It can never work.
+    """
     options, uri = options or CaptureOptions(), local(uri)
     if (uri.isascii() and uri.isdigit()) or uri.startswith("/dev/video") or scheme_of(uri) not in ("", "file"):
         return open_camera(uri, options)
@@ -167,7 +182,7 @@ def scheme_of(uri: str) -> str:
 
 
 def same_device(uri: str) -> str | None:
-    """What a local camera is, however it is called; None for what several may open."""
+    """A local camera's device, whatever name it was given by; None for what several may open."""
     scheme, path = scheme_of(uri), uri.partition("://")[2] if scheme_of(uri) else uri
     if scheme in ("", "v4l2") and path.isascii() and path.isdigit():
         return f"/dev/video{int(path[:9])}"
@@ -177,7 +192,10 @@ def same_device(uri: str) -> str | None:
 
 
 def open_input(pattern: str, options: CaptureOptions | None = None) -> Source:
-    """A file, a folder (searched recursively) or a glob of images, or a video file; ``loop`` and ``flip`` are heard."""
+    """A file, a folder (searched recursively) or a glob of images, or a video file.
+
+    Of the options ``loop`` and ``flip`` apply.
+    """
     options = options or CaptureOptions()
     if options.noise:
         raise InputError(f"noise {options.noise:g} is for the demo camera: files have their own, leave it out")
@@ -247,8 +265,11 @@ def _glob(pattern: str, options: CaptureOptions) -> Source:
 
 
 def public(uri: str) -> str:
-    """``uri`` without what may be secret, for logs, statistics and messages: of a network address scheme, host and port
-    alone (paths and queries hold tokens, too), of a pipeline its first element. Paths of files stay."""
+    """``uri`` without what may be secret, for logs, statistics and messages.
+
+    Of a network address scheme, host and port alone (paths and queries hold tokens, too), of a pipeline its first
+    element. Paths of files stay.
+    """
     found = re.match(r"\s*([a-z][a-z0-9+.-]*:/+)(.*)", uri, flags=re.DOTALL | re.IGNORECASE)
     if found is None:  # a path, or an address whose scheme was mistyped or forgotten
         return re.sub(r"\?[^?]*=.*", "?…", re.sub(r"^([^/]*:|[^/]*//).*@", "", uri, flags=re.DOTALL), flags=re.DOTALL)
@@ -275,7 +296,7 @@ def has_gstreamer() -> bool:
 
 
 def _pipeline(scheme: str, rest: str, options: CaptureOptions) -> str:
-    """What GStreamer is to run: the user's own pipeline, or NVIDIA's Argus camera source."""
+    """The pipeline for GStreamer: the user's own, or NVIDIA's Argus camera source."""
     if scheme == "csi" and not (rest.isascii() and rest.isdigit()):
         raise SourceError(f"csi://{rest} does not name a sensor by number: use csi://0")
     if not has_gstreamer():

@@ -1,7 +1,7 @@
 """One camera in a process of its own, which can be ended while it hangs; ``camera.Worker`` starts it.
 
 Takes a socket, a file of memory and the parent's process id. Reads what to open from the socket (a line of JSON),
-writes frames into the memory, which both processes map, and says so on the socket, a line of JSON each:
+writes frames into the memory, which both processes map, and announces them on the socket, a line of JSON each:
 ``{"ready"}`` when started, ``{"rate"}`` when opened,
 ``{"at", "shape", "captured", "arrived", "count", "undecodable"}`` for a frame, ``{"failed"}`` at the end.
 The parent answers each frame with a byte once it has copied it.
@@ -43,7 +43,7 @@ class Wire:
         self._connection.sendall(json.dumps(message).encode() + b"\n")
 
     def give(self, image: UInt8, captured: float, arrived: float, count: int, undecodable: int) -> bool:
-        """Hand a frame over; False if the parent is still busy with those before."""
+        """Hand a frame over; False if the parent has not copied the last ones yet."""
         self._hear(0)
         if self._unanswered >= PLACES - 1:
             return False
@@ -59,7 +59,7 @@ class Wire:
         return True
 
     def _grow(self, size: int) -> None:
-        while self._unanswered:  # what stands there moves
+        while self._unanswered:  # the parent must have copied all before the memory is resized
             self._hear(None)
         if self._map is not None:
             self._map.close()
@@ -75,7 +75,7 @@ class Wire:
 
 
 def main() -> None:
-    """Open, read and hand over until the camera fails or the parent has had enough."""
+    """Open the camera, read and hand over frames until it fails or the parent ends."""
     connection, memory, parent = map(int, sys.argv[1:])
     die_with(parent)
     for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides; a service manager signals all its processes
@@ -98,6 +98,6 @@ def main() -> None:
             wire.send(failed=" ".join(str(error).split()))
         except ConnectionError:  # the parent is gone
             sys.exit(0)
-        except Exception as error:  # no memory, an odd error of a driver: sent to the parent
-            traceback.print_exc()  # at --log-level debug, else to nowhere
+        except Exception as error:  # no memory, an error of a driver: sent to the parent
+            traceback.print_exc()  # shown at --log-level debug only
             wire.send(failed=f"failed with {type(error).__name__}: {' '.join(str(error).split())[:300]}")

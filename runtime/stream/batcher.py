@@ -1,8 +1,8 @@
 """One device, one order: the newest frames of all cameras, encoded in one batch, decoded in shared chunks.
 
-Whatever is captured while a batch is processed waits in its slot, where newer frames replace it. So a frame that is
+What is captured while a batch is processed waits in its slot, where newer frames replace it. So a frame that is
 taken is at most one batch or one frame interval old, whichever is less, and its views are ready one batch later. A
-result that a sink has not taken after two batches and a frame interval is not given to it any more.
+result that a sink has not taken after two batches and a frame interval is dropped.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ IDLE_SECONDS = 0.2  # how long to wait for a frame before looking again
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """A frame in a batch. views: what is decoded, by name; whole: what was asked for"""
+    """A frame in a batch.
+
+    views: what is decoded, by name; whole: the views that were requested
+    """
 
     lane: CameraLane
     frame: Frame
@@ -50,7 +53,7 @@ _Computed = tuple[dict[str, tuple[Encoded, list[UInt8]]], float, float]
 
 
 class Batcher:
-    """Takes, encodes, decodes and hands on, until it is stopped or its sources have ended.
+    """Takes frames, encodes and decodes them and hands results on, until stopped or its sources have ended.
 
     announce: called with a frame, a view's name and the view when a camera's frames have a new size
     """
@@ -71,8 +74,8 @@ class Batcher:
         self.deadline = Deadline(deadline, {lane.name: lane.weight for lane in lanes}) if deadline else None
         self._changed = threading.Condition()
         self._stop = False
-        self._worked: set[str] = set()  # cameras of which something was seen
-        self._unfit: set[str] = set()  # those of which nothing that came could be done
+        self._worked: set[str] = set()  # cameras with a result
+        self._unfit: set[str] = set()  # cameras none of whose views could be made
         self._logged = Once()  # (camera, quality) that was lowered
         self._together = len(self.lanes) or 1  # frames encoded at once: fewer where the device's memory is short
         self._without: set[str] = set()  # cameras of the batch for which the device has no memory
@@ -80,7 +83,7 @@ class Batcher:
         self._zooms = Zooms(resolver, self._put)
 
     def wake(self) -> None:
-        """Something has changed: a frame has come, a sink has room, views are others."""
+        """Something has changed: a frame has come, a sink has room, or views are others."""
         with self._changed:
             self._changed.notify_all()
 
@@ -90,8 +93,10 @@ class Batcher:
         self.wake()
 
     def run(self) -> None:
-        """Until stopped, all sources ended or ``most`` frames done. Raises what the device raises; a file that fails
-        leaves the others alone."""
+        """Until stopped, all sources ended or ``most`` frames done.
+
+        Raises what the device raises; a file that fails leaves the others alone.
+        """
         while not self._stop and (self.most is None or self.stats.processed < self.most):
             taken = self._take()
             if taken:
@@ -106,10 +111,13 @@ class Batcher:
         return any(other.source.live and not other.source.ended for other in self.lanes if other is not lane)
 
     def _refuse(self, lane: CameraLane, error: DiinnError, *, nothing_left: bool = True) -> None:
-        """A frame or view of a camera that cannot be. It is that camera's trouble alone where there are others; where
-        none has worked yet and none may, what was asked for is wrong.
+        """A frame or view of a camera cannot be processed.
 
-        nothing_left: whether no view of the camera's frame remains"""
+        Where there are other cameras it is noted at that camera alone; where none has worked yet and none may, the
+        settings are wrong and the error is raised.
+
+        nothing_left: whether no view of the camera's frame remains
+        """
         if lane.source.live:
             if nothing_left and lane.name not in self._worked:
                 self._unfit.add(lane.name)
@@ -155,7 +163,7 @@ class Batcher:
         return all(outlet.has_room(key) for outlet in self.outlets for key in keys if outlet.wants(key))
 
     def _wait(self) -> float:
-        """Seconds until somebody may be due."""
+        """Seconds until a camera or a zoom may be due."""
         due = [lane.due - time.monotonic() for lane in self.lanes if lane.source.slot.full]
         return max(0.001, min([IDLE_SECONDS, self._zooms.rest, *(wait for wait in due if wait > 0)]))
 
@@ -167,12 +175,12 @@ class Batcher:
         ready, encode, decode = self._in_parts(decoded)
         jobs = [replace(j, quality=BICUBIC, views=j.whole) if j.lane.name in self._without else j for j in jobs]
         if self.deadline and (ready or not decoded):
-            learnt = [load for load in loads if load.camera in ready]  # others took the network no time
+            learnt = [load for load in loads if load.camera in ready]  # the network did not run for others
             self.deadline.learn(learnt, levels, encode, decode)
         done = []
         for job in jobs:
             if not job.whole or (job in decoded and job.lane.name not in ready):
-                continue  # it was refused
+                continue  # refused
             try:
                 encoded, images = ready.get(job.lane.name) or (None, _bicubics(job.frame, job.views))
             except InputError as error:
@@ -193,9 +201,11 @@ class Batcher:
             self._zooms.offer(job.lane, job.frame, encoded)
 
     def _in_parts(self, jobs: Sequence[_Job]) -> _Computed:
-        """``_computed`` of as many frames at once as the device has memory for. Where it runs out the batch is halved,
-        once; cameras whose part does not fit even then go without the network this time. Files wait instead, until each
-        is alone."""
+        """``_computed`` of as many frames at once as the device has memory for.
+
+        Where it runs out the batch is halved, once; cameras whose part does not fit even then get bicubic views this
+        time. Frames of files are halved further, until each is alone.
+        """
         found: dict[str, tuple[Encoded, list[UInt8]]] = {}
         encode = decode = 0.0
         waiting, halved = _parts(jobs, self._together), False
@@ -227,8 +237,10 @@ class Batcher:
             log.warning("%s; views of %s are %s meanwhile, the statistics count them", error, lane.name, BICUBIC)
 
     def _computed(self, jobs: Sequence[_Job]) -> _Computed:
-        """Encoded frames and images of each camera, and the seconds of encoding and decoding. Where one asks for what
-        cannot be, each is tried alone and that one refused."""
+        """Encoded frames and images of each camera, and the seconds of encoding and decoding.
+
+        Where the input of one is wrong, each is tried alone and that one refused.
+        """
         if not jobs:
             return {}, 0.0, 0.0
         began = time.perf_counter()
@@ -250,7 +262,7 @@ class Batcher:
         return dict(zip((job.lane.name for job in jobs), values, strict=True)), middle - began, end - middle
 
     def _planned(self, taken: Sequence[tuple[CameraLane, Frame]]) -> tuple[list[_Job], list[Load], dict[str, str]]:
-        """What each frame gets, and without a deadline all it asks for."""
+        """The views each frame gets: without a deadline all of them, whole."""
         parts = [(lane, frame, *self._views(lane, frame)) for lane, frame in taken]
         if not self.deadline:
             return [_Job(lane, frame, WHOLE, whole, whole) for lane, frame, whole, _ in parts], [], {}

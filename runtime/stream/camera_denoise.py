@@ -1,4 +1,4 @@
-"""What the network is given beside one camera's frames: what was set, or what is estimated of them."""
+"""The strength that the network is given beside one camera's frames: as set, or estimated."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ class CameraDenoise:
     """
 
     def __init__(self, wanted: Denoise | None, source: Source, resolver: SuperResolver) -> None:
-        """wanted: None for "auto" where the source is a camera or video and the model can, else nothing.
+        """Raises InputError for what the model does not take.
 
-        Raises InputError for what the model does not take."""
+        wanted: None for "auto" where the source is a camera or video and the model can, else nothing
+        """
         self._source, self._resolver = source, resolver
         self._smoothed = Smoothed()
         self.latest = NONE
@@ -49,8 +50,10 @@ class CameraDenoise:
             return NONE
 
     def of(self, frame: Frame) -> Strength:
-        """The strength of a frame, which is the camera's next. Of a camera or video it is smoothed by the frames' time
-        stamps; stills speak for themselves."""
+        """The strength for a frame, which is the camera's next.
+
+        Of a camera or video it is smoothed by the frames' time stamps; of stills each is estimated alone.
+        """
         wanted = self.wanted
         if isinstance(wanted, Strength):
             self.latest = wanted
@@ -70,12 +73,12 @@ class CameraDenoise:
 
     @property
     def strength(self) -> Strength:
-        """What was set, or of "auto" what was found last."""
+        """The strength that was set, or with "auto" the last estimate."""
         return self.latest if self.wanted == AUTO else self.wanted
 
     @property
     def statistics(self) -> dict[str, bool | float]:
-        """As ``--stats`` has it."""
+        """The fields of ``--stats``."""
         return {
             "auto": self.wanted == AUTO,
             "noise": round(self.strength.noise, 2),

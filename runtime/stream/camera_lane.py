@@ -16,13 +16,13 @@ from diinn.runtime.stream.camera_denoise import CameraDenoise
 from diinn.runtime.util.once import Once
 
 log = logging.getLogger(__name__)
-Made = tuple[Size, "View | InputError"]  # what came of a view for frames of a size
+Made = tuple[Size, "View | InputError"]  # a view made for frames of a size, or why it cannot be
 
 
 class CameraLane:
     """A camera's views, turns and troubles.
 
-    specs: its views by name; zooms: those that viewers ask for; both are replaced, never changed
+    specs: its views by name; zooms: those of viewers; both are replaced, never changed
     weight: its share when there is not time for all
     interval: seconds between two of its frames at least; calibration: the camera's own
     size: (width, height) of its last frame; dropped: frames of a live source that newer ones have replaced
@@ -67,7 +67,8 @@ class CameraLane:
         """Whether its frame is for this batch and not passed over.
 
         A camera of less weight is passed over now and then, but only while newer frames keep replacing its own: time
-        is short, and what it loses it would have lost anyway."""
+        is short then, and frames are dropped in any case.
+        """
         overrun = self.source.slot.replaced > self._replaced
         self._replaced = self.source.slot.replaced
         self._credit = min(1.0, self._credit + self.weight / heaviest)
@@ -105,14 +106,17 @@ class CameraLane:
         specs: Mapping[str, ViewSpec] | None = None,
         zooms: Mapping[str, ViewSpec] | None = None,
     ) -> None:
-        """From now on other views, or zooms; with what was made of them elsewhere."""
+        """Other views, or zooms, from now on.
+
+        made: those that were made already, by spec and what divides their size
+        """
         with self._lock:
             self._views.update(made)
             self.specs = dict(specs) if specs is not None else self.specs
             self.zooms = dict(zooms) if zooms is not None else self.zooms
 
     def forget(self) -> None:
-        """Let go of views that nobody wants any more."""
+        """Drop views that are no longer used."""
         with self._lock:
             wanted = {*self.specs.values(), *self.zooms.values()}
             for key in [key for key in self._views if key[0] not in wanted]:

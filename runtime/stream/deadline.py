@@ -1,4 +1,4 @@
-"""What a batch gives up so that it meets its deadline, in a stated order, and when it gets it back."""
+"""What a batch gives up so that it meets its deadline, in which order, and when that is taken back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEARN = 0.25  # weight of the newest measurement
 
 @dataclass(frozen=True)
 class Load:
-    """What one camera asks of a batch.
+    """The work that one camera adds to a batch.
 
     pixels: LR pixels to encode; queries, reduced: pixels to decode, whole and with reduced views
     """
@@ -46,8 +46,9 @@ class Deadline:
     def plan(self, loads: Sequence[Load], waited: float, now: float) -> dict[str, str]:
         """The quality of every camera's views in a batch whose oldest frame has ``waited`` seconds already.
 
-        A frame that is late before its batch begins is not mended by giving up everything: half of the deadline is for
-        the batch, whatever was waited."""
+        Giving up everything does not help a frame that is late before its batch begins: half of the deadline is for
+        the batch, whatever was waited.
+        """
         waited = min(waited, self.seconds / 2)
         most = len(STEPS) * len(self._order)
         while self.depth < most and self._cost(loads, self._levels(self.depth)) > self.seconds - waited:

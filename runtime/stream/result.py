@@ -1,4 +1,4 @@
-"""What a stream gives: one view of one frame."""
+"""The result of a stream: one view of one frame."""
 
 from __future__ import annotations
 
@@ -11,20 +11,28 @@ from diinn.runtime.images.arrays import UInt8
 from diinn.runtime.noise.strength import NONE, Strength
 from diinn.runtime.sources.base import Frame
 
-# What was done to a view: all it asked for, half its size enlarged again, or no network at all.
+# How a view was made: whole, at half its size and enlarged again, or without the network.
 WHOLE, REDUCED, BICUBIC = "full", "reduced", "bicubic"
 QUALITIES = (WHOLE, REDUCED, BICUBIC)
-ZOOM = "~"  # views that a viewer asked for begin with it; files and pipes do not get them
+ZOOM = "~"  # names of views that a viewer opened begin with it; files and pipes do not get them
 
 
 @dataclass(frozen=True)
 class Result:
-    """One view of one frame; its pixels belong to all who get it and cannot be written: draw on ``image.copy()``.
+    """One view of one frame.
 
-    image: uint8 [h, w, 3] BGR; camera, view: their names; frame: what it was made from
-    quality: one of ``QUALITIES``; view_geometry: the view itself; finished: ``time.monotonic`` seconds
-    expires: ``time.monotonic`` seconds after which it is too old to be taken
-    strength: what the network was given beside the frame, so how much was cleaned; none of a bicubic one
+    Its pixels are shared by all that receive it and cannot be written: draw on ``image.copy()``.
+
+    Attributes:
+        image: The view, uint8 [h, w, 3] BGR.
+        camera: The camera's name.
+        view: The view's name.
+        frame: What it was made from.
+        quality: "full"; under a deadline also "reduced" (decoded at half its size and enlarged) or "bicubic".
+        view_geometry: The view itself.
+        finished: ``time.monotonic`` seconds.
+        expires: ``time.monotonic`` seconds after which it is too old to be taken.
+        strength: What the network was given beside the frame, so how much was cleaned; none of a bicubic one.
     """
 
     image: UInt8

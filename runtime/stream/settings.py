@@ -36,7 +36,7 @@ KEYS = (
     "noise",
 )
 LARGEST_WEIGHT = 1e6
-ELSEWHERE = {  # what people look for in a block, and where it is
+ELSEWHERE = {  # keys that look right in a block, and what to write instead
     "out_size": 'write views: {whole: "full:640x480"}',
     "roi": 'write views: {part: "roi:40,30,80,60:320x240"}',
     "input_size": "write size: 320x240",
@@ -49,12 +49,20 @@ ELSEWHERE = {  # what people look for in a block, and where it is
 class CameraSettings:
     """One camera of a stream.
 
-    uri: as ``sources.open_source`` takes it; name: how files, statistics and the preview call it, by default the URI
-    capture: what is wanted of the source; views: what is made of each frame, by name, as ``ViewSpec`` or in words
-    weight: its share when there is not time for all; max_fps: frames a second processed at most
-    calibration: of rectified and virtual views
-    denoise: what the network is given beside its frames: "auto", a noise level in grey levels or a ``Strength``; None
-        for "auto" where it is a camera or video, else 0
+    Attributes:
+        uri: ``0``, ``/dev/video0``, ``csi://0``, ``gst://PIPELINE``, ``rtsp://…``, ``http://…``, ``demo``; a file, a
+            folder or a glob of images, or a video.
+        name: Its name in files, statistics and the preview, by default the URI.
+        capture: How the source is opened.
+        views: What is made of each frame, by name, as ``ViewSpec`` or its text form.
+        weight: Its share when there is not time for all, above 0 and up to a million.
+        max_fps: Frames a second processed at most.
+        calibration: For rectified and virtual views.
+        denoise: What the network is given beside its frames: "auto", a noise level in grey levels or a ``Strength``;
+            None for "auto" where it is a camera or video, else 0.
+
+    Raises:
+        InputError: A value is out of its range, or a view cannot be parsed.
     """
 
     uri: str = field(repr=False)  # with what may be secret
@@ -84,18 +92,19 @@ class CameraSettings:
                 parse_denoise(self.denoise)
             except InputError as error:
                 raise InputError(f"camera {who}: {error}") from None
-        self.specs  # noqa: B018  what is wrong with their words is reported now
+        self.specs  # noqa: B018  raises now for text that cannot be parsed
 
     @property
     def specs(self) -> dict[str, ViewSpec]:
-        """The views, none of them in words."""
+        """The views by name, parsed."""
         return {name: ViewSpec.parse(view) if isinstance(view, str) else view for name, view in self.views.items()}
 
 
 def load(path: str | Path, base: CameraSettings) -> list[CameraSettings]:
     """The cameras of a YAML file, a list under ``cameras``; what a block leaves out is as in ``base``.
 
-    Paths in it are relative to it. InputError names the block and the nearest valid key."""
+    Paths in it are relative to it. InputError names the block and the nearest valid key.
+    """
     from diinn.runtime.util import yaml_file
 
     path = Path(path)
@@ -187,7 +196,7 @@ def check_apart(uris: Sequence[str]) -> None:
 
 
 def open_sources(settings: Sequence[CameraSettings]) -> list[Source]:
-    """The sources of several cameras, under names of their own; those opened are closed when one fails."""
+    """The sources of several cameras, with different names; those opened are closed when one fails."""
     check_apart([s.uri for s in settings])
     opened: list[Source] = []
     with ExitStack() as failing:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 
 class ShutdownDeadline:
-    """When a shutdown takes too long: counted from its beginning, or from when it was interrupted."""
+    """When a shutdown has taken too long: counted from its beginning, or from when it was interrupted."""
 
     def __init__(self, interrupted: Callable[[], bool], seconds: float) -> None:
         self.began = time.monotonic()
@@ -25,5 +25,5 @@ class ShutdownDeadline:
 def join(thread: threading.Thread, until: Callable[[], float]) -> bool:
     """Wait for a thread's end, until ``until``, ``time.monotonic`` seconds, is over; whether it has ended."""
     while thread.is_alive() and time.monotonic() < until():
-        thread.join(0.02)  # signals are heard between
+        thread.join(0.02)  # signals are handled in between
     return not thread.is_alive()

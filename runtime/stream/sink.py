@@ -1,4 +1,4 @@
-"""What a sink is."""
+"""The base class of sinks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class LiveStream(Protocol):
-    """What a sink may ask of the stream whose results it gets: see ``Stream``, which says what each does."""
+    """What a sink may use of the stream whose results it gets; ``Stream`` documents each."""
 
     resolver: SuperResolver
 
@@ -35,12 +35,15 @@ class LiveStream(Protocol):
 
 
 class Sink(ABC):
-    """A place for results; ``close`` finishes what is being written.
+    """A place for results. A subclass implements ``write``, and ``close`` where something is to be finished.
 
-    where: its URI; closed: whether its viewer has closed it
-    threaded: whether a thread of its own writes (a window must not); zooms: whether viewers' own views go there too
-    link: what to open in a browser
-    closing_seconds: how long the end of a run waits for all of its kind after Ctrl-C
+    Attributes:
+        where: Its URI, for messages and statistics.
+        closed: Whether its viewer has closed it, which ends the run.
+        threaded: Whether a thread of its own calls ``write``; otherwise (a window) the thread that runs the stream.
+        zooms: Whether the views that viewers open go there too.
+        link: What to open in a browser; empty if there is nothing.
+        closing_seconds: How long the end of a run waits for all sinks with this value after Ctrl-C.
     """
 
     where: str
@@ -50,22 +53,40 @@ class Sink(ABC):
     link = ""
     closing_seconds = 0.8
 
-    def attach(self, stream: LiveStream) -> None:  # noqa: B027  most do not care
-        """Called once, before the first result, by the stream whose results these will be."""
+    def attach(self, stream: LiveStream) -> None:  # noqa: B027  most do not need it
+        """Called once, before the first result.
+
+        Args:
+            stream: The stream whose results these will be.
+        """
 
     @abstractmethod
     def write(self, result: Result) -> None:
-        """Take one result; it may take its time, and DiinnError says that nothing more can go there."""
+        """Take one result; slow is fine, frames are dropped meanwhile.
+
+        Args:
+            result: Its ``image`` is shared and must not be written to.
+
+        Raises:
+            DiinnError: Nothing more can be written here; the stream goes on without this sink.
+        """
 
     def idle(self) -> None:  # noqa: B027  most have nothing to do between two results
         """Called often where ``threaded`` is False."""
 
     def statistics(self) -> dict[str, Any]:
-        """What is worth saying beside counts."""
+        """What to report beside counts, as plain JSON values."""
         return {}
 
     def close(self, *, failed: bool = False) -> None:  # noqa: B027  most sinks have nothing to finish
-        """Finish the file being written; ``failed`` says that the run ended in an error."""
+        """Finish what is being written.
+
+        Args:
+            failed: Whether the run ended in an error.
+
+        Raises:
+            DiinnError: What was written is not complete.
+        """
 
 
 class NullSink(Sink):

@@ -1,4 +1,4 @@
-"""Between the batcher and a sink: a slot for each stream, and a thread that may be as slow as it likes."""
+"""Between the batcher and a sink: a slot for each stream, and a thread that may be slow."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Key = tuple[str, str]  # (camera, view)
 
 
 class Mailbox:
-    """The newest result of every live stream, the next one of every other, until somebody takes them.
+    """The newest result of every live stream, the next one of every other, until they are taken.
 
     keys: the streams it is for, None for all; zooms: whether viewers' own views are wanted too
-    written, dropped: results that were taken, and replaced or too old before anybody took them
+    written, dropped: results that were taken, and those replaced or too old before they were
     on_taken: called with a result that left, and whether it was not too old; on_put: called after each ``put``
     """
 
@@ -42,7 +42,7 @@ class Mailbox:
         return key not in self._held or self._closed
 
     def put(self, result: Result) -> None:
-        """Never waits: a result that nobody took is replaced, in its place in the line."""
+        """Never waits: a result that was not taken is replaced, in its place in the queue."""
         with self._changed:
             self.dropped += result.key in self._held
             self._held[result.key] = result
@@ -68,7 +68,7 @@ class Mailbox:
         return result
 
     def close(self) -> None:
-        """Take nothing more in; what is there can still be taken."""
+        """Accept nothing more; what is held can still be taken."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -93,7 +93,7 @@ class SinkThread(Mailbox):
 
     @property
     def done(self) -> bool:
-        """Whether nothing goes there any more: it failed, or its viewer has closed it."""
+        """Whether nothing more is written: it failed, or its viewer has closed it."""
         return self.failure is not None or self.sink.closed
 
     def start(self) -> None:
@@ -101,20 +101,22 @@ class SinkThread(Mailbox):
             self.thread.start()
 
     def pump(self) -> None:
-        """Write what is there, one result of each stream at most, in the caller's thread."""
+        """Write what is held, one result of each stream at most, in the caller's thread."""
         for _ in range(len(self._held)):
             if not self._closed and (result := self.take(0)) is not None:
                 self._write(result)
         self.sink.idle()
 
     def end(self, *, failed: bool) -> None:
-        """Begin to finish: write what is there, then close the sink, telling it whether an error ended the stream."""
+        """Begin to finish: write what is held, then close the sink; ``failed``: whether an error ended the stream."""
         self._failed = failed
         self.close()
 
     def wait(self, after: Callable[[float], float]) -> None:
-        """Until that is done, or over: ``after`` says when, ``time.monotonic`` seconds, for a sink of so many
-        ``closing_seconds``. It is then left to itself."""
+        """Wait until it has finished, or its time is over; it is then abandoned.
+
+        after: from ``closing_seconds`` to the time at which it is over, ``time.monotonic`` seconds
+        """
         if not self.sink.threaded:
             self._run()
         elif self.thread is threading.current_thread():  # a callback ends the stream: this thread goes on from there
@@ -140,7 +142,7 @@ class SinkThread(Mailbox):
         except Exception as error:  # a full disk, a reader that is gone: the cameras and the other sinks go on
             self.failure = error
             self.close()
-            if not isinstance(error, BrokenPipeError):  # its reader says so itself
+            if not isinstance(error, BrokenPipeError):  # the reader has ended, which it reports itself
                 known = isinstance(error, DiinnError | OSError)
                 self.on_failure(f"output {self.sink.where}: {error}", None if known else error)
         self.on_written((time.perf_counter() - began) * 1e3)

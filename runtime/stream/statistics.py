@@ -43,8 +43,11 @@ class _Camera:
 
 
 class Stats:
-    """Counts and times of one run. Times are milliseconds; an age is from a frame's arrival to when a sink takes its
-    view; ``encode``, ``decode`` and ``total`` are of batches."""
+    """Counts and times of one run.
+
+    Times are milliseconds; an age is from a frame's arrival to when a sink takes its view; ``encode``, ``decode`` and
+    ``total`` are of batches.
+    """
 
     def __init__(self) -> None:
         self.processed = self.batches = self.workers = 0  # workers: bytes of their memory
@@ -76,7 +79,7 @@ class Stats:
             self._add(age=age)
 
     def written(self, milliseconds: float) -> None:
-        """What a sink took for it."""
+        """A sink took so long to write a view."""
         with self._lock:
             self._add(sink=milliseconds)
 

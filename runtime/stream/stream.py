@@ -42,8 +42,17 @@ LIVE_SECONDS = 30.0  # for a batch, and for all sinks, where nothing but live ca
 class Stream:
     """Several sources through one resolver: newest frames of cameras, every frame of files.
 
-    ``for result in Stream(...)`` gives the newest view of each stream in turn; sinks and ``on_result`` get them in
-    threads of their own. One use each: a stream that was closed is not started again.
+    ``for result in Stream(...)`` gives the newest view of each camera and view in turn; sinks and ``on_result`` get
+    them in threads of their own. A stream runs once: one that was closed cannot be started again.
+
+    Example:
+        >>> for result in Stream("demo"):
+        ...     cv2.imwrite(f"{result.sequence}.png", result.image)
+
+    Attributes:
+        resolver: What encodes and decodes.
+        sources: The cameras and files.
+        stats: Counts and times; ``snapshot`` gives them as plain values.
     """
 
     def __init__(
@@ -61,12 +70,21 @@ class Stream:
     ) -> None:
         """Nothing is captured before ``start``, iteration or ``run``.
 
-        cameras: URIs (seen whole, at twice their size) or settings; resolver: one of the caller's, or a model to open
-        sinks: with the (camera, view) they are for; on_result: called with each ``Result``, newest first come
-        deadline_ms: from a frame's arrival to its views; what is given up for it is in ``Result.quality``
-        max_frames: to process, of all cameras together
-        wait_for_cameras: wait for cameras that cannot be opened even where none can; otherwise that is a SourceError
-        sources: opened already, one for each camera
+        Args:
+            cameras: URIs (whole frames, at twice their size) or settings, one or several.
+            resolver: One of the caller's, which stays open, or a model to open.
+            sinks: Sinks, or pairs of a sink and the (camera, view) names it is for.
+            on_result: Called with each ``Result``, in a thread of its own; the newest while it is busy.
+            deadline_ms: From a frame's arrival to its views, milliseconds; what is given up for it is in
+                ``Result.quality``.
+            max_frames: Frames to process, of all cameras together.
+            wait_for_cameras: Wait for cameras that cannot be opened even where none can; otherwise that is a
+                SourceError.
+            announce: Called with a frame, a view's name and the view when a camera's frames have a new size.
+            sources: Opened already, one for each camera.
+
+        Raises:
+            InputError: A setting is wrong, a file cannot be read, or the model cannot be opened.
         """
         if isinstance(cameras, str | CameraSettings):
             cameras = [cameras]
@@ -122,7 +140,11 @@ class Stream:
         self._thread = threading.Thread(target=self._batch, name="diinn-batcher", daemon=True)
 
     def start(self) -> None:
-        """Begin to capture and process."""
+        """Begin to capture and process, in other threads.
+
+        Raises:
+            InputError: It was started before.
+        """
         if self._state != "new":
             raise InputError("a stream runs once: make another")
         self._state = "running"
@@ -141,7 +163,7 @@ class Stream:
         self._thread.start()
 
     def _sink_failed(self, text: str, error: Exception | None) -> None:
-        if any(not outlet.done for outlet in self.outlets):  # otherwise it ends, and says so
+        if any(not outlet.done for outlet in self.outlets):  # otherwise the stream ends, with an error
             self.logged.first(text)
             log.error("%s", text, exc_info=error)
 
@@ -162,8 +184,16 @@ class Stream:
         tick: Callable[[], None] = lambda: None,
         interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Until ``stopped``, the sources' end or a sink's; ``tick`` is called now and then, windows are shown in this
-        thread. Then everything is closed, see ``close``; the first error of device, file or sink is raised."""
+        """Run until the sources have ended, a viewer has closed its window, or ``stopped``; then close everything.
+
+        Args:
+            stopped: Whether to end, asked several times a second.
+            tick: Called as often, in this thread, which also draws windows.
+            interrupted: As for ``close``.
+
+        Raises:
+            DiinnError: The first error of the device, a file, the only camera or all sinks.
+        """
         self._runner = threading.current_thread()
         try:
             self.start()
@@ -179,13 +209,17 @@ class Stream:
         self.check()
 
     def __iter__(self) -> Iterator[Result]:
-        """Results as they come, newest of each stream; closes the stream at the end."""
+        """Results as they come, the newest of each camera and view; closes the stream at the end.
+
+        Raises:
+            DiinnError: At the end, as ``run`` does.
+        """
         mailbox = Mailbox()
         self._mailboxes.append(mailbox)
         try:
             self.start()
             while True:
-                ending = self._finished()  # asked first: what came before is still given
+                ending = self._finished()  # first: what came before is still given
                 result = mailbox.take(0 if ending else TICK_SECONDS)
                 if result is not None:
                     yield result
@@ -196,7 +230,7 @@ class Stream:
         self.check()
 
     def _finished(self) -> bool:
-        self._tell()
+        self._log_failures()
         if self._leaving or not self._thread.is_alive():
             return True
         if self.outlets and any(outlet.sink.closed for outlet in self.outlets):
@@ -213,8 +247,8 @@ class Stream:
         )
         return True
 
-    def _tell(self) -> None:
-        """Log once what has become of single cameras, while others go on."""
+    def _log_failures(self) -> None:
+        """Log once which cameras failed, while others go on."""
         if not any(source.captured and source.failure is None for source in self.sources):
             return
         for source in self.sources:
@@ -225,7 +259,11 @@ class Stream:
                 log.error("%s", text)
 
     def check(self) -> None:
-        """Raise what ended the stream, if it was an error: of the device, a file, the only camera, all sinks."""
+        """Raise what ended the stream, if it was an error.
+
+        Raises:
+            DiinnError: Of the device, a file, the only camera or all sinks.
+        """
         if self._error is not None:
             raise self._error
         if self.outlets and all(
@@ -239,8 +277,15 @@ class Stream:
             raise lost[0]
 
     def set_views(self, camera: str, views: Mapping[str, ViewSpec | str]) -> None:
-        """Other views of a camera from its next frame on, by name, as ``ViewSpec`` or in words. InputError where one
-        does not fit: then all stay."""
+        """Replace a camera's views from its next frame on.
+
+        Args:
+            camera: Its name.
+            views: By name, as ``ViewSpec`` or its text form.
+
+        Raises:
+            InputError: There is no such camera, or a view does not fit its frames; nothing changes then.
+        """
         lane = self.lane(camera)
         specs = CameraSettings(lane.name, views=views).specs  # what is wrong with them is reported there
         made = self._made(lane, *specs.values())
@@ -249,14 +294,29 @@ class Stream:
         self._batcher.wake()
 
     def set_denoise(self, camera: str, denoise: Denoise) -> None:
-        """Tell the network something else of a camera's frames from its next one on: "auto", a noise level in grey
-        levels or a ``Strength``. InputError for what cannot be: then nothing changes."""
+        """Change the strength that the network is given beside a camera's frames, from its next one on.
+
+        Args:
+            camera: Its name.
+            denoise: "auto", a noise level in grey levels or a ``Strength``.
+
+        Raises:
+            InputError: There is no such camera, or the model does not take it; nothing changes then.
+        """
         dial = self.lane(camera).denoise
         dial.wanted = dial.allowed(denoise)
 
     def zoom(self, camera: str, spec: ViewSpec) -> str:
-        """Another view, for one viewer, beside the camera's own: its name, which is its results' too. It is made now,
-        in the caller's thread; InputError where it does not fit the frames."""
+        """Add a view for one viewer, beside the camera's own; it is decoded between batches.
+
+        It is made now, in the caller's thread.
+
+        Returns:
+            The view's name, by which its results are known and ``unzoom`` ends it.
+
+        Raises:
+            InputError: There is no such camera, or the view does not fit its frames.
+        """
         lane = self.lane(camera)
         made = self._made(lane, spec)
         with self._views_lock:
@@ -266,7 +326,7 @@ class Stream:
         return name
 
     def _made(self, lane: CameraLane, *specs: ViewSpec) -> dict[tuple[ViewSpec, int], Made]:
-        """Views with all their geometry, so that the batcher need not stop for them; none before the first frame."""
+        """Views with all their geometry, so that the batcher need not compute it; none before the first frame."""
         made: dict[tuple[ViewSpec, int], Made] = {}
         if (size := lane.size) is not None:
             for spec, reduce in itertools.product(specs, (1, 2) if self._batcher.deadline else (1,)):
@@ -276,28 +336,38 @@ class Stream:
         return made
 
     def unzoom(self, camera: str, name: str) -> None:
-        """The end of such a view."""
+        """End a view that ``zoom`` made; without one of that name nothing happens."""
         lane = self.lane(camera)
         with self._views_lock:
             lane.publish({}, zooms={key: spec for key, spec in lane.zooms.items() if key != name})
             lane.zoom_troubles.pop(name, None)
 
     def lane(self, camera: str) -> CameraLane:
-        """A camera on its way, by its name."""
+        """A camera by its name.
+
+        Raises:
+            InputError: There is none.
+        """
         found = next((lane for lane in self.lanes if lane.name == camera), None)
         if found is None:
             raise InputError(unknown("camera", camera, [lane.name for lane in self.lanes]))
         return found
 
     def snapshot(self, *, final: bool = False) -> dict[str, Any]:
-        """The statistics so far; ``Stats.snapshot`` says what they hold."""
+        """The statistics so far, as plain JSON values.
+
+        Args:
+            final: Whether the run has ended: rates are then over all of it, before that over the last seconds.
+        """
         return self.stats.snapshot(self.lanes, self.outlets, final=final)
 
     def close(self, interrupted: Callable[[], bool] = lambda: False) -> None:
         """End everything: cameras at once, then the batch in work, then the sinks, each of which writes what it has.
 
-        interrupted: once it is true, a batch or a sink that takes long is left to itself; ``busy`` then says that it
-        still runs"""
+        Args:
+            interrupted: Once it returns True, a batch or a sink that takes long is abandoned; ``busy`` is then True
+                while the batch still runs.
+        """
         here = threading.current_thread()
         self._leaving = True
         with self._closing:
@@ -311,7 +381,7 @@ class Stream:
             finally:
                 self._closed.set()
         elif here not in (self._closer, self._thread, *(outlet.thread for outlet in self.outlets)):
-            while not self._closed.wait(TICK_SECONDS) and not interrupted():  # what was lent to it is in use until then
+            while not self._closed.wait(TICK_SECONDS) and not interrupted():  # the resolver is in use till then
                 pass
 
     def _close(self, interrupted: Callable[[], bool], running: bool) -> None:
@@ -354,7 +424,7 @@ class Stream:
 
 
 class _Callback(Sink):
-    """Results to a function of the user's."""
+    """Passes results to a function of the user's."""
 
     where = "callback"
 

@@ -1,4 +1,4 @@
-"""What viewers look at more closely: decoded between batches, in steps so small that no camera waits for them."""
+"""Views that viewers zoom into: decoded between batches, in steps so small that no camera waits for them."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ Key = tuple[str, str]  # (camera, name of the zoom)
 
 @dataclass(frozen=True, eq=False)
 class _Work:
-    """A picture in the making. strength: what its frame was cleaned of
-    steps: gives None after each step, then the picture"""
+    """A picture in the making.
+
+    strength: what the network was given beside its frame; steps: gives None after each step, then the picture
+    """
 
     lane: CameraLane
     name: str
@@ -62,7 +64,7 @@ class Zooms:
             self._newest[lane.name] = lane, frame, encoded
 
     def earn(self, seconds: float) -> None:
-        """A batch took so long. Nothing is saved up: cameras would wait for it."""
+        """A batch took so long. Credit is not saved up: cameras would wait when it is spent."""
         self._credit = min(self._credit, 0.0) + LEAST_SHARE * seconds
 
     @property
@@ -76,7 +78,7 @@ class Zooms:
         return rest < math.inf and self._credit > 0 if frames_wait else not rest
 
     def step(self) -> None:
-        """A little of a picture."""
+        """Decode a little of a picture."""
         began = time.monotonic()
         self._work = self._work or self._next()
         if self._work is not None:
@@ -86,7 +88,7 @@ class Zooms:
         self._resting = began + 2 * took
 
     def _waiting(self) -> list[tuple[float, str, str]]:
-        """(when it was shown, camera, name) of those that newer frames are there for."""
+        """(when it was shown, camera, name) of those with a newer frame."""
         found = []
         for camera in [name for name, (lane, _, _) in self._newest.items() if not lane.zooms]:
             del self._newest[camera]  # a camera that has stalled since must not keep its maps

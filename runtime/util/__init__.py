@@ -1,1 +1,1 @@
-"""What several rooms need and no room owns."""
+"""What several folders of the runtime share."""

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage in front of it; exit code 2.
+    """Reports what is wrong in one line, without the usage before it; exit code 2.
 
     hint: what to do about words that belong to no option
     """
@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
     hint = ""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        options.setdefault("allow_abbrev", False)  # a typing error is none of our options
+        options.setdefault("allow_abbrev", False)  # a typing error must not select an option
         if options.get("description"):  # a module's docstring
             options["description"] = options["description"].replace("``", "")
         super().__init__(*args, **options)
@@ -51,8 +51,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def check_output(path: Path | None, *endings: str) -> None:
-    """InputError unless a file can be written to ``path``, with one of ``endings`` if any are given: before the work
-    whose result it is to hold."""
+    """InputError unless a file can be written to ``path``, with one of ``endings`` if any are given.
+
+    To be called before the work whose result it is to hold.
+    """
     if path is None:
         return
     if path.is_dir():
@@ -68,7 +70,7 @@ def check_output(path: Path | None, *endings: str) -> None:
 
 
 class _Line(logging.Formatter):
-    """What is logged where no command says otherwise."""
+    """The format of log lines where a command sets no other."""
 
     def format(self, record: logging.LogRecord) -> str:
         return shown(super().format(record))
@@ -83,8 +85,8 @@ def guarded(
 ) -> int:
     """The exit code of ``work``: its own, or 2 for bad input, 1 for a failure while running, 130 for Ctrl-C.
 
-    remedy: what to install where a library is missing; report: prints a message; hint: how to see the trace of what
-        nobody foresaw
+    remedy: what to install where a library is missing; report: prints a message; hint: how to see the trace of an
+        unexpected error
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
@@ -101,13 +103,13 @@ def guarded(
     except BrokenPipeError:  # the reader of our output is gone, and reports that itself
         sys.stdout = None  # nothing is flushed to it at exit
         return 141
-    except OSError as error:  # what no room foresaw: a name too long, a disk that went away
+    except OSError as error:  # not handled elsewhere: a name too long, a disk that went away
         where = f" {error.filename!r}" if error.filename else ""
         message, code = f"{error.strerror or error}:{where}", 1
         trace(error)
     except KeyboardInterrupt:
         return 130
-    except Exception as error:  # a fault of ours, or of a library's
+    except Exception as error:  # a bug of ours or of a library
         message, code = unforeseen(error, hint), 1
         trace(error)
     report(f"{name}: {shown(message)}")
@@ -115,8 +117,8 @@ def guarded(
 
 
 def unforeseen(error: BaseException, hint: str = "") -> str:
-    """One line about an error that nobody foresaw: what and where it is."""
-    what = redacted(" ".join(str(error).split()))[:300]  # a password that is cut is no less one
+    """One line about an unexpected error: what and where it is."""
+    what = redacted(" ".join(str(error).split()))[:300]  # redacted before it is cut
     if isinstance(error, RuntimeError) and "start new thread" in what:
         return "cannot start a thread: allow more memory (ulimit -v) or processes (ulimit -u), or give fewer --threads"
     frames = traceback.extract_tb(error.__traceback__)

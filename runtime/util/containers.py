@@ -1,7 +1,7 @@
-"""What a video file's container says of its own length: evidence of a file that was cut short, or never finished.
+"""The length that a video file's container states: shows a file that was cut short, or never finished.
 
-AVI, MP4 and its kin, Matroska and WebM state how many bytes belong to them; others state nothing of the kind. Numbers
-of frames are no evidence: containers count by time, and hidden or empty packets too.
+AVI, MP4 and MOV, Matroska and WebM state how many bytes belong to them; others do not. Numbers of frames are no
+evidence: containers count by time, and hidden or empty packets too.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _UNFINISHED_RIFF = (0, 0xFFFFFFFF)  # what writers put there before they know
 class Extent:
     """Bytes of a video file.
 
-    there: in the file; stated: by its container, None where that says nothing
-    finished: whether who wrote it came to the end, as far as can be seen: sizes are stated, the index is there
-    fragmented: whether each part of it has an index of its own, so that no number stands for all its frames
+    there: in the file; stated: by its container, None where it states nothing
+    finished: whether it was written to its end, as far as can be seen: sizes are stated, there is an index
+    fragmented: whether each part of it has an index of its own, so that no number counts all its frames
     """
 
     there: int
@@ -36,7 +36,7 @@ class Extent:
 
 
 def extent(path: Path) -> Extent:
-    """What there is of a video file; OSError where it cannot be read."""
+    """The extent of a video file; OSError where it cannot be read."""
     there = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(16)
@@ -55,7 +55,7 @@ def _riff(file: BinaryIO, there: int) -> Extent:
     while at + 12 <= there:
         file.seek(at)
         head = file.read(12)
-        if head[:4] != b"RIFF":  # something was put behind it
+        if head[:4] != b"RIFF":  # other data was appended
             return Extent(there, at, indexed)
         size = int.from_bytes(head[4:8], "little")
         if size in _UNFINISHED_RIFF:
@@ -84,7 +84,7 @@ def _boxes(file: BinaryIO, there: int) -> Extent:
         file.seek(at)
         head = file.read(16)
         size, name = int.from_bytes(head[:4], "big"), head[4:8]
-        if not name.isalnum():  # something was put behind it
+        if not name.isalnum():  # other data was appended
             return Extent(there, at, indexed)
         indexed = indexed or name == b"moov"
         fragmented = fragmented or name == b"moof"
@@ -112,7 +112,7 @@ def _matroska(file: BinaryIO, there: int) -> Extent:
 
 
 def _number(file: BinaryIO) -> int | None:
-    """A number of EBML, whose first bits say how long it is; None for the one that means that it is not known."""
+    """A number of EBML, whose first bits give its length; None for the value that means unknown."""
     first = file.read(1)
     if not first or not first[0]:
         return None

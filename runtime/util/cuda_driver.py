@@ -1,4 +1,4 @@
-"""What the CUDA driver says by itself, without pycuda: whether it is there, and whether the GPU shares the memory."""
+"""The CUDA driver without pycuda: whether it is installed, and whether the GPU shares the system's memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PYCUDA = (
 
 
 def missing() -> str:
-    """Why CUDA cannot start, in words; empty where it can."""
+    """Why CUDA cannot start, for messages; empty where it can."""
     try:
         started: int = _library().cuInit(0)
     except OSError:
@@ -30,8 +30,10 @@ def why_no_pycuda(error: ImportError) -> str:
 
 
 def integrated(ordinal: int = 0) -> bool:
-    """Whether a GPU has no memory of its own, as on a Jetson: what it calls free then leaves out the page cache, which
-    the system gives back when asked."""
+    """Whether a GPU has no memory of its own, as on a Jetson.
+
+    What it reports as free then leaves out the page cache, which the system frees on demand.
+    """
     value, device = ctypes.c_int(), ctypes.c_int()
     try:
         library = _library()

@@ -1,4 +1,4 @@
-"""Names of files, which are bytes: as people read them, and as this process's locale writes them.
+"""Names of files, which are bytes: as text to show, and as this process's locale writes them.
 
 Python keeps bytes that are no text in its locale as lone surrogates. Where that is UTF-8 few names have any; in the
 ``C`` locale of a service or a container every name beyond ASCII has.
@@ -11,7 +11,7 @@ import re
 
 LOCAL_FILE = re.compile(r"file:(?://localhost)?/(?!/)", re.IGNORECASE)
 LONGEST = 255  # bytes, on almost all file systems
-ENDING, KEPT = 12, 24  # bytes: the longest ending that is one; the last of a long stem, which tell it from others
+ENDING, KEPT = 12, 24  # bytes: the longest suffix that counts as one; the end of a long stem, which is kept
 
 
 def as_utf8(name: str) -> str | None:
@@ -25,7 +25,7 @@ def as_utf8(name: str) -> str | None:
 
 
 def readable(name: str) -> str:
-    """A name as text that can be written anywhere: bytes that are no UTF-8 become ``\\xNN``."""
+    r"""A name as text that can be written anywhere: bytes that are no UTF-8 become ``\xNN``."""
     try:
         return os.fsencode(name).decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:
@@ -38,7 +38,7 @@ def as_file(text: str) -> str:
 
 
 def local(uri: str) -> str:
-    """A URI of a file as it is written here, ``file:///PATH``, where it is ``file:/PATH`` or ``file://localhost/PATH``."""
+    """A file's URI in the form used here, ``file:///PATH``, from ``file:/PATH`` or ``file://localhost/PATH``."""
     found = LOCAL_FILE.match(uri)
     return f"file:///{uri[found.end() :]}" if found else uri
 
@@ -54,7 +54,7 @@ def fitting(name: str, longest: int = LONGEST) -> str:
     room = longest - len(dot + ending) - KEPT
     kept = as_utf8(os.fsdecode(stem)) is not None
     start, end = stem[:room], stem[-KEPT:]
-    if kept:  # no letter is cut in two
+    if kept:  # no character is cut in two
         start, end = start.decode("utf-8", "ignore").encode(), end.decode("utf-8", "ignore").encode()
     return os.fsdecode(start + end + dot + ending)
 

@@ -1,4 +1,4 @@
-"""How much memory there is, and a clear word before an output is asked for that cannot fit."""
+"""How much memory there is, and a clear error before an output is allocated that cannot fit."""
 
 from __future__ import annotations
 

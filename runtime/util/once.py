@@ -1,4 +1,4 @@
-"""What is logged once, however often it happens."""
+"""Messages that are logged once, however often their cause occurs."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ class Once:
         return True
 
     def forget(self, key: Hashable) -> None:
-        """The next time of ``key`` is a first one again."""
+        """Treat ``key`` as new again."""
         self._keys.discard(key)

@@ -1,7 +1,7 @@
-"""ONNX Runtime, which does not report to anybody from here.
+"""ONNX Runtime, imported with its telemetry off.
 
-Its packages from 1.29 on keep a device id and a data base of events in the user's cache and send them to their maker,
-from the moment the module is imported. Whoever wants that sets the variable to 0.
+Its packages from 1.29 on keep a device id and a database of events in the user's cache and send them to their maker,
+from the moment the module is imported. Set the variable to 0 to allow that.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort
 
-ort.set_default_logger_severity(4)  # what goes wrong is said once, by us
+ort.set_default_logger_severity(4)  # errors are reported once, by us
 __all__ = ["failed", "open_session", "ort", "providers"]
 log = logging.getLogger(__name__)
 SUFFIX = "ExecutionProvider"
@@ -34,8 +34,10 @@ NO_MEMORY = re.compile(
 
 
 def providers(name: str) -> list[tuple[str, dict[str, str]]]:
-    """What ``InferenceSession`` takes for an execution provider, "CUDA" or "CPU", with our options; what that needs is
-    loaded."""
+    """What ``InferenceSession`` takes for an execution provider, "CUDA" or "CPU", with our options.
+
+    Also loads the provider's libraries.
+    """
     preload: Any = getattr(ort, "preload_dlls", None)  # from 1.21 on
     if name == "CUDA" and preload is not None:
         printed = io.StringIO()
@@ -52,8 +54,8 @@ def open_session(
 ) -> ort.InferenceSession:
     """A session of a graph on one provider, "CUDA" or "CPU", and on no other.
 
-    path: where the graph is from, for messages; remedy: what to do where the provider does not start, but for a newer
-        driver
+    path: where the graph is from, for messages; remedy: what to do where the provider does not start, apart from
+        updating the driver
 
     Raises BundleError for a graph that cannot be opened, InputError for a provider, OutOfMemory.
     """

@@ -1,6 +1,6 @@
-"""OpenCV as a robot has it: imported here first, refused in one line where it cannot do, and given names it can take.
+"""OpenCV, whatever build a robot has: imported here first, rejected in one line if unusable, and given safe names.
 
-OpenCV takes names as UTF-8 and ends the process for one that is not; FFmpeg, behind it, takes what stands before a
+OpenCV takes names as UTF-8 and ends the process for one that is not; FFmpeg, behind it, takes the part before a
 colon for a protocol. Whatever OpenCV opens by name is opened here (``tests/test_house.py``).
 """
 
@@ -37,7 +37,7 @@ LARGEST_AREA = 2**28
 
 
 def check_version(version: str) -> None:
-    """InputError for an OpenCV that lacks what is used here."""
+    """InputError for an OpenCV older than ``OLDEST``."""
     found = tuple(map(int, re.findall(r"\d+", version)[:3]))
     if found < OLDEST:
         wanted = ".".join(map(str, OLDEST))
@@ -60,7 +60,7 @@ def named(path: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def named_anew(path: Path) -> Iterator[str]:
-    """A file to write, whose own name is ASCII, as ``named``; its folder may be called anything."""
+    """A file to write, whose own name is ASCII, as ``named``; its folder may have any name."""
     text = as_utf8(str(path.absolute()))
     if text is not None:
         yield text
@@ -110,8 +110,10 @@ def has_image_reader(path: Path) -> bool:
 
 
 def count_packets(path: Path, seconds: float) -> int | None:
-    """How many packets of its picture a video file holds, none of them decoded; None where that takes longer, or cannot
-    be told."""
+    """How many packets of its picture a video file holds, none of them decoded.
+
+    None where counting takes more than ``seconds``, or is not possible.
+    """
     with named(path) as name:
         capture = cv2.VideoCapture(name, cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1])
     until, count = time.monotonic() + seconds, 0

@@ -1,4 +1,4 @@
-"""Files that only this user can have written: engines, kernels and what else is run as it stands."""
+"""Files that only this user can have written: engines, kernels and others that are executed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from diinn.runtime.errors import DiinnError, InputError
 
 
 class FileRejected(DiinnError):
-    """A file is not to be used; the message says why."""
+    """A file must not be used; the message gives the reason."""
 
 
 def check_owner(path: Path, what: str, found: os.stat_result) -> None:
-    """FileRejected unless ``path``, whose status is ``found``, is this user's and nobody else can write it."""
+    """FileRejected unless ``path``, whose status is ``found``, is this user's and not writable by others."""
     if not hasattr(os, "getuid"):
         return
     if found.st_uid != os.getuid():

@@ -1,4 +1,4 @@
-"""What child processes of ours have in common."""
+"""What our child processes share."""
 
 from __future__ import annotations
 

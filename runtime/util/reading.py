@@ -12,12 +12,12 @@ from diinn.runtime.errors import InputError
 
 PIPE_SECONDS = 10.0  # what a pipe, such as a shell's <(command), may take
 BLOCK = 1 << 20
-# A pipe without a writer does not hold us in opening it. Windows knows no such thing, but text files.
+# Opening a pipe without a writer must not block. Windows has no such flag, but a text mode.
 FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 def read(path: str | Path, most: int, what: str, kind: type[InputError] = InputError) -> bytes:
-    """The content of a file, or of a pipe that somebody writes to.
+    """The content of a file, or of a pipe that is being written to.
 
     Args:
         path: The file.
@@ -26,7 +26,7 @@ def read(path: str | Path, most: int, what: str, kind: type[InputError] = InputE
         kind: The error to raise.
 
     Raises:
-        InputError: Of ``kind``: it cannot be read, is too large, or a pipe to which nobody writes for too long.
+        InputError: Of ``kind``: it cannot be read, is too large, or is a pipe without data for too long.
     """
 
     def refused(reason: str) -> InputError:
@@ -74,7 +74,7 @@ def _all(file: int, most: int, *, waits: bool) -> bytes:
             _wait(file, until)
         try:
             block = os.read(file, BLOCK)
-        except BlockingIOError:  # somebody else took it
+        except BlockingIOError:  # another reader took it
             continue
         if not block:
             return b"".join(parts)

@@ -1,10 +1,10 @@
-"""What may be shown of text from outside, names and messages: nothing a terminal obeys, nothing that may be secret."""
+"""Text from outside, made safe to show: no terminal control characters, no passwords or tokens."""
 
 from __future__ import annotations
 
 import re
 
-# Control characters, ends of lines among them, and those that turn the direction of what follows.
+# Control characters, including line ends, and those that change the direction of text.
 _CONTROL = re.compile("[\x00-\x08\n-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,20}:/+", re.IGNORECASE)
 _WORDS = re.compile(r"([\s'\"]+)")
@@ -17,13 +17,15 @@ EXAMPLE, _KEPT = "USER:PASSWORD@", "USER:PASSWORD\0"  # in examples of our own
 
 
 def printable(text: str) -> str:
-    """A line with what a terminal would obey (colours, titles, cursor, a new line) written out: ``\\x1b``."""
+    r"""A line with control characters (colours, titles, cursor, a new line) written out: ``\x1b``."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def shown(text: str) -> str:
-    """A message as a terminal or a log may have it: one line, without passwords and control characters; names of files
-    as text, whatever this process's locale is."""
+    """A message for a terminal or a log: one line, without passwords and control characters.
+
+    Names of files are written as text, whatever this process's locale is.
+    """
     return printable(redacted(_BYTES.sub(_as_text, text)))
 
 
@@ -33,8 +35,10 @@ def _as_text(found: re.Match[str]) -> str:
 
 
 def redacted(text: str) -> str:
-    """A line without user and password of an address, wherever a user may have put it, and without what is called a
-    password, token or secret. The host stays. Takes time linear in its length."""
+    """A line without user and password of an address, and without values named password, token or secret.
+
+    The host stays. Takes time linear in the line's length.
+    """
     line = text.replace(EXAMPLE, _KEPT)
     address = _SCHEME.search(line)
     if address is not None:  # a password may hold blanks and quotes
@@ -53,7 +57,7 @@ def _end(line: str, address: re.Match[str]) -> int:
 
 
 def _word(word: str) -> str:
-    """A word with an @: what stands before it is hidden, where it looks like USER:PASSWORD."""
+    """A word with an @: the part before it is hidden, where it looks like USER:PASSWORD."""
     before, at, host = word.rpartition("@")
     if not at or ":" not in before:
         return word

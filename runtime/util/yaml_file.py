@@ -1,8 +1,8 @@
-"""The one reader of YAML in the runtime: mappings, lists and five kinds of scalars, of a size people write.
+"""The one reader of YAML in the runtime: mappings, lists and five kinds of scalars, in files of limited size.
 
-Files come from anywhere. There are no aliases (which can stand for gigabytes), no dates, numbers to the base of 60 or
-binary data, no second key of one name, and no control characters, which a terminal would obey. Whole numbers are
-decimal and have no leading zeros, so that ``name: 007`` stays what it is.
+Files come from anywhere. There are no aliases (which can expand to gigabytes), no dates, numbers to the base of 60 or
+binary data, no duplicate keys, and no control characters, which could change a terminal. Whole numbers are decimal and
+have no leading zeros, so that ``name: 007`` stays text.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ for _kind, (_pattern, _begins) in _KINDS.items():
 
 
 def read(path: Path, what: str, *, first: bool = False) -> Any:
-    """What a YAML file says: dict (keys are text), list, str, int, float, bool or None; None of an empty one.
+    """The content of a YAML file: dict (keys are text), list, str, int, float, bool or None; None of an empty one.
 
     Args:
         path: The file.
         what: What it is, for messages.
-        first: Whether more documents may follow (after ``---``), which are not looked at.
+        first: Whether more documents may follow (after ``---``), which are ignored.
 
     Raises:
         InputError: One line with file, line and column, that quotes none of the file's values, which may be secret.
@@ -134,7 +134,7 @@ def _scalar(node: yaml.ScalarNode, kind: str) -> Any:
 
 
 def _pairs(nodes: Iterable[tuple[yaml.Node, yaml.Node]]) -> Iterable[tuple[str, Any]]:
-    """Keys and values; of a key that stands twice PyYAML would take the last without a word."""
+    """Keys and values, each key once; PyYAML would silently take the last of a duplicate key."""
     seen: set[str] = set()
     for key, value in nodes:
         if not isinstance(key, yaml.ScalarNode):

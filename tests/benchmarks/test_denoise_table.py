@@ -12,11 +12,11 @@ def test_time_error_and_what_clean_frames_lose(
 ) -> None:
     monkeypatch.setattr(denoise, "CASES", (((64, 48), (96, 72)),))
     assert denoise.main([str(bundle_path), "--data", str(photo_folder), "--rounds", "1"]) == 0
-    said = capsys.readouterr().out
-    assert re.search(r"tiny 64x48 -> 96x72: estimate \d+\.\d+ ms, frame \d+\.\d ms: \d+\.\d %", said)
-    table = dict(re.findall(r"\| (\S+) +\| (?:noise|compression) +\| (\d+\.\d+) ", said))
+    output = capsys.readouterr().out
+    assert re.search(r"tiny 64x48 -> 96x72: estimate \d+\.\d+ ms, frame \d+\.\d ms: \d+\.\d %", output)
+    table = dict(re.findall(r"\| (\S+) +\| (?:noise|compression) +\| (\d+\.\d+) ", output))
     assert {"clean", "noise:5", "camera:20", "jpeg:70"} <= table.keys()
-    assert re.search(r"auto gains [+-]\d+\.\d{3} dB over 0; the worst:\n  p\d: ", said)
+    assert re.search(r"auto gains [+-]\d+\.\d{3} dB over 0; the worst:\n  p\d: ", output)
 
 
 def test_a_model_without_a_dial_is_refused(dialless_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

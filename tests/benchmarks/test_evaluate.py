@@ -227,8 +227,8 @@ def test_degraded_frames_beside_what_users_would_try(
     ]
     files = ["--csv", str(table), "--markdown", str(text), "--json", str(card)]
     assert evaluate.main([*args, "--denoise", "0", "auto", "true", *files]) == 0
-    said = capsys.readouterr().out
-    assert "fixed seeds" in said
+    output = capsys.readouterr().out
+    assert "fixed seeds" in output
     rows = scores.from_csv(table.read_text())
     methods = {scores.BICUBIC, *scores.PLAIN, "tiny", "tiny, auto", "tiny, true"}
     assert {r.method for r in rows} == methods

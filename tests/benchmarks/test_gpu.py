@@ -16,8 +16,8 @@ def test_checks_and_times(trt: Patch, device_kind: type, tmp_path: Path, capsys:
     out = tmp_path / "gpu.md"
     args = ["--widths", "16", "--depth", "2", "--repeats", "1", "--no-compile", "--skip", "sanitize"]
     assert gpu.main([*args, "--out", str(out)]) == 0
-    said = capsys.readouterr().out
-    rows = [[cell.strip() for cell in line.split("|")] for line in said.splitlines() if line.startswith("|")]
+    output = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("|")] for line in output.splitlines() if line.startswith("|")]
     compared = [row for row in rows if row[1] == "16"]
     assert [row[8] for row in compared] == ["right"]
     assert all(re.fullmatch(r"same, \d+ replays", row[7]) for row in compared)
@@ -52,9 +52,9 @@ def test_what_was_found_is_shown_however_it_ends(trt: Patch, capsys: Output) -> 
 def test_graphs_that_were_never_replayed_are_not_the_same(trt: Patch, device_kind: type, capsys: Output) -> None:
     trt.setattr(device_kind, "captures", False)
     assert gpu.main(["--widths", "16", "--depth", "2", "--skip", "sanitize", "time"]) == 1
-    said = capsys.readouterr().out
-    assert "NONE REPLAYED" in said
-    assert "WRONG" in said
+    output = capsys.readouterr().out
+    assert "NONE REPLAYED" in output
+    assert "WRONG" in output
 
 
 def test_the_sanitizer_sees_every_width(tmp_path: Path, monkeypatch: Patch) -> None:
@@ -62,8 +62,8 @@ def test_the_sanitizer_sees_every_width(tmp_path: Path, monkeypatch: Patch) -> N
     program.write_text('#!/bin/sh\necho "$@" >> "$0.log"; echo \'========= ERROR SUMMARY: 0 errors\'\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    said = [*gpu_parity.sanitize(gpu.WIDTHS)]
-    assert not any(bad for _, bad in said)
+    output = [*gpu_parity.sanitize(gpu.WIDTHS)]
+    assert not any(bad for _, bad in output)
     calls = (tmp_path / "compute-sanitizer.log").read_text().splitlines()
     wanted = [(k, t) for k in ("16", "32", "64", "128", "256") for t in ("memcheck", "racecheck", "synccheck")]
     assert [(re.search(r"--widths (\d+)", c)[1], re.search(r"--tool (\w+)", c)[1]) for c in calls] == wanted  # type: ignore[index]
@@ -76,8 +76,8 @@ def test_a_sanitizer_without_an_end_is_ended(tmp_path: Path, monkeypatch: Patch)
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setattr(gpu_parity, "SANITIZE_SECONDS", 0.1)
-    said = [*gpu_parity.sanitize([16])]
-    assert said == [(f"{tool}, K = 16: no end within 0.1 s", True) for tool in gpu_parity.SANITIZERS]
+    output = [*gpu_parity.sanitize([16])]
+    assert output == [(f"{tool}, K = 16: no end within 0.1 s", True) for tool in gpu_parity.SANITIZERS]
 
 
 def test_aims_are_said_to_be_met_or_missed() -> None:
@@ -86,8 +86,8 @@ def test_aims_are_said_to_be_met_or_missed() -> None:
 
     rivals = [row("liif 256", gpu.PUBLISHED, 20), row("diinn 256", "folded, fp16, compiled", 1)]
     card = gpu.Card(8e14, 3e12, 132, 1.7e9)
-    said = gpu.aims([*rivals, row("diinn 256", gpu.FUSED, 0.5)], card)
-    assert [line.split(": ", 1)[1] for line in said] == [
+    output = gpu.aims([*rivals, row("diinn 256", gpu.FUSED, 0.5)], card)
+    assert [line.split(": ", 1)[1] for line in output] == [
         "0.50 of the matrix rate (aim 0.4): met",
         "2.00 times as fast as folded, fp16, compiled (aim 1.5): met",
         "40.00 times as fast as LIIF's published form (aim 15): met",

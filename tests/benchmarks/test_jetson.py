@@ -136,10 +136,10 @@ def test_tables_json_and_plot(
     args = [str(bundle_path), "--seconds", "0", "--least", "2", "--soak", "0", "--psnr", "tiny=27.5"]
     given = jetson.parser().parse_args([*args, "--out", str(tmp_path / "r.json")])
     assert jetson.run(given, Board(orin)) == 0
-    said = capsys.readouterr().out
-    assert "2 x 16x12 → 20x16" in said
-    assert "PROJECTION, not measured" in said
-    assert "WARNING: clocks are not locked" in said
+    output = capsys.readouterr().out
+    assert "2 x 16x12 → 20x16" in output
+    assert "PROJECTION, not measured" in output
+    assert "WARNING: clocks are not locked" in output
     kept = json.loads((tmp_path / "r.json").read_text())
     assert kept["facts"]["model"] == "NVIDIA Jetson Orin Nano"
     first = kept["rows"][0]

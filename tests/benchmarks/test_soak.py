@@ -23,8 +23,8 @@ def findings(threads: float = 0.0, files: float = 0.0, memory: float = 0.0) -> F
 
 
 def test_level_is_level() -> None:
-    said = "diinn-run: camera d: stopped delivering frames; next try in 0.4 s\n"
-    assert verdict(findings(), summary(), said) == []
+    output = "diinn-run: camera d: stopped delivering frames; next try in 0.4 s\n"
+    assert verdict(findings(), summary(), output) == []
 
 
 def test_what_grows_is_wrong() -> None:
@@ -45,10 +45,10 @@ def test_durations() -> None:
 
 
 def test_a_few_seconds_of_it() -> None:
-    found, last, said = soak(8.0)
+    found, last, output = soak(8.0)
     assert found.errors == []
     assert found.visits >= 3
     assert found.pictures > 0
     assert found.samples
     assert len(last["cameras"]) == 4
-    assert "Traceback" not in said
+    assert "Traceback" not in output

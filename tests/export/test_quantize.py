@@ -92,11 +92,11 @@ def test_what_is_too_dear_is_refused(nano: Nano, frames: Frames, monkeypatch: Pa
 def test_to_trt_adds_int8_to_a_bundle(bundle_path: Path, photo_folder: Path, tmp_path: Path, capsys: Output) -> None:
     copy = Path(shutil.copytree(bundle_path, tmp_path / "mine.diinn"))
     assert to_trt.main([str(copy), "--precision", "int8", "--calib", str(photo_folder), "--dry-run"]) == 0
-    said = capsys.readouterr().out
-    assert "layers in int8, chosen on 8 images" in said
-    assert "dB at x2 and" in said
-    assert "ms in fp32" in said
-    assert "encoder.int8.onnx" in said
+    text = capsys.readouterr().out
+    assert "layers in int8, chosen on 8 images" in text
+    assert "dB at x2 and" in text
+    assert "ms in fp32" in text
+    assert "encoder.int8.onnx" in text
     bundle = bundles.load(copy)
     assert [*bundle.graphs] == ["fp32", "fp16", "int8"]
     assert bundle.measured["int8"]["int8_layers"]
@@ -109,8 +109,8 @@ def test_int8_engines_are_compared_with_int8_on_the_cpu(
     play("8.6.1", trt)
     copy = Path(shutil.copytree(bundle_path, tmp_path / "mine.diinn"))
     assert to_trt.main([str(copy), "--precision", "int8", "--calib", str(photo_folder)]) == 0
-    said = capsys.readouterr().out
-    assert "mine: passed, largest difference" in said
+    text = capsys.readouterr().out
+    assert "mine: passed, largest difference" in text
     engines = [path for path, _ in Cache().entries()]
     held = [{*json.loads(path.read_bytes().split(b"\n")[1])["held"]} for path in engines]
     layers = {*bundles.load(copy).measured["int8"]["int8_layers"]}

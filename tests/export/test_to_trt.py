@@ -31,11 +31,11 @@ def run(*args: object) -> int:
 def test_a_checkpoint_without_tensorrt(bare: None, checkpoint_path: Path, tmp_path: Path, capsys: Output) -> None:
     checkpoint = Path(shutil.copy(checkpoint_path, tmp_path))
     assert run(checkpoint) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert "tiny.diinn: written; differs from PyTorch by" in said[0]
-    assert "fp16 graphs checked on the CPU" in said[1]
-    assert said[-1].startswith("NO ENGINE BUILT: TensorRT is not installed")
-    assert said[-1].endswith("On the target run: python export/to_trt.py tiny.diinn")
+    output = capsys.readouterr().out.splitlines()
+    assert "tiny.diinn: written; differs from PyTorch by" in output[0]
+    assert "fp16 graphs checked on the CPU" in output[1]
+    assert output[-1].startswith("NO ENGINE BUILT: TensorRT is not installed")
+    assert output[-1].endswith("On the target run: python export/to_trt.py tiny.diinn")
     assert {*bundles.load(tmp_path / "tiny.diinn").graphs} == {"fp32", "fp16"}
     assert run(checkpoint, "--require-engine", "--precision", "fp32", "--frame-sizes", "320x240", "--cameras", 4) == 2
     last = capsys.readouterr().out.splitlines()[-1]
@@ -66,9 +66,9 @@ def test_a_dry_run_prints_trtexec(trt: Patch, capsys: Output, tmp_path: Path) ->
 def test_engines_are_built_compared_and_kept(trt: Patch, bundle_path: Path, capsys: Output, version: str) -> None:
     play(version, trt)
     assert run(bundle_path, "--cameras", 2, "--frame-sizes", "64x48", "--tacticSources", "EDGE_MASK_CONVOLUTIONS") == 0
-    said = capsys.readouterr().out
-    assert said.count(" MB, built in ") == 2
-    assert "tiny: passed, largest difference" in said
+    output = capsys.readouterr().out
+    assert output.count(" MB, built in ") == 2
+    assert "tiny: passed, largest difference" in output
     found = [metadata for _, metadata in Cache().entries() if not isinstance(metadata, str)]
     assert {metadata.key.identity.tensorrt for metadata in found} == {version}
     assert all(metadata.verify["passed"] for metadata in found)
@@ -111,10 +111,10 @@ def test_an_engine_that_the_user_trusts_is_taken_and_compared(
     Cache().remove()
     capsys.readouterr()
     assert run(bundle_path, *words) == 0
-    said = capsys.readouterr().out
-    assert "built in" not in said
-    assert said.count("on your word") == 2
-    assert "tiny: passed" in said
+    output = capsys.readouterr().out
+    assert "built in" not in output
+    assert output.count("on your word") == 2
+    assert "tiny: passed" in output
     found = {metadata.key.identity.role: metadata for _, metadata in Cache().entries() if not isinstance(metadata, str)}
     assert found["encoder"].key.profile.most["frame"] == (1, 5, 48, 64)
     assert found["encoder"].verify["passed"]

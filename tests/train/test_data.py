@@ -224,12 +224,12 @@ def test_clean_patches_are_mostly_told_so() -> None:
     """And the others nearly what they suffered."""
     options = config.DegradeConfig()
     rng = np.random.default_rng(0)
-    clean = [degradation.told(degradation.NONE, options, rng) for _ in range(300)]
+    clean = [degradation.inexact(degradation.NONE, options, rng) for _ in range(300)]
     assert 0.5 < np.mean([t == (0, 0) for t in clean]) < 0.9
     assert max(noise for noise, _ in clean) < 2
-    told = np.array([degradation.told((8, 30), options, rng) for _ in range(300)])
-    np.testing.assert_allclose(np.median(told, 0), (8, 30), rtol=0.05)
-    assert (told.std(0) > 0.5).all()
+    given = np.array([degradation.inexact((8, 30), options, rng) for _ in range(300)])
+    np.testing.assert_allclose(np.median(given, 0), (8, 30), rtol=0.05)
+    assert (given.std(0) > 0.5).all()
 
 
 def test_images_of_every_kind_and_those_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -48,9 +48,9 @@ def test_fit_learns_and_resume_continues_the_same_run(
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     settings = write(tmp_path / "run.yaml")
     assert fit("-c", settings, "--data", photo_folder, "--out", whole) == 0
-    said = capsys.readouterr().out
-    assert "6 images to train on, 2 held out, cpu, steps 0 to 40" in said
-    assert "step 40" in said
+    output = capsys.readouterr().out
+    assert "6 images to train on, 2 held out, cpu, steps 0 to 40" in output
+    assert "step 40" in output
     with pytest.raises(
         CheckpointError, match=r"resume.ckpt is what diinn-train --resume goes on from: give the last.pth"
     ):
@@ -488,8 +488,8 @@ def test_an_estimator_learns_and_says_what_is_wrong(
     settings.write_text(yaml.safe_dump(short))
     common = ["estimator", "--data", str(photo_folder), "--no-progress"]
     assert main.main([*common, "-c", str(settings), "--out", str(tmp_path / "out")]) == 0
-    said = capsys.readouterr().out
-    assert "step 20" in said
+    output = capsys.readouterr().out
+    assert "step 20" in output
     made = tmp_path / "out" / "estimator.pth"
     found = estimator.load(made)
     patches = torch.rand(1, 5, 3, 32, 32) * 255

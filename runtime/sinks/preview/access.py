@@ -1,4 +1,4 @@
-"""Who may see the preview: this machine alone, or those who have the token."""
+"""Access to the preview: from this machine alone, or with the token."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 class Address:
     """Where to listen: a bound socket, and whether others than this machine can reach it.
 
-    text: ``HOST:PORT``, ``[::1]:PORT`` or ``HOST`` (port 8080). InputError for what cannot be bound."""
+    text: ``HOST:PORT``, ``[::1]:PORT`` or ``HOST`` (port 8080). InputError for what cannot be bound.
+    """
 
     def __init__(self, text: str) -> None:
         try:
@@ -64,7 +65,7 @@ class Address:
 
     @property
     def reachable(self) -> str:
-        """As others call it, where it is all addresses of this machine."""
+        """The host for other machines' browsers, where all addresses of this machine are bound."""
         return self._as_url(socket.gethostname()) if ipaddress.ip_address(self.bound).is_unspecified else self.url
 
     def _as_url(self, host: str) -> str:

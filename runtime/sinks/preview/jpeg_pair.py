@@ -1,4 +1,4 @@
-"""A result as browsers get it: JPEGs of ours and of bicubic, made once and only if somebody looks."""
+"""A result as browsers get it: JPEGs of ours and of bicubic, made once and only if a viewer is open."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from diinn.runtime.geometry.bicubic import bicubic
 from diinn.runtime.images.arrays import UInt8
 from diinn.runtime.stream.result import Result
 
-LARGEST = (1920, 1080)  # what a pane is sent; a still has the whole size
+LARGEST = (1920, 1080)  # that a pane is sent; a still has the whole size
 QUALITY = 88
 
 
 class JpegPair:
-    """One result; its ``jpegs`` may be asked for from any thread."""
+    """One result; ``jpegs`` may be called from any thread."""
 
     def __init__(self, result: Result) -> None:
         self.result = result

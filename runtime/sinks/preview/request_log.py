@@ -1,4 +1,4 @@
-"""The log of malformed requests: a line now and then, however many come."""
+"""The log of malformed requests: a line a minute, however many come."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ SILENT_SECONDS = 60.0  # between two lines of one kind
 
 
 class Quiet(logging.Filter):
-    """Makes one line of what aiohttp logs of a request with a trace, and lets one a minute pass of each kind, with the
-    number of those before it: a scanner must not fill the disk."""
+    """Shortens what aiohttp logs of a request with a trace to one line, and passes one line a minute of each kind.
+
+    The line holds the number of those before it: a scanner must not fill the disk.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 STATE_SECONDS = 1.0
 CONNECTIONS_A_VIEWER, OTHER_CONNECTIONS = 6, 16  # browsers open so many to a host
-HEARTBEAT = 10.0  # a viewer that does not answer for so long is let go
+HEARTBEAT = 10.0  # a viewer that does not answer for so long is disconnected
 CONTENT = {"page.html": "text/html", "page.js": "text/javascript", "page.css": "text/css"}
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
@@ -43,8 +43,10 @@ HEADERS = {
 
 
 class _Gate(asyncio.Protocol):
-    """What meets a new connection: it goes to ``server``, or away where there are ``most`` already, of any kind:
-    each is an open file, and the cameras need some, too."""
+    """Passes a new connection to ``server``, or closes it where ``most`` are open already.
+
+    Each is an open file, and the cameras need some, too.
+    """
 
     def __init__(self, server: web.Server, most: int) -> None:
         self._server, self._most = server, most
@@ -59,7 +61,7 @@ class _Gate(asyncio.Protocol):
 
 
 class Preview(Sink):
-    """A server on a thread of its own; it keeps the newest result of each stream, and viewers take what they can."""
+    """A server on a thread of its own; it keeps the newest result of each stream for its viewers."""
 
     zooms = True
 
@@ -82,7 +84,7 @@ class Preview(Sink):
 
     @staticmethod
     def at(address: str, viewers: int) -> Preview:
-        """Listening at ``HOST:PORT``; InputError where that cannot be."""
+        """A server listening at ``HOST:PORT``; InputError where that cannot be."""
         return Preview(Address(address), viewers)
 
     def attach(self, stream: LiveStream) -> None:
@@ -141,7 +143,7 @@ class Preview(Sink):
         most = CONNECTIONS_A_VIEWER * self._most + OTHER_CONNECTIONS
         gate = functools.partial(_Gate, runner.server, most)
         accepting = await self._loop.create_server(gate, sock=self._address.socket)
-        ticker = asyncio.ensure_future(self._tell_state())
+        ticker = asyncio.ensure_future(self._send_state())
         await self._ended.wait()
         ticker.cancel()
         accepting.close()
@@ -244,7 +246,7 @@ class Preview(Sink):
                         continue
                     await viewer.socket.send_bytes(packed(name, pane, shown.result, jpegs))
 
-    async def _tell_state(self) -> None:
+    async def _send_state(self) -> None:
         while True:
             await asyncio.sleep(STATE_SECONDS)
             try:
@@ -258,7 +260,7 @@ class Preview(Sink):
             self._notify()
 
     def _forget(self) -> None:
-        """Pictures of views that are no more: their size is what a preview holds."""
+        """Drop pictures of views that are no more: they are most of a preview's memory."""
         assert self._stream is not None
         wanted = {(lane.name, view) for lane in self._stream.lanes for view in (*lane.specs, *lane.zooms)}
         for key in self._shown.keys() - wanted:

@@ -39,8 +39,10 @@ NONSENSE = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, Re
 
 @dataclass
 class Pane:
-    """What one pane of a viewer shows. spec, zoom: of its zoom, and its name; ready: whether it has drawn what it got;
-    sent: that"""
+    """What one pane of a viewer shows.
+
+    spec, zoom: of its zoom, and its name; ready: whether it has drawn the last picture; sent: that picture
+    """
 
     camera: str
     view: str
@@ -57,7 +59,7 @@ class Pane:
 
 @dataclass(eq=False)
 class Viewer:
-    """One open page. state: to be sent"""
+    """One open page; ``state`` is to be sent."""
 
     stream: LiveStream
     socket: web.WebSocketResponse
@@ -66,8 +68,10 @@ class Viewer:
     state: str = ""
 
     def do(self, text: str) -> None:
-        """What a message says; InputError for what cannot be, one of ``NONSENSE`` for what is no message. May take a
-        moment: a view of its own is made."""
+        """Carry out a message; it may take a moment, since a view may be made.
+
+        Raises InputError for what cannot be done, one of ``NONSENSE`` for what is no message.
+        """
         message = json.loads(text)
         actions: dict[str, Callable[[str, dict[str, Any]], None]] = {
             "watch": self._watch,
@@ -105,7 +109,7 @@ class Viewer:
         pane.zoom, pane.spec = zoom, spec
 
     def _denoise(self, name: str, message: dict[str, Any]) -> None:
-        """A level leaves the compression that is taken away as it is: the page has one slider."""
+        """Set a camera's level; its compression stays as it was, since the page has one slider."""
         camera, wanted = self.panes[name].camera, parse_denoise(message["value"])
         if wanted != AUTO:
             wanted = replace(wanted, compression=self.stream.lane(camera).denoise.strength.compression)
@@ -117,7 +121,7 @@ class Viewer:
         pane.zoom, pane.spec, pane.sent = "", None, None
 
     def leave(self) -> None:
-        """Nobody watches any more."""
+        """The page was closed: end its zooms."""
         for pane in self.panes.values():
             self._unzoom(pane)
 

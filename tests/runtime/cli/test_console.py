@@ -72,14 +72,14 @@ def test_statistics_for_a_pipe_that_nobody_reads(opened: bool, ended: str, bundl
         until(lambda: len(list(frames.glob("*.png"))) > 0)
         if ended == "by Ctrl-C":
             process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=25)
+        _, output = process.communicate(timeout=25)
     finally:
         process.kill()
         process.wait()
         if ours is not None:
             os.close(ours)
     assert process.returncode == 1
-    assert said.decode().endswith("lacks lines: nobody read it for too long, or its disk hangs\n")
+    assert output.decode().endswith("lacks lines: nobody read it for too long, or its disk hangs\n")
 
 
 def test_ctrl_c_ends_the_wait_for_a_reader_of_statistics(bundle_path: Path, tmp_path: Path) -> None:
@@ -233,9 +233,9 @@ def test_ctrl_c_while_the_reader_of_frames_stands_still(bundle_path: Path, tmp_p
     process = subprocess.Popen(command, stdout=writing, stderr=subprocess.PIPE)
     until(lambda: stats.exists() and processed(stats) > 0)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=20)
+    _, output = process.communicate(timeout=20)
     os.close(reading)
     os.close(writing)
     assert process.returncode == 130
-    assert b"dropped; output: " in said
-    assert b"did not finish" not in said
+    assert b"dropped; output: " in output
+    assert b"did not finish" not in output

@@ -18,15 +18,15 @@ def test_a_laptop_with_nothing(bundle_path: Path, tmp_path: Path, monkeypatch: P
     monkeypatch.setenv("DIINN_CACHE", str(tmp_path / "none"))
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     assert doctor.main([str(bundle_path)]) == 0
-    said = capsys.readouterr().out
-    assert "TensorRT      not usable: import of tensorrt halted" in said
-    assert "GStreamer" in said
-    assert "CPU" in said
-    assert f"Engines in {tmp_path / 'none'}\n  none" in said
-    assert "tensorrt      no: TensorRT is not installed" in said
-    assert "cuda          no: no NVIDIA driver here" in said
-    assert "onnxruntime   works: onnxruntime" in said
-    assert "Verdict: onnxruntime will be used" in said
+    output = capsys.readouterr().out
+    assert "TensorRT      not usable: import of tensorrt halted" in output
+    assert "GStreamer" in output
+    assert "CPU" in output
+    assert f"Engines in {tmp_path / 'none'}\n  none" in output
+    assert "tensorrt      no: TensorRT is not installed" in output
+    assert "cuda          no: no NVIDIA driver here" in output
+    assert "onnxruntime   works: onnxruntime" in output
+    assert "Verdict: onnxruntime will be used" in output
     assert not (tmp_path / "none").exists()
 
 
@@ -35,13 +35,13 @@ def test_engines_are_listed_judged_and_cleaned(
 ) -> None:
     SuperResolver.open(bundle_path, backend="tensorrt").close()
     assert doctor.main([str(bundle_path)]) == 0
-    said = capsys.readouterr().out
-    assert said.count("TensorRT 10.13.0.35, Test double") == 2
-    assert said.count("passed, largest difference") == 2
-    assert "TensorRT      10.13.0.35, makes a builder" in said
-    assert "CUDA device   Test double, compute capability 8.7, 4096 of 4096 MiB free" in said
-    assert said.count("largest and rms difference to onnxruntime") == 1  # both engines were compared at once
-    assert "Verdict: cuda will be used" in said
+    output = capsys.readouterr().out
+    assert output.count("TensorRT 10.13.0.35, Test double") == 2
+    assert output.count("passed, largest difference") == 2
+    assert "TensorRT      10.13.0.35, makes a builder" in output
+    assert "CUDA device   Test double, compute capability 8.7, 4096 of 4096 MiB free" in output
+    assert output.count("largest and rms difference to onnxruntime") == 1  # both engines were compared at once
+    assert "Verdict: cuda will be used" in output
     engine = next(Cache().path.glob("encoder*.engine"))
     engine.write_bytes(b"foreign")
     Cache().metadata_path(
@@ -49,10 +49,10 @@ def test_engines_are_listed_judged_and_cleaned(
     ).write_text("{")
     play("10.3.0", trt)  # another version: nothing there is for it
     assert doctor.main([str(bundle_path)]) == 0
-    said = capsys.readouterr().out
-    assert "not used" in said
-    assert "damaged" in said
-    assert "Verdict: onnxruntime will be used" in said
+    output = capsys.readouterr().out
+    assert "not used" in output
+    assert "damaged" in output
+    assert "Verdict: onnxruntime will be used" in output
     assert doctor.main(["--clean", "nothing.engine"]) == 2
     assert "diinn-doctor lists them" in capsys.readouterr().err
     assert doctor.main(["--clean", engine.name]) == 0
@@ -71,13 +71,13 @@ def test_engines_are_listed_judged_and_cleaned(
 )
 def test_a_builder_that_cannot_be_made_is_said(trt: Patch, failing: str, message: str) -> None:
     trt.setenv("DIINN_DOUBLE_FAIL", failing)
-    (said,) = [value for name, value in doctor.machine() if name == "TensorRT"]
-    assert re.fullmatch(rf"10\.13\.0\.35, {message}.*", said)
+    (output,) = [value for name, value in doctor.machine() if name == "TensorRT"]
+    assert re.fullmatch(rf"10\.13\.0\.35, {message}.*", output)
 
 
 def test_the_real_builder_is_made(builder: Patch) -> None:
-    (said,) = [value for name, value in doctor.machine() if name == "TensorRT"]
-    assert said == "11.4.0.106, makes a builder"
+    (output,) = [value for name, value in doctor.machine() if name == "TensorRT"]
+    assert output == "11.4.0.106, makes a builder"
 
 
 def test_no_backend_is_exit_code_1(bundle_path: Path, monkeypatch: Patch, capsys: Output) -> None:

@@ -44,11 +44,11 @@ def test_compiles_for_every_architecture_and_spills_nothing(source: Path) -> Non
     }
     for arch in (capability.replace(".", "") for capability in compiler.capabilities(nvcc)):
         flags = ["-cubin", f"-arch=sm_{arch}", "-Werror", "all-warnings", "-Xptxas", "-v"]
-        code, said = compiler.compiled(nvcc, source, flags)
+        code, output = compiler.compiled(nvcc, source, flags)
         assert code[:4] == b"\x7fELF"
-        spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
+        spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", output)
         assert spills
-        assert set(spills) == {("0", "0")}, f"sm_{arch}: {said}"
+        assert set(spills) == {("0", "0")}, f"sm_{arch}: {output}"
 
 
 @pytest.mark.parametrize("source", KERNELS, ids=lambda p: p.stem)
@@ -66,9 +66,9 @@ def test_compiles_with_an_older_toolkit(source: Path) -> None:
         result = library.nvrtcCompileProgram(program, len(options), given)
         size = ctypes.c_size_t()
         library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-        said = ctypes.create_string_buffer(size.value)
-        library.nvrtcGetProgramLog(program, said)
-        assert result == 0, said.value.decode()
+        output = ctypes.create_string_buffer(size.value)
+        library.nvrtcGetProgramLog(program, output)
+        assert result == 0, output.value.decode()
 
 
 def test_a_source_that_does_not_compile_is_one_line(tmp_path: Path) -> None:
