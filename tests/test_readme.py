@@ -51,7 +51,10 @@ def blocks(page: str, language: str) -> list[str]:
 def commands() -> list[str]:
     """Each once, in the order of the pages, as files that one makes another may name."""
     lines = [
-        re.split(r"\s+#", line)[0].strip() for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()
+        re.split(r"\s+#", line)[0].strip()
+        for page in PAGES
+        for block in blocks(page, "sh")
+        for line in block.splitlines()
     ]
     return list(dict.fromkeys(line for line in lines if line))
 

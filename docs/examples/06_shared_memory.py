@@ -8,8 +8,8 @@ import time
 from diinn.runtime import DiinnError, SharedReader
 
 name = f"diinn-example-{os.getpid()}"
-command = [sys.executable, "-m", "diinn.runtime.cli.run", "--camera", "demo", "--model", "nano", "--out-size", "320x240"]
-writer = subprocess.Popen([*command, "--duration", "30", "--no-progress", "--output", f"shm://{name}"])
+run = [sys.executable, "-m", "diinn.runtime.cli.run", "--camera", "demo", "--model", "nano", "--out-size", "320x240"]
+writer = subprocess.Popen([*run, "--duration", "30", "--no-progress", "--output", f"shm://{name}"])
 
 reader, number = None, 0
 while writer.poll() is None and number < 5:
