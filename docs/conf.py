@@ -25,9 +25,13 @@ html_show_sphinx = False
 
 myst_heading_anchors = 3  # links to titles, as GitHub makes them
 
-autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": True}
+autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_class_signature = "mixed"
 autodoc_preserve_defaults = True
+# Arrays and the like by the names the code gives them.
+_ALIASES = ("Denoise", "Float32", "Float64", "Image", "Int32", "Rect", "Size", "UInt8", "npt.DTypeLike")
+autodoc_type_aliases = {name: name.removeprefix("npt.") for name in _ALIASES}
+maximum_signature_line_length = 88
 napoleon_numpy_docstring = False
 python_use_unqualified_type_names = True
 
