@@ -1,4 +1,4 @@
-"""Renders docs/preview.gif: screenshots of the page by headless Chromium, while the slider moves and a part is looked at.
+"""Renders docs/preview.gif: screenshots of the page by headless Chromium, with slider and zoom in use.
 
 ``python docs/render_preview.py docs/preview.gif`` with the extra ``test``, Chromium and its driver.
 """
@@ -49,7 +49,8 @@ def screenshots(page: webdriver.Chrome) -> list[Image.Image]:
             )
         shoot()
     canvas = page.find_elements(By.TAG_NAME, "canvas")[0]
-    ActionChains(page).move_to_element_with_offset(canvas, -120, -90).click_and_hold().move_by_offset(200, 150).perform()
+    drag = ActionChains(page).move_to_element_with_offset(canvas, -120, -90).click_and_hold()
+    drag.move_by_offset(200, 150).perform()
     shoot()
     ActionChains(page).release().perform()
     shoot(3)
