@@ -1,4 +1,4 @@
-# make run | test | check | bench | soak | kernels: each sets up what it needs in .venv, nothing is installed elsewhere.
+# make run | test | check | docs | bench | soak | kernels: each sets up what it needs in .venv, nothing is installed elsewhere.
 # make test-device: what stands on a GPU, on real pycuda over a driver that plays one.
 # make test-oldest | test-system | test-pythons | test-arm: the runtime in environments of its own, under build/; the last
 # installs QEMU where it is missing.
@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TYPING := build/typing/diinn
 
-.PHONY: run test check bench soak kernels clean test-device test-oldest test-system test-pythons test-arm
+.PHONY: run test check docs bench soak kernels clean test-device test-oldest test-system test-pythons test-arm
 
 run: $(VENV)/.run
 	$(BIN)/diinn-run --camera demo --out-size 640x480 --duration 10 --headless --output out/demo.mp4
@@ -42,6 +42,11 @@ check: $(VENV)/.dev
 	for room in train export runtime benchmarks; do ln -sfn "$(CURDIR)/$$room" $(TYPING)/$$room; done
 	MYPYPATH=build/typing $(BIN)/mypy -p diinn
 
+# The pages of docs/ and the Python reference, into build/docs; a warning is an error, and nothing is fetched.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --builder html -c docs . build/docs
+	@echo "The pages are build/docs/index.html"
+
 bench: $(VENV)/.dev
 	$(BIN)/python -m diinn.benchmarks.speed
 	$(BIN)/python -m diinn.benchmarks.memory
@@ -66,6 +71,10 @@ $(VENV)/.run: $(VENV)/bin/python setup.cfg constraints.txt
 	$(PIP) -e '.[cpu]'
 	touch $@
 
+$(VENV)/.docs: $(VENV)/bin/python setup.cfg constraints.txt
+	$(PIP) -e '.[cpu,docs]'
+	touch $@
+
 $(VENV)/.dev: $(VENV)/bin/python setup.cfg constraints.txt
 	$(PIP) -e '.[test]'
-	touch $@ $(VENV)/.run
+	touch $@ $(VENV)/.run $(VENV)/.docs

@@ -1,4 +1,4 @@
-"""Every command of the README: run where it can be, parsed where it needs a camera or an hour."""
+"""Every command of the README and of docs/: run where it can be, parsed where it needs a camera or an hour."""
 
 import re
 import shlex
@@ -17,7 +17,10 @@ from diinn.runtime.cli import doctor, run
 from diinn.runtime.sources import demo
 from diinn.train import main as train
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
 NEEDS_HARDWARE_OR_TIME = (
     *("--camera 0", "--output http://", "diinn-train fit", "diinn.train.main fit", "--benchmark", "comparison"),
     *("benchmarks.streaming", "benchmarks.soak"),
@@ -41,18 +44,24 @@ PROGRAMS: dict[str, tuple[Callable[[list[str]], int], Callable[[], object]]] = {
 }
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGES[page], re.DOTALL)
 
 
 def commands() -> list[str]:
-    lines = [line.split("  #")[0].strip() for block in blocks("sh") for line in block.splitlines()]
-    return [line for line in lines if line]
+    """Each once, in the order of the pages, as files that one makes another may name."""
+    lines = [
+        re.split(r"\s+#", line)[0].strip()
+        for page in PAGES
+        for block in blocks(page, "sh")
+        for line in block.splitlines()
+    ]
+    return list(dict.fromkeys(line for line in lines if line))
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory, checkpoint_path: Path, photo_folder: Path) -> Path:
-    """A folder with the files the README's commands name."""
+    """A folder with the files that the commands name."""
     folder = tmp_path_factory.mktemp("readme")
     cv2.imwrite(str(folder / "photo.jpg"), demo.frame(5.0, (80, 60)))
     shutil.copytree(photo_folder, folder / "photos")
@@ -86,12 +95,11 @@ def test_command(
         for extra in re.findall(r"\[(.*)\]", command)[0].split(","):
             assert f"\n{extra} =\n" in setup
     else:
-        pytest.fail(f"the README has a command no test knows: {command}")
+        pytest.fail(f"a page has a command no test knows: {command}")
 
 
 def test_the_first_hour_is_two_commands_and_what_stands_around_them() -> None:
-    page = (ROOT / "docs" / "first-hour.md").read_text(encoding="utf-8")
-    _, two, after = re.findall(r"```text\n(.*?)```", page, re.DOTALL)
+    _, two, after = blocks("docs/first-hour.md", "text")
     programs = {"diinn-doctor": doctor, "python -m diinn.benchmarks.gpu": gpu, "python export/to_trt.py": to_trt}
     found = re.findall(r"^venv/bin/(.*?)(?= 2>&1| *$)", two + after, re.MULTILINE)
     assert len(found) == 4
@@ -110,22 +118,24 @@ def test_the_outputs_the_commands_promise(workplace: Path) -> None:
     assert (workplace / "mine.diinn" / "bundle.json").exists()
 
 
-def test_the_python_of_the_readme() -> None:
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
+def test_the_python_of_a_page(page: str) -> None:
     v, u = np.mgrid[0:48, 0:64].astype(np.float32)
     scope = {"frame": demo.frame(1.0, (64, 48)), "map_x": u, "map_y": v}
-    for block in blocks("python"):
+    for block in blocks(page, "python"):
         exec(block, scope)
     assert scope["big"].shape == (480, 640, 3)
     assert scope["flat"].shape == (48, 64, 3)
     assert scope["crop"].shape == (240, 320, 3)
-    assert scope["exact"].dtype == np.float32
+    if page == "README.md":
+        assert scope["exact"].dtype == np.float32
 
 
-def test_the_cameras_of_the_readme(tmp_path: Path) -> None:
+def test_the_file_of_cameras(tmp_path: Path) -> None:
     from diinn.runtime import CameraSettings
     from diinn.runtime.stream import settings
 
-    (block,) = blocks("yaml")
+    (block,) = blocks("docs/cameras.md", "yaml")
     (tmp_path / "cameras.yaml").write_text(block)
     (tmp_path / "front.yaml").write_text(
         "image_width: 640\nimage_height: 480\ndistortion_model: plumb_bob\n"
@@ -136,8 +146,33 @@ def test_the_cameras_of_the_readme(tmp_path: Path) -> None:
     assert second.uri == "csi://0"
 
 
-def test_files_the_readme_names_are_there() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
-    for module in re.findall(r"python -m diinn\.(\S+?)[`\s]", README):
+# What a page may name though git does not keep it.
+MADE = {"runtime/gpu/kernels/prebuilt/"}
+NAMED = ("README.md", "CONTRIBUTING.md", *(page for page in PAGES if page.startswith("docs/")))
+RESULTS = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "benchmarks" / "results").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", [*NAMED, *RESULTS])
+def test_what_a_page_links_to_is_there(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", text):
+        there = (ROOT / page).parent / target if target else ROOT / page
+        assert there.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", there.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", t).lower().replace(" ", "-") for t in titles}, f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize("page", NAMED)
+def test_files_a_page_names_are_there(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for path in set(re.findall(r"[`\s(]((?:train|export|runtime|benchmarks|tests|docs)/[\w./*-]*)", text)) - MADE:
+        assert list(ROOT.glob(path.rstrip("/.,"))), path
+    for module in re.findall(r"python -m diinn\.([\w.]+)", text):
         assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
+    for target in re.findall(r"`make ([a-z-]+)", text):
+        assert re.search(rf"^[a-z -]*\b{target}\b[a-z -]*:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+
+
+def test_the_readme_stays_short() -> None:
+    assert len(PAGES["README.md"].splitlines()) <= 140
