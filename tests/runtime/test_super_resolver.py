@@ -10,6 +10,7 @@ from conftest import ramp
 from diinn.runtime import DiinnError, InputError, SuperResolver, View
 from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.super_resolver import bands
+from diinn.runtime.util.once import Once
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +162,7 @@ def test_a_failing_worker_ends_the_others(
 def test_shrinking_is_area_and_said_once(
     resolver: SuperResolver, photo: np.ndarray, caplog: pytest.LogCaptureFixture
 ) -> None:
-    resolver._told.clear()
+    resolver._logged = Once()
     for _ in range(2):
         np.testing.assert_array_equal(
             resolver.resize(photo, (40, 30)), cv2.resize(photo, (40, 30), interpolation=cv2.INTER_AREA)

@@ -83,7 +83,7 @@ def test_the_real_builder_is_made(builder: Patch) -> None:
 def test_no_backend_is_exit_code_1(bundle_path: Path, monkeypatch: Patch, capsys: Output) -> None:
     for name in ("tensorrt", "onnxruntime"):
         monkeypatch.setitem(sys.modules, name, None)
-    for name in ("backends.onnxruntime", "onnx_runtime"):
+    for name in ("backends.onnxruntime", "util.onnx_runtime"):
         monkeypatch.delitem(sys.modules, f"diinn.runtime.{name}", raising=False)
     assert doctor.main([str(bundle_path)]) == 1
     assert "no backend works here" in capsys.readouterr().out

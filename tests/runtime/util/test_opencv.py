@@ -44,8 +44,8 @@ def test_an_opencv_built_for_another_numpy_is_one_line(tmp_path: Path) -> None:
         "raise ImportError('numpy.core.multiarray failed to import')\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
-    for arguments in (["main", "--camera", "demo", "--output", "none"], ["doctor"]):
-        command = [sys.executable, "-m", f"diinn.runtime.{arguments[0]}", *arguments[1:]]
+    for arguments in (["run", "--camera", "demo", "--output", "none"], ["doctor"]):
+        command = [sys.executable, "-m", f"diinn.runtime.cli.{arguments[0]}", *arguments[1:]]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 2, done.stderr
         assert done.stderr.count("\n") == 1
