@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import pytest
 from diinn.runtime.errors import InputError
-from diinn.runtime.sources.capture import Device, open_device
+from diinn.runtime.sources.capture import CaptureRequest, open_capture
 from diinn.runtime.sources.pixel_formats import BAYER
 from diinn.runtime.util.opencv import check_version
 from served import Served
@@ -28,7 +28,7 @@ def test_a_network_camera_opens_where_opencv_knows_no_number_of_threads(
 ) -> None:
     """As OpenCV 4.6, which opens nothing where it is told of a property that it does not know."""
     monkeypatch.delattr(cv2, "CAP_PROP_N_THREADS", raising=False)
-    opened = open_device(Device(mjpeg("64x48").url, cv2.CAP_FFMPEG))
+    opened = open_capture(CaptureRequest(mjpeg("64x48").url, cv2.CAP_FFMPEG))
     assert opened.read()[0].shape == (48, 64, 3)
 
 

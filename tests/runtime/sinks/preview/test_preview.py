@@ -366,7 +366,7 @@ def test_a_picture_that_cannot_be_made_is_told_and_the_next_comes(
             await ws.send_json(watch())
             await picture(ws)
             with monkeypatch.context() as broken:
-                broken.setattr(shown, "encoded", fail)
+                broken.setattr(jpeg_pair, "encoded", fail)
                 for _ in range(100):
                     message = await ws.receive(timeout=10)
                     if message.type is aiohttp.WSMsgType.TEXT and "error" in (said := message.json()):
