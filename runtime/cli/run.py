@@ -79,8 +79,10 @@ def _check(out: LineWriter) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    from diinn.runtime.cli.run_options import parser
+    # isort: off
     from diinn.runtime.util import opencv  # noqa: F401  first, since it reports what is wrong with an OpenCV
+    from diinn.runtime.cli.run_options import parser
+    # isort: on
 
     return parser()
 

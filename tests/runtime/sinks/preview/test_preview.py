@@ -20,7 +20,7 @@ import pytest
 from diinn.benchmarks.mjpeg_server import burnt
 from diinn.runtime import CameraSettings, DiinnError, InputError, Stream, SuperResolver
 from diinn.runtime.geometry.view_spec import ViewSpec
-from diinn.runtime.sinks.preview import Preview, metrics, shown
+from diinn.runtime.sinks.preview import Preview, jpeg_pair, metrics
 from served import Served, until
 
 VIEWS = {"full": ViewSpec(dsize=(320, 240)), "part": ViewSpec.parse("roi:40,30,80,60:160x120")}
