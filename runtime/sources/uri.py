@@ -196,7 +196,7 @@ def open_input(pattern: str, options: CaptureOptions | None = None) -> Source:
 
     Of the options ``loop`` and ``flip`` apply.
     """
-    options = options or CaptureOptions()
+    options, pattern = options or CaptureOptions(), local(pattern)
     if options.noise:
         raise InputError(f"noise {options.noise:g} is for the demo camera: files have their own, leave it out")
     if scheme_of(pattern) == "file":

@@ -147,7 +147,7 @@ def test_whatever_is_trained_is_built(nvidia: Patch, values: dict[str, Any], tmp
         graph.with_suffix(".json").write_text(job.text())
     code = (
         "import os, sys\n"
-        "from diinn.runtime.engines import worker\n"
+        "from diinn.runtime.engines import build_worker as worker\n"
         "for path in sys.argv[1:]:\n"
         "    os.environ['DIINN_BUILDER_NETWORK'] = path + '.network'\n"
         "    assert worker.main(path) == 0, open(worker.Job.parse(open(path).read()).out + '.log.json').read()\n"
