@@ -190,7 +190,7 @@ sys.exit(len(frames) < int(sys.argv[2]) or sizes != {(240, 320, 3)})
 PYTHON
 
 step "a picture, here and there"
-"$PYTHON" -c 'import cv2, sys; from diinn.runtime import demo; cv2.imwrite(sys.argv[1], demo.frame(3.0, (200, 150)))' \
+"$PYTHON" -c 'import cv2, sys; from diinn.runtime.sources import demo; cv2.imwrite(sys.argv[1], demo.frame(3.0, (200, 150)))' \
   "$SHARED/out/picture.png"
 for model in $MODELS; do
   picture="--input picture.png --scale 4 --model $model --backend onnxruntime --no-progress"

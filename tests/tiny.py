@@ -24,6 +24,15 @@ def checkpoint(path: Path) -> Path:
     return path
 
 
+def rehash(folder: Path) -> None:
+    """Make a bundle's bundle.json agree with its files again."""
+    from diinn.runtime.bundles import bundle as bundles
+
+    values = json.loads((folder / "bundle.json").read_text())
+    values["files"] = {name: bundles.sha256(folder / name) for name in values["files"]}
+    (folder / "bundle.json").write_text(json.dumps(values))
+
+
 def bundle(checkpoint: Path, folder: Path) -> Path:
     """``tiny.diinn`` in ``folder``."""
     from diinn.export import writer

@@ -266,7 +266,9 @@ def test_degradations_that_are_none(
 @pytest.mark.parametrize("after", [0.0, 0.3])
 @pytest.mark.parametrize("command", ["benchmarks", "train"])
 def test_ctrl_c_while_libraries_load_prints_no_trace(command: str, after: float) -> None:
-    code = f"import sys; from diinn.{command}.start import main; print('x', flush=True); sys.exit(main())"
+    """From our first line on, which is main's too."""
+    first = f"import sys; from diinn.{command}.start import main, quietly; quietly()"
+    code = f"{first}; print('x', flush=True); sys.exit(main())"
     words = [sys.executable, "-c", code, *(["nano", "--data", "x"] if command == "benchmarks" else ["fit", "-c", "x"])]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

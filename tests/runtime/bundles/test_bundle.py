@@ -20,18 +20,12 @@ from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.bundles import files as bundle_files
 from diinn.runtime.geometry import grid
 from onnx import numpy_helper
+from tiny import rehash
 
 
 @pytest.fixture
 def copy(bundle_path: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundle_path, tmp_path / "copy.diinn"))
-
-
-def rehash(folder: Path) -> None:
-    """Make bundle.json agree with the files again."""
-    values = json.loads((folder / "bundle.json").read_text())
-    values["files"] = {name: bundles.sha256(folder / name) for name in values["files"]}
-    (folder / "bundle.json").write_text(json.dumps(values))
 
 
 def edit(folder: Path, **fields: object) -> None:

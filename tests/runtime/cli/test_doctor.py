@@ -93,7 +93,7 @@ def test_the_doctor_needs_neither_torch_nor_opencv() -> None:
     code = (
         "import sys\n"
         "for name in ('torch', 'cv2', 'onnx'): sys.modules[name] = None\n"
-        "from diinn.runtime import doctor\n"
+        "from diinn.runtime.cli import doctor\n"
         "print([v for n, v in doctor.machine() if n == 'OpenCV'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -418,7 +418,7 @@ def test_no_room_for_a_thread_is_said_without_one(run, monkeypatch: pytest.Monke
 
 
 def test_without_a_home_the_remedy_is_said(tmp_path: Path) -> None:
-    code = "import os, sys; from diinn.runtime import doctor; os.setuid(12345); sys.exit(doctor.main(['nano']))"
+    code = "import os, sys; from diinn.runtime.cli import doctor; os.setuid(12345); sys.exit(doctor.main(['nano']))"
     if os.getuid():
         pytest.skip("only root can become a user without a home")
     hidden = {"HOME", "DIINN_CACHE", "XDG_CACHE_HOME"}

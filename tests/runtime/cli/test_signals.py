@@ -17,7 +17,7 @@ from diinn.runtime.cli import signals
 from diinn.runtime.cli.signals import ended_by_signals
 from onnx import TensorProto, helper, numpy_helper
 from served import until
-from test_bundle import rehash
+from tiny import rehash
 
 RUN = (sys.executable, "-m", "diinn.runtime.cli.run", "--camera", "demo", "--output", "none", "--model")
 DOCTOR = (sys.executable, "-m", "diinn.runtime.cli.doctor")
@@ -116,7 +116,7 @@ def test_other_signals_and_other_threads_are_none_of_it(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("command", ["run", "doctor"])
 def test_ctrl_c_right_after_the_start_prints_no_trace(command: str, after: float) -> None:
     """From our first line on: what Python does before it is its own."""
-    code = "import sys; from diinn.runtime.util import early_interrupt as s; s.quietly(); print('x', flush=True); "
+    code = "import sys; from diinn.runtime.cli import start as s; s.quietly(); print('x', flush=True); "
     options = ["--camera", "demo", "--output", "none", "--model", "nano"] if command == "run" else ["nano"]
     words = [sys.executable, "-c", f"{code}sys.exit(s.{command}())", *options]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

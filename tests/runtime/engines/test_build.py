@@ -26,7 +26,7 @@ BUILD = """
 import logging, sys
 logging.basicConfig(level="INFO")
 sys.path.insert(0, sys.argv[1])
-from diinn.runtime import bundle
+from diinn.runtime.bundles import bundle
 from diinn.runtime.engines import build, profiles
 from diinn.runtime.engines.cache import Cache, Key
 from host_device import HostDevice

@@ -163,7 +163,7 @@ def test_a_damaged_verdict_is_rejected(cache: Cache, change: dict[str, object]) 
 def test_whoever_waits_for_a_lock_in_vain_leaves_the_other_ones_build(cache: Cache) -> None:
     code = (
         "import sys; from pathlib import Path\n"
-        "from diinn.runtime import bundle; from diinn.runtime.engines import profiles\n"
+        "from diinn.runtime.bundles import bundle; from diinn.runtime.engines import profiles\n"
         "from diinn.runtime.engines.cache import Cache, Identity, Key\n"
         "identity = Identity('encoder', 'a' * 64, '10.3.0', 'Orin', '8.7', 16, 'fp16', 'typed')\n"
         "key = Key(identity, profiles.encoder(bundle.load('nano')))\n"
