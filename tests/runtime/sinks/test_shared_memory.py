@@ -287,7 +287,7 @@ def test_what_another_program_holds_is_left_alone(name: str, theirs: bytes) -> N
 
 @pytest.mark.parametrize("bad", ["", "a/b", ".hidden", "x" * 300, "a\0b"])
 def test_names_no_segment_can_have(bad: str) -> None:
-    with pytest.raises(InputError, match="is no name for shared memory|give a name of at most 200"):
+    with pytest.raises(InputError, match=r"is no name for shared memory|give a name of at most 200"):
         segment(bad)
 
 
