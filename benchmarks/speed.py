@@ -1,7 +1,8 @@
 """Latency of the published form, the folded form in PyTorch, and the runtime, side by side.
 
 The three take turns in one process on the same cores, so that their ratios hold on a noisy machine;
-figures are medians. ``python -m diinn.benchmarks.speed`` prints the tables of the README.
+figures are medians. ``python -m diinn.benchmarks.speed`` prints the tables of
+``benchmarks/results/speed.md``.
 """
 
 import argparse

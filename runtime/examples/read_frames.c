@@ -2,7 +2,7 @@
  *
  *     cc -O2 -o read_frames read_frames.c && ./read_frames front 10
  *
- * prints number, size, sequence, capture time, age and mean of so many frames. shared_frames.py describes the segment.
+ * prints number, size, sequence, capture time, age and mean of so many frames. sinks/shared_memory.py describes the segment.
  * The file may be anybody's: its numbers are copied, checked and then used. Who cuts it ends us, with a word.
  */
 #define _GNU_SOURCE
