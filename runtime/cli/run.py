@@ -37,10 +37,8 @@ log = logging.getLogger(__name__)
 STANDARD_OUTPUT = "-"
 OPENING_STALLS = 3  # a camera may take so many times longer to open than between two frames
 SIGNALLED = 128  # exit codes above are those of signals
-INTERRUPTED_SECONDS, READER_SECONDS = (
-    0.3,
-    10.0,
-)  # for lines still to be written to a blocked output: after a signal, else
+READER_SECONDS = 10.0  # for lines still to be written to a blocked output
+INTERRUPTED_SECONDS = 0.3  # the same after a signal
 STARTING_SECONDS = 10.0  # that --duration waits for the first frame
 
 

@@ -1,4 +1,4 @@
-"""Engines: what each version is told, builds and how they fail; ``tests/fakes`` plays TensorRT."""
+"""Engines: what each version is given, builds and how they fail; ``tests/fakes`` plays TensorRT."""
 
 import contextlib
 import hashlib
