@@ -48,13 +48,13 @@ docs: $(VENV)/.docs
 	@echo "The pages are build/docs/index.html"
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m diinn.benchmarks.speed
-	$(BIN)/python -m diinn.benchmarks.memory
+	$(BIN)/diinn-bench speed
+	$(BIN)/diinn-bench memory
 
 # Hours of several cameras, with one that fails and viewers that come and go: make soak DURATION=8h
 DURATION ?= 10m
 soak: $(VENV)/.dev
-	$(BIN)/python -m diinn.benchmarks.soak --duration $(DURATION)
+	$(BIN)/diinn-bench soak --duration $(DURATION)
 
 # Fat binaries of the CUDA kernels, for machines without nvcc: copy runtime/gpu/kernels/prebuilt/ there.
 kernels: $(VENV)/.run

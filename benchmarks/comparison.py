@@ -24,7 +24,7 @@ from diinn.runtime.backends.base import BackendOptions
 from diinn.runtime.errors import DiinnError, InputError
 from diinn.runtime.geometry.grid import Size
 from diinn.runtime.super_resolver import SuperResolver
-from diinn.runtime.util.command_line import Parser, guarded
+from diinn.runtime.util.command_line import Parser
 from diinn.train import checkpoint, config, curve, protocol
 from diinn.train.photographs import find_images
 from rich import box
@@ -166,7 +166,7 @@ def table(
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = Parser(prog="python -m diinn.benchmarks.comparison", description=__doc__)
+    top = Parser(prog="diinn-bench comparison", description=__doc__)
     top.add_argument("-c", "--config", type=Path, required=True, metavar="FILE.yaml", help="settings of every run")
     top.add_argument("--data", type=Path, nargs="+", required=True, metavar="FOLDER", help="training images")
     top.add_argument("--sets", type=Path, nargs="+", required=True, metavar="FOLDER", help="sets to measure on")
@@ -176,12 +176,6 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--seconds", type=float, default=30, help="how long latency is measured (default 30)")
     top.add_argument("--train-only", action="store_true", help="stop when the runs are trained")
     return top
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    args = parser().parse_args(argv)
-    return guarded("comparison", "pip install 'diinn[cpu,train,export]'", lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -215,7 +209,3 @@ def run(args: argparse.Namespace) -> int:
     summary = {name: dict(zip(("encode_ms", "decode_ms", "total_ms"), t, strict=True)) for name, t in times.items()}
     (args.out / "latency.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,7 +2,6 @@
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -16,7 +15,7 @@ from diinn.runtime.images.arrays import UInt8
 from diinn.runtime.noise.strength import Strength
 from diinn.runtime.sources import demo
 from diinn.runtime.super_resolver import SuperResolver
-from diinn.runtime.util.command_line import Parser, guarded
+from diinn.runtime.util.command_line import Parser
 from diinn.train import degradation
 from diinn.train.photographs import find_images, read_rgb
 from rich import box
@@ -92,14 +91,13 @@ def clean(resolver: SuperResolver, files: Sequence[Path]) -> tuple[float, list[t
     return float(np.mean([gain for gain, _, _ in rows])), sorted(rows, key=lambda row: row[0])
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point."""
-    top = Parser(prog="python -m diinn.benchmarks.denoise", description=__doc__)
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = Parser(prog="diinn-bench denoise", description=__doc__)
     top.add_argument("model", nargs="*", default=bundles.shipped(), help="bundles with a dial (default: the shipped)")
     top.add_argument("--data", type=Path, nargs="+", default=[], metavar="FOLDER", help="photographs to measure on")
     top.add_argument("--rounds", type=int, default=30, metavar="N", help="frames timed (default: 30)")
-    args = top.parse_args(argv)
-    return guarded("denoise", "pip install 'diinn[cpu,train,export]'", lambda: run(args))
+    return top
 
 
 def run(args: argparse.Namespace) -> int:
@@ -121,7 +119,3 @@ def run(args: argparse.Namespace) -> int:
                 for gain, name, strength in rows[:WORST]:
                     print(f"  {name}: {gain:+.2f} dB, estimate {strength}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,12 +1,11 @@
 """TensorRT engines of any models, side by side: built, compared with the CPU, timed, in one table.
 
-``python -m diinn.benchmarks.engines small paper liif.diinn``, on a machine with TensorRT; ``paper`` is the paper's
+``diinn-bench engines small paper liif.diinn``, on a machine with TensorRT; ``paper`` is the paper's
 network with random weights. ``--out`` keeps table and log.
 """
 
 import argparse
 import logging
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diinn.benchmarks import networks, speed
-from diinn.export import to_trt
 from diinn.runtime.backends.tensorrt import TensorRtBackend
 from diinn.runtime.bundles import bundle as bundles
+from diinn.runtime.cli import build as build_command
 from diinn.runtime.engines import build, profiles
 from diinn.runtime.engines.cache import EngineMetadata
 from diinn.runtime.errors import DiinnError
 from diinn.runtime.geometry.grid import Size
 from diinn.runtime.super_resolver import SuperResolver
-from diinn.runtime.util.command_line import Parser, check_output, guarded
+from diinn.runtime.util.command_line import Parser, check_output
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -49,7 +48,7 @@ def measure(model: str, bundle: bundles.Bundle, precision: str, options: build.B
     """Build both engines, compare them, time them from uint8 frame to uint8 frame."""
     try:
         jobs = {"encoder": profiles.encoder(bundle, SIZES), "decoder": profiles.decoder(bundle)}
-        to_trt.build_engines(bundle, precision, jobs, options)
+        build_command.build_engines(bundle, precision, jobs, options)
         with (
             SuperResolver.open(bundle.path, backend="tensorrt", precision=precision) as plain,
             SuperResolver.open(bundle.path, backend="tensorrt", precision=precision, cuda_graphs=True) as replayed,
@@ -95,19 +94,13 @@ def table(results: Sequence[Result]) -> Table:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = Parser(prog="python -m diinn.benchmarks.engines", description=__doc__)
+    top = Parser(prog="diinn-bench engines", description=__doc__)
     top.add_argument("model", nargs="+", metavar="MODEL", help="a bundle, a shipped model's name, or paper")
-    top.add_argument("--precision", nargs="+", choices=to_trt.PRECISIONS, default=["fp32", "fp16"])
-    top.add_argument("--tacticSources", metavar="NAMES", help="as to_trt.py takes it")
+    top.add_argument("--precision", nargs="+", choices=build_command.PRECISIONS, default=["fp32", "fp16"])
+    top.add_argument("--tacticSources", metavar="NAMES", help="as diinn-build takes it")
     top.add_argument("--seconds", type=float, default=2, help="how long each case is timed (default 2)")
     top.add_argument("--out", type=Path, metavar="FILE.md", help="write table and log there")
     return top
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; exit code 1 if an engine failed."""
-    args = parser().parse_args(argv)
-    return guarded("engines", "pip install 'diinn[cuda,train,export]'", lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -117,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     logging.getLogger("diinn").setLevel(logging.INFO)
     logging.getLogger("diinn").addHandler(kept)
     library, results = build.tensorrt(), []
-    options = build.BuildOptions(tactics=to_trt.tactics(args.tacticSources), force=True)
+    options = build.BuildOptions(tactics=build_command.tactics(args.tacticSources), force=True)
     with ExitStack() as stack:
         found = [(Path(model).stem, stack.enter_context(opened(model))) for model in args.model]
         try:
@@ -146,7 +139,3 @@ class _Kept(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append(self.format(record))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
         "--denoise",
         nargs="+",
         metavar="HOW",
-        help="what models with a dial are told: 0, a level, auto (bundles), true (default: 0; with --degrade auto for "
+        help="for models with a dial: 0, a level, auto (bundles), true (default: 0; with --degrade auto for "
         "bundles, true for checkpoints)",
     )
     top.add_argument(

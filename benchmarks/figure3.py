@@ -1,14 +1,12 @@
 """The paper's Figure 3, from the project's own geometry: checks its coordinates and draws them."""
 
 import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from diinn.runtime.errors import DiinnError
 from diinn.runtime.geometry import grid
-from diinn.runtime.util.command_line import Parser, check_output, guarded
+from diinn.runtime.util.command_line import Parser, check_output
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -53,15 +51,9 @@ def draw(path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point."""
-    args = parser().parse_args(argv)
-    return guarded("figure3", "pip install 'diinn[train]'", lambda: run(args))
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = Parser(prog="python -m diinn.benchmarks.figure3", description=__doc__)
+    top = Parser(prog="diinn-bench figure3", description=__doc__)
     top.add_argument("--out", type=Path, default=Path("figure3.png"), metavar="FILE.png")
     return top
 
@@ -73,7 +65,3 @@ def run(args: argparse.Namespace) -> int:
     draw(args.out)
     print(f"{args.out}: the geometry gives the paper's coordinates")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,7 +11,7 @@ from diinn.benchmarks import scores
 from diinn.benchmarks.evaluate import label
 from diinn.benchmarks.tables import method
 from diinn.runtime.errors import InputError
-from diinn.runtime.util.command_line import Parser, check_output, guarded
+from diinn.runtime.util.command_line import Parser, check_output
 from diinn.train import degradation, protocol
 from diinn.train.photographs import read_rgb
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -57,7 +56,7 @@ def draw(
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = Parser(prog="python -m diinn.benchmarks.figure4", description=__doc__)
+    top = Parser(prog="diinn-bench figure4", description=__doc__)
     top.add_argument("image", type=Path, metavar="IMAGE", help="an HR image")
     top.add_argument("--model", nargs="+", default=["small"], help="checkpoints, bundles or shipped models, in order")
     top.add_argument("--rect", metavar="X,Y,W,H", help="the part of the image (default: its middle, up to 256x256)")
@@ -65,12 +64,6 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--scales", type=float, nargs="+", default=list(SCALES), metavar="S", help="default: 1 2 4 6.28")
     top.add_argument("--out", type=Path, default=Path("figure4.png"), metavar="FILE.png")
     return top
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point."""
-    args = parser().parse_args(argv)
-    return guarded("figure4", "pip install 'diinn[cpu,train,export]'", lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -94,7 +87,3 @@ def run(args: argparse.Namespace) -> int:
         draw(lr, methods, args.scales, args.out, hr)
     print(f"{args.out}: {lr.shape[2]}x{lr.shape[1]} reduced by {args.reduce:.2f}, at scales {args.scales}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """The fused decoder on a GPU: whether it is right, and its speed beside PyTorch's and the card's limits.
 
-``python -m diinn.benchmarks.gpu --out benchmarks/results/gpu.md`` runs all that needs a GPU. It compares the kernel of
+``diinn-bench gpu --out benchmarks/results/gpu.md`` runs all that needs a GPU. It compares the kernel of
 every width with ONNX Runtime on the CPU, runs the compute sanitizer over it, then times decoders alone: published form
 in fp32, folded form in fp16 with torch.compile, ours; maps and features are random, and more of them than the L2 cache
 holds take turns. ``--skip`` leaves parts out.
@@ -28,7 +28,7 @@ from diinn.runtime.geometry.grid import Size
 from diinn.runtime.gpu import device as devices
 from diinn.runtime.gpu.memory import Buffers, DeviceMaps
 from diinn.runtime.gpu.segments import SEGMENT, ViewTables
-from diinn.runtime.util.command_line import Parser, check_output, guarded
+from diinn.runtime.util.command_line import Parser, check_output
 from diinn.train.decoders import Decoder
 from diinn.train.model import SuperResolutionModel
 from diinn.train.published import PublishedModel
@@ -290,7 +290,7 @@ class Report:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = Parser(prog="python -m diinn.benchmarks.gpu", description=__doc__)
+    top = Parser(prog="diinn-bench gpu", description=__doc__)
     top.add_argument("--skip", nargs="+", choices=PARTS, default=[], help="parts to leave out")
     top.add_argument("--widths", nargs="+", type=int, choices=WIDTHS, default=[32, 64, 256], metavar="K")
     top.add_argument("--depth", type=int, default=4, metavar="N", help="layers of what is timed (default 4)")
@@ -299,12 +299,6 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--no-compile", action="store_true", help="run the folded form without torch.compile")
     top.add_argument("--out", type=Path, metavar="FILE.md", help="write the tables there")
     return top
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; exit code 1 where a result is wrong, 2 without a GPU."""
-    args = parser().parse_args(argv)
-    return guarded("gpu", "pip install 'diinn[cuda,train,export]'", lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -349,7 +343,3 @@ def _time(args: argparse.Namespace, report: Report) -> None:
         report.put("times", time_table(found, measured))
     for line in aims(found, measured):
         report.add(line)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -121,7 +121,17 @@ def sanitize(widths: Sequence[int]) -> Iterator[tuple[str, bool]]:
         return
     for width in widths:
         for tool in SANITIZERS:
-            command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "diinn.benchmarks.gpu"]
+            command = [
+                program,
+                "--tool",
+                tool,
+                "--error-exitcode",
+                "9",
+                sys.executable,
+                "-m",
+                "diinn.benchmarks",
+                "gpu",
+            ]
             command += ["--widths", str(width), "--depth", "4", "--skip", "sanitize", "time"]
             try:
                 done = subprocess.run(

@@ -1,6 +1,6 @@
 """DIINN, LIIF and Meta-SR on a robot's own computer: latency, frames a second, memory, power, energy a frame.
 
-``python -m diinn.benchmarks.jetson`` runs wherever the runtime does, without torch; on a Jetson it records power mode,
+``diinn-bench jetson`` runs wherever the runtime does, without torch; on a Jetson it records power mode,
 clocks, temperatures and fan with the figures. Without arguments it takes the three bundles of the comparison (the same
 encoder each) if they exist, and the shipped models.
 """
@@ -28,7 +28,7 @@ from diinn.runtime.geometry.grid import Size
 from diinn.runtime.geometry.view import View
 from diinn.runtime.sources import demo
 from diinn.runtime.super_resolver import SuperResolver
-from diinn.runtime.util.command_line import Parser, check_output, guarded
+from diinn.runtime.util.command_line import Parser, check_output
 from diinn.runtime.util.memory import MIB
 from rich import box
 from rich.console import Console
@@ -204,7 +204,7 @@ def known_psnr(found: Sequence[Bundle], given: Sequence[str]) -> dict[str, float
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = Parser(prog="python -m diinn.benchmarks.jetson", description=__doc__)
+    top = Parser(prog="diinn-bench jetson", description=__doc__)
     top.add_argument("model", nargs="*", metavar="MODEL", help="bundles or shipped models (default: see above)")
     top.add_argument("--backend", default="auto", help="as diinn-run takes it (default: auto)")
     top.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="of TensorRT engines")
@@ -221,14 +221,9 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; exit code 1 where a cell failed."""
-    args = parser().parse_args(argv)
-    return guarded("jetson", "pip install 'diinn[cpu]'", lambda: run(args, Board()))
-
-
-def run(args: argparse.Namespace, board: Board) -> int:
+def run(args: argparse.Namespace, board: Board | None = None) -> int:
     """Measure all, print, keep."""
+    board = board or Board()
     check_output(args.out, ".json")
     names = args.model or [*sorted(map(str, COMPARISON.glob(f"*{bundles.SUFFIX}"))), *bundles.shipped()]
     found = [bundles.load(name) for name in names]
@@ -282,7 +277,3 @@ def report(
         file.write("\n".join(f"- {name}: {value}" for name, value in facts.items()) + f"\n- {outcome}\n\n")
         for part in parts:
             Console(file=file, width=180).print(part)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

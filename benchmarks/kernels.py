@@ -1,11 +1,10 @@
 """The CUDA kernels as compiled: registers, shared memory, spills, and the occupancy that follows.
 
-No GPU is needed: ``python -m diinn.benchmarks.kernels`` compiles every kernel for every architecture.
+No GPU is needed: ``diinn-bench kernels`` compiles every kernel for every architecture.
 """
 
 import argparse
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 from diinn.runtime.backends import fused as fused_backend
 from diinn.runtime.errors import InputError
 from diinn.runtime.gpu import compiler
-from diinn.runtime.util.command_line import Parser, check_output, guarded
+from diinn.runtime.util.command_line import Parser, check_output
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -86,15 +85,9 @@ def table(found: Sequence[Row]) -> Table:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = Parser(prog="python -m diinn.benchmarks.kernels", description=__doc__)
+    top = Parser(prog="diinn-bench kernels", description=__doc__)
     top.add_argument("--out", type=Path, metavar="FILE.md", help="write the table there")
     return top
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; exit code 1 if a kernel spills, 2 without a compiler."""
-    args = parser().parse_args(argv)
-    return guarded("kernels", "pip install 'diinn[cpu]'", lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -115,13 +108,7 @@ def run(args: argparse.Namespace) -> int:
     Console(width=160).print(table(found))
     if args.out is not None:
         with args.out.open("w", encoding="utf-8") as file:
-            file.write(
-                "# The kernels as compiled\n\n`python -m diinn.benchmarks.kernels --out FILE.md`; no GPU is needed.\n\n"
-            )
+            file.write("# The kernels as compiled\n\n`diinn-bench kernels --out FILE.md`; no GPU is needed.\n\n")
             file.write(head + "\n")
             Console(file=file, width=160).print(table(found))
     return int(any(row.spills for row in found))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,7 @@
 """Peak memory of one frame, each case in a process of its own.
 
 The peak is VmHWM of /proc/self/status, less what is held after loading (VmRSS), less input and output.
-``python -m diinn.benchmarks.memory`` prints the table of the README.
+``diinn-bench memory`` prints the table of the README.
 """
 
 import argparse
@@ -10,14 +10,13 @@ import logging
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from diinn.runtime.geometry.grid import Size
 from diinn.runtime.super_resolver import SuperResolver
-from diinn.runtime.util.command_line import Parser, guarded
+from diinn.runtime.util.command_line import Parser
 from diinn.runtime.util.memory import MIB
 from rich import box
 from rich.console import Console
@@ -72,19 +71,18 @@ def status(field: str) -> int:
 def in_own_process(model: str, lr: Size, out: Size, dtype: str) -> dict[str, int]:
     """``measure`` in a fresh process."""
     case = json.dumps([model, lr, out, dtype])
-    command = [sys.executable, "-m", "diinn.benchmarks.memory", "--case", case]
+    command = [sys.executable, "-m", "diinn.benchmarks", "memory", "--case", case]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     result: dict[str, int] = json.loads(done.stdout)
     return result
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point."""
-    top = Parser(prog="python -m diinn.benchmarks.memory", description=__doc__)
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = Parser(prog="diinn-bench memory", description=__doc__)
     top.add_argument("--model", default="small", help="shipped model or bundle (default: small)")
     top.add_argument("--case", help=argparse.SUPPRESS)
-    args = top.parse_args(argv)
-    return guarded("memory", "pip install 'diinn[cpu]'", lambda: run(args))
+    return top
 
 
 def run(args: argparse.Namespace) -> int:
@@ -100,7 +98,3 @@ def run(args: argparse.Namespace) -> int:
         table.add_row(f"{lr[0]}x{lr[1]} → {out[0]}x{out[1]}", dtype, f"{working:.1f}", f"{peak:.0f}")
     Console(width=110).print(f"\n{args.model}: peak memory of one frame, medians of {RUNS} processes\n", table)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,16 +1,14 @@
 """A network camera to test with: MJPEG over HTTP on the loopback, a number burnt into each frame.
 
-``python -m diinn.benchmarks.mjpeg_server --port 0`` prints the address it serves and runs until it is ended.
+``diinn-bench mjpeg_server --port 0`` prints the address it serves and runs until it is ended.
 """
 
 from __future__ import annotations
 
 import argparse
 import socket
-import sys
 import threading
 import time
-from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -19,7 +17,7 @@ import numpy as np
 from diinn.runtime.cli.run_options import rate, size
 from diinn.runtime.images.arrays import UInt8
 from diinn.runtime.sources import demo
-from diinn.runtime.util.command_line import Parser, guarded
+from diinn.runtime.util.command_line import Parser
 
 BITS = 16
 
@@ -95,7 +93,7 @@ class Stream(BaseHTTPRequestHandler):
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = Parser(prog="python -m diinn.benchmarks.mjpeg_server", description=__doc__)
+    top = Parser(prog="diinn-bench mjpeg_server", description=__doc__)
     top.add_argument("--port", type=int, default=0, help="default: any that is free")
     top.add_argument("--size", type=size, default=(160, 120), metavar="WxH", help="default: 160x120")
     top.add_argument("--rate", type=rate, default=30.0, metavar="FPS", help="default: 30")
@@ -108,13 +106,3 @@ def run(args: argparse.Namespace) -> int:
     print(f"http://127.0.0.1:{server.server_port}/", flush=True)
     server.serve_forever()
     return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point."""
-    args = parser().parse_args(argv)
-    return guarded("camera", "pip install 'diinn[cpu]'", lambda: run(args))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,8 +1,6 @@
 """The picture of the README: LR, bicubic and ours side by side, clean and noisy, from the scene demo.py renders."""
 
 import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -11,7 +9,7 @@ import numpy.typing as npt
 from diinn.runtime.images import files as image_files
 from diinn.runtime.sources import demo
 from diinn.runtime.super_resolver import SuperResolver
-from diinn.runtime.util.command_line import Parser, guarded
+from diinn.runtime.util.command_line import Parser
 
 RESULTS = Path(__file__).parent / "results"
 SCALE = 4
@@ -48,14 +46,13 @@ def _captioned(image: npt.NDArray[np.uint8], text: str) -> npt.NDArray[np.uint8]
     return framed
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point."""
-    top = Parser(prog="python -m diinn.benchmarks.picture", description=__doc__)
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = Parser(prog="diinn-bench picture", description=__doc__)
     top.add_argument("--model", default="small", help="shipped model or bundle (default: small)")
     top.add_argument("--time", type=float, default=11.0, help="seconds into the demo camera's walk")
     top.add_argument("--out", type=Path, default=RESULTS / "picture.png", metavar="FILE.png")
-    args = top.parse_args(argv)
-    return guarded("picture", "pip install 'diinn[cpu]'", lambda: run(args))
+    return top
 
 
 def run(args: argparse.Namespace) -> int:
@@ -63,7 +60,3 @@ def run(args: argparse.Namespace) -> int:
     image_files.write(args.out, render(args.model, args.time))
     print(args.out)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """What evaluating on the undistorted grid gains over super-resolving first and ``cv2.remap`` after: PSNR and time.
 
-``python -m diinn.benchmarks.rectify --data photos/``. Each picture stands for the scene as an ideal camera sees it; a
+``diinn-bench rectify --data photos/``. Each picture stands for the scene as an ideal camera sees it; a
 camera with barrel distortion is simulated (Lanczos resampling at the picture's size, then the evaluation protocol's
 reduction to a frame ``--scale`` times smaller), and the ideal picture is restored from that frame. Without ``--data``:
 four crops of the built-in scene.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from diinn.runtime.images import folders as searching
 from diinn.runtime.images.arrays import UInt8
 from diinn.runtime.sources import demo
 from diinn.runtime.super_resolver import SuperResolver
-from diinn.runtime.util.command_line import Parser, guarded
+from diinn.runtime.util.command_line import Parser
 from diinn.train import degradation
 from rich import box
 from rich.console import Console
@@ -143,7 +142,7 @@ def scenes(folders: Sequence[Path], most: int) -> Iterator[UInt8]:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = Parser(prog="python -m diinn.benchmarks.rectify", description=__doc__)
+    top = Parser(prog="diinn-bench rectify", description=__doc__)
     top.add_argument("--model", default="small", metavar="NAME|PATH", help="default: small")
     top.add_argument("--data", type=Path, nargs="+", default=[], metavar="FOLDER", help="photographs")
     top.add_argument("--scale", type=count, default=3, metavar="S", help="how much smaller the frame is (default: 3)")
@@ -162,13 +161,3 @@ def run(args: argparse.Namespace) -> int:
         print(f"{resolver.bundle.name}, {resolver.backend.describe()}, {len(pictures)} pictures, x{args.scale}\n")
         Console(width=100).print(table)
     return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point."""
-    args = parser().parse_args(argv)
-    return guarded("rectify", "pip install 'diinn[cpu]'", lambda: run(args))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -77,7 +77,7 @@ def open_upscaler(model: str, denoise: str = "0") -> Iterator[Method]:
         torch.backends.cudnn.allow_tf32 = False  # its 10 bits show in LR-PSNR
         loaded = checkpoint.load(Path(model)).model.to(device)
         if given == AUTO:
-            raise InputError(f"{model} cannot tell a frame's noise, bundles do: export it, or use --denoise true")
+            raise InputError(f"{model} cannot estimate a frame's noise, bundles do: export it, or use --denoise true")
 
         def in_torch(lr: Tensor, shape: tuple[int, int], truth: tuple[float, float] = degradation.NONE) -> Tensor:
             chosen = strength(truth)

@@ -1,6 +1,6 @@
 """Hours of ``diinn-run``: four cameras, one of which disconnects, and viewers that come and go; does anything grow?
 
-``python -m diinn.benchmarks.soak --duration 10m`` watches the command from outside. One camera disconnects every ten
+``diinn-bench soak --duration 10m`` watches the command from outside. One camera disconnects every ten
 seconds for three. Of three viewers one draws what it gets, one zooms, one never answers; each stays for a while and
 comes back. It fails if threads, open files or memory grow after the start, if another camera stops, or if anything is
 logged that should not be. A minute of it finds a thread leaked at each disconnection and memory lost by MiB a second;
@@ -15,11 +15,9 @@ import json
 import random
 import re
 import struct
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,7 @@ import psutil
 from diinn.benchmarks.watched_run import Running, cameras
 from diinn.runtime.cli.run_options import seconds
 from diinn.runtime.errors import DiinnError
-from diinn.runtime.util.command_line import Parser, guarded
+from diinn.runtime.util.command_line import Parser
 
 NUMBER, FLAPPING = 4, 3  # cameras, and which of them disconnects
 SIZE, RATE = (160, 120), 10.0
@@ -197,7 +195,7 @@ def verdict(found: Findings, summary: dict[str, Any], output: str) -> list[str]:
         for line in output.splitlines()
         if not re.search(rf"camera {flapping}(: .*next try in| is back)|was trained for", line)
     ]
-    return wrong + [f"it said: {line}" for line in lines]
+    return wrong + [f"it logged: {line}" for line in lines]
 
 
 def duration(text: str) -> float:
@@ -210,7 +208,7 @@ def duration(text: str) -> float:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = Parser(prog="python -m diinn.benchmarks.soak", description=__doc__)
+    top = Parser(prog="diinn-bench soak", description=__doc__)
     top.add_argument("--duration", type=duration, default="10m", metavar="60s|10m|8h", help="default: 10m")
     return top
 
@@ -232,13 +230,3 @@ def run(args: argparse.Namespace) -> int:
         print(f"WRONG: {line}")
     print("level" if not wrong else f"{len(wrong)} things wrong")
     return 1 if wrong else 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point."""
-    args = parser().parse_args(argv)
-    return guarded("soak", "pip install 'diinn[cpu]' psutil", lambda: run(args))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,7 @@
 """Latency of the published form, the folded form in PyTorch, and the runtime, side by side.
 
 The three take turns in one process on the same cores, so that their ratios hold on a noisy machine;
-figures are medians. ``python -m diinn.benchmarks.speed`` prints the tables of
+figures are medians. ``diinn-bench speed`` prints the tables of
 ``benchmarks/results/speed.md``.
 """
 
@@ -9,7 +9,6 @@ import argparse
 import json
 import logging
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +24,7 @@ from diinn.runtime.geometry.grid import Size
 from diinn.runtime.geometry.view import View
 from diinn.runtime.sources import demo
 from diinn.runtime.super_resolver import SuperResolver
-from diinn.runtime.util.command_line import Parser, guarded
+from diinn.runtime.util.command_line import Parser
 from diinn.train.published import PublishedModel
 from rich import box
 from rich.console import Console
@@ -149,15 +148,9 @@ def table(results: Sequence[Result]) -> Table:
     return out
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point."""
-    args = parser().parse_args(argv)
-    return guarded("speed", "pip install 'diinn[cpu,train,export]'", lambda: run(args))
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = Parser(prog="python -m diinn.benchmarks.speed", description=__doc__)
+    top = Parser(prog="diinn-bench speed", description=__doc__)
     top.add_argument("--network", choices=NAMES, action="append", help="default: all")
     top.add_argument("--least", type=int, default=3, help="runs of each form per case, at least (default 3)")
     top.add_argument("--seconds", type=float, default=10, help="and until so many seconds are over (default 10)")
@@ -191,7 +184,3 @@ def _processor() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return "unknown processor"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,13 +1,12 @@
 """Several cameras through ``diinn-run``: frames a second, age, drops, processor and memory, by number and size.
 
-``python -m diinn.benchmarks.streaming`` serves MJPEG cameras on the loopback at 30 frames a second and runs the command
+``diinn-bench streaming`` serves MJPEG cameras on the loopback at 30 frames a second and runs the command
 itself. The second table compares one process for all cameras with one process a camera.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from diinn.benchmarks.watched_run import Running, cameras
 from diinn.runtime.backends.base import BackendOptions
 from diinn.runtime.cli.run_options import count, seconds
 from diinn.runtime.errors import DiinnError
-from diinn.runtime.util.command_line import Parser, check_output, guarded
+from diinn.runtime.util.command_line import Parser, check_output
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -125,7 +124,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = Parser(prog="python -m diinn.benchmarks.streaming", description=__doc__)
+    top = Parser(prog="diinn-bench streaming", description=__doc__)
     top.add_argument("--models", nargs="+", default=["nano", "small"], metavar="NAME|PATH", help="default: nano small")
     top.add_argument("--cameras", nargs="+", type=count, default=list(CAMERAS), metavar="N", help="default: 1 2 4 8")
     top.add_argument("--seconds", type=seconds, default=8.0, help="measured in each cell (default: 8)")
@@ -149,13 +148,3 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         args.out.write_text(console.export_text(), encoding="utf-8")
     return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point."""
-    args = parser().parse_args(argv)
-    return guarded("streaming", "pip install 'diinn[cpu]' psutil", lambda: run(args))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

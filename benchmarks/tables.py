@@ -5,7 +5,6 @@ A set is known by its folder's name (DIV2K, B100, Set5, Set14, Urban100), a mode
 
 import argparse
 import csv
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 
 from diinn.benchmarks import scores
 from diinn.runtime.errors import InputError
-from diinn.runtime.util.command_line import Parser, guarded
+from diinn.runtime.util.command_line import Parser
 from diinn.train import protocol
 from rich import box
 from rich.console import Console
@@ -104,16 +103,10 @@ def _cells(ours: protocol.Score, theirs: protocol.Score | None) -> list[str]:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = Parser(prog="python -m diinn.benchmarks.tables", description=__doc__)
+    top = Parser(prog="diinn-bench tables", description=__doc__)
     top.add_argument("model", nargs="*", help="checkpoints, bundles or shipped models; none for bicubic alone")
     top.add_argument("--data", type=Path, nargs="+", required=True, metavar="FOLDER", help="sets of HR images")
     return top
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    args = parser().parse_args(argv)
-    return guarded("tables", "pip install 'diinn[cpu,train,export]'", lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -141,7 +134,3 @@ def run(args: argparse.Namespace) -> int:
         print()
         Console(width=120).print(table)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -36,7 +36,7 @@ class Camera:
         self.start()
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "diinn.benchmarks.mjpeg_server", "--port", self._port, *self._words]
+        command = [sys.executable, "-m", "diinn.benchmarks", "mjpeg_server", "--port", self._port, *self._words]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         self.url = self._process.stdout.readline().strip()

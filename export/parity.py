@@ -62,7 +62,7 @@ def compare_estimator(network: Estimator, graph: Path) -> None:
         with torch.inference_mode():
             wanted = network.estimate(torch.from_numpy(patches)[None])[0].numpy()
         if not np.abs(found - wanted).max() <= ESTIMATE_TOLERANCE:
-            raise DiinnError(f"the estimator's graph tells {found} where PyTorch tells {wanted}: nothing was written")
+            raise DiinnError(f"the estimator's graph gives {found} where PyTorch gives {wanted}: nothing was written")
 
 
 def _nan_last(value: float) -> float:

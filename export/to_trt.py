@@ -1,132 +1,53 @@
-"""``python export/to_trt.py CKPT|BUNDLE``: a checkpoint or a bundle to TensorRT engines on this machine.
+"""``python export/to_trt.py CKPT|BUNDLE``: ``diinn-export``, where a checkpoint is given, then ``diinn-build``.
 
-Without TensorRT or a GPU it makes everything up to that point and prints what to run where.
+Without TensorRT or a GPU it makes everything up to the engines and prints what to run where.
 """
 
-from __future__ import annotations
-
 import argparse
-import logging
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from diinn.runtime.bundles import bundle as bundles
-from diinn.runtime.bundles import golden
-from diinn.runtime.cli.signals import ended_by_signals
-from diinn.runtime.engines import build, profiles, verify, versions
-from diinn.runtime.engines.cache import Cache, Key
-from diinn.runtime.errors import DiinnError, InputError
-from diinn.runtime.util.command_line import Parser, guarded
-from diinn.runtime.util.memory import MIB
-
-if TYPE_CHECKING:
-    from diinn.runtime.bundles.bundle import Bundle
-    from diinn.runtime.engines.profiles import Profile
-    from diinn.runtime.geometry.grid import Size
-
-PRECISIONS = ("fp32", "fp16", "int8")
+from diinn.runtime.cli import build
+from diinn.runtime.errors import InputError
+from diinn.runtime.util.command_line import Parser
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line; shapes as trtexec writes them."""
+    """The command line."""
     top = Parser(prog="to_trt.py", description=__doc__)
     top.add_argument(
         "model", metavar="CKPT|BUNDLE", help="a checkpoint, a NAME.diinn folder, or a shipped model's name"
     )
     top.add_argument("--out", type=Path, metavar="NAME.diinn", help="the bundle of a checkpoint (default: beside it)")
     top.add_argument("--licence", default="unspecified", metavar="TEXT", help="terms of a checkpoint's weights")
-    top.add_argument("--precision", choices=PRECISIONS, help="of the engines (default: fp16 where the bundle has it)")
     top.add_argument("--calib", type=Path, metavar="DIR", help="your images, to make int8 graphs with; writes --out")
-    shapes = top.add_argument_group("shapes the encoder engine is built for")
-    shapes.add_argument("--frame-sizes", metavar="WxH,…", help="frames, the usual one first (default 160x120,640x480)")
-    shapes.add_argument("--cameras", type=int, default=1, metavar="N", help="frames in a batch (default 1)")
-    for kind in ("min", "opt", "max"):
-        shapes.add_argument(
-            f"--{kind}Shapes",
-            metavar="frame:NxCxHxW",
-            help=argparse.SUPPRESS
-            if kind != "opt"
-            else "as trtexec takes them, with --minShapes and --maxShapes, in place of the two above",
-        )
-    how = top.add_argument_group("how they are built")
-    how.add_argument(
-        "--workspace", type=int, metavar="MIB", help="memory for trying kernels (default: a quarter of free)"
-    )
-    how.add_argument(
-        "--timingCacheFile", type=Path, metavar="FILE", help="measured timings (default: the engine cache's)"
-    )
-    how.add_argument("--tacticSources", metavar="NAMES", help="libraries to take kernels from, like JIT_CONVOLUTIONS,…")
-    how.add_argument(
-        "--trust-engine",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="take this engine, which you built for the same graphs, in place of building one; it is native code",
-    )
-    how.add_argument("--force", action="store_true", help="build though a fitting engine is in the cache")
-    end = top.add_argument_group("how it ends")
-    end.add_argument("--dry-run", action="store_true", help="build no engine, print the trtexec lines that would")
-    end.add_argument(
-        "--verify", action="store_true", help="compare again with ONNX Runtime on the CPU; exit 2 if not built"
-    )
-    end.add_argument("--require-engine", action="store_true", help="exit 2 if no engine was built")
-    end.add_argument("--log-level", default="info", choices=("debug", "info", "warning"), help="default: info")
+    build.add_options(top)
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; exit code 0, 2 for bad input or a missing engine that was required, 1 for a failure."""
     args = parser().parse_args(argv)
-    logging.basicConfig(level=args.log_level.upper(), format="%(message)s", stream=sys.stderr)
-    with ended_by_signals():
-        return guarded("to_trt", "pip install 'diinn[cpu,export]'", lambda: run(args), hint="see --log-level debug")
+    return build.run_command("to_trt", "pip install 'diinn[cpu,export]'", args, lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the bundle and the engines, and compare them."""
-    sizes = _sizes(args)
-    if args.workspace is not None and args.workspace < 1:
-        raise InputError(f"--workspace {args.workspace} is not a number of MiB from 1 up")
-    bundle = bundles.load(_bundle(args))
+    """Make the bundle, then its engines."""
+    from diinn.export import to_onnx
+
+    build.check(args)  # before the minutes of an export
+    path = _bundle(args)
     if args.calib is not None:
-        bundle = _calibrated(bundle, args)
-    precision = bundle.engine_precision(args.precision)
-    wanted = (
-        profiles.encoder(bundle, sizes, args.cameras)
-        if sizes
-        else profiles.parse(bundle, args.minShapes, args.optShapes, args.maxShapes)
-    )
-    jobs = {"encoder": wanted, "decoder": profiles.decoder(bundle)}
-    if args.dry_run:
-        for role, profile in jobs.items():
-            print(shlex.join(_trtexec(bundle.graph(role, precision), precision, profile, args)))
-        return 0
-    missing = _missing()
-    if missing:
-        print(_on_cpu(bundle, precision))
-        print(f"NO ENGINE BUILT: {missing}. On the target run: {_again(args, bundle)}")
-        return 2 if args.verify or args.require_engine else 0
-    workspace = None if args.workspace is None else args.workspace * MIB
-    options = build.BuildOptions(workspace, args.timingCacheFile, tactics(args.tacticSources), force=args.force)
-    for role in trust(bundle, precision, args.trust_engine):
-        del jobs[role]
-    build_engines(bundle, precision, jobs, options)
-    return _verify(bundle, precision, again=args.verify)
+        path = to_onnx.add_int8(path, args.calib, args.out)
+    return build.run(args, path, _fp32_layers)
 
 
-def _sizes(args: argparse.Namespace) -> tuple[Size, ...]:
-    """Sizes of frames to build for; none where shapes are given as trtexec takes them."""
-    if any((args.minShapes, args.optShapes, args.maxShapes)):
-        if args.frame_sizes or args.cameras != 1:
-            raise InputError("--frame-sizes and --cameras say the same as --optShapes and its like: give either")
-        return ()
-    if args.cameras < 1:
-        raise InputError(f"--cameras {args.cameras} is not a whole number from 1 up")
-    return profiles.sizes(args.frame_sizes) if args.frame_sizes else profiles.DEFAULT_SIZES
+def _fp32_layers(graph: Path) -> list[str]:
+    from diinn.export import fp16_graph
+
+    return fp16_graph.kept_full(graph)
 
 
 def _bundle(args: argparse.Namespace) -> Path:
@@ -142,154 +63,6 @@ def _bundle(args: argparse.Namespace) -> Path:
     worst = max(max(row.runtime, row.engine) for row in done.rows)
     print(f"{done.path}: written; differs from PyTorch by {worst:.1e} at most")
     return done.path
-
-
-def _calibrated(bundle: Bundle, args: argparse.Namespace) -> Bundle:
-    """The bundle with int8 graphs made on the user's images; prints what they lose there."""
-    import onnx
-    from diinn.export import quantize, writer
-
-    target = args.out or bundle.path
-    if target.parent.resolve() == bundles.MODELS.resolve():
-        raise InputError(f"--calib does not change the shipped model {bundle.name}: add --out NAME{bundles.SUFFIX}")
-    frames = quantize.images(args.calib)
-    made = writer.add_int8(bundle, frames, target)
-    plain = onnx.load(bundle.graph("encoder")), onnx.load(bundle.graph("decoder"))
-    lost = quantize.decibels(plain, made.plain, bundle.layout, frames, bundle.dial)
-    times = quantize.cpu_milliseconds({"fp32": plain[0], "int8": made.plain[0]})
-    print(f"{target}: {len(made.layers)} of {len(made.costs)} layers in int8, chosen on {len(frames)} images")
-    for name, cost in made.costs.items():
-        print(f"  {cost:.1e} rms alone, {'int8' if name in made.layers else 'fp16'}: {name}")
-    print(f"  it loses {' and '.join(f'{loss:.3f} dB at x{scale:g}' for scale, loss in lost.items())} on your images")
-    print(f"  encoder on this CPU, 160x120: {times['fp32']:.1f} ms in fp32, {times['int8']:.1f} ms in int8")
-    return bundles.load(target)
-
-
-def _missing() -> str:
-    """Why this machine cannot build engines; empty if it can."""
-    from diinn.runtime.gpu import compiler
-    from diinn.runtime.gpu.device import Device
-
-    try:
-        build.tensorrt()
-        device = Device()
-        try:  # the kernels around the engines: find a missing compiler before the minutes of a build
-            device.kernels(compiler.FOLDER / "frames.cu", ("planar_rgb",))
-        finally:
-            device.close()
-    except DiinnError as error:
-        return str(error)
-    return ""
-
-
-def _on_cpu(bundle: Bundle, precision: str) -> str:
-    """The bundle's graphs of ``precision``, compared on the CPU."""
-    try:
-        largest = verify.on_golden(bundle, precision)
-    except ImportError as error:
-        return f"{bundle.path}: not checked on the CPU ({error})"
-    if not largest <= (golden.SATURATED if precision == "int8" else verify.TOLERANCES[precision]):
-        raise DiinnError(f"{bundle.path}: the {precision} graphs differ from the golden sample by {largest:.2g}")
-    return f"{bundle.path}: {precision} graphs checked on the CPU, {largest:.1e} from the golden sample"
-
-
-def _again(args: argparse.Namespace, bundle: Bundle) -> str:
-    """The command for the machine that engines are for."""
-    shipped = bundle.path.parent == bundles.MODELS
-    given = ["python", "export/to_trt.py", bundle.name if shipped else bundle.path.name]
-    for option in ("precision", "frame_sizes", "minShapes", "optShapes", "maxShapes", "workspace", "tacticSources"):
-        value = getattr(args, option)
-        given += [f"--{option.replace('_', '-')}", str(value)] if value else []
-    return shlex.join([*given, *(["--cameras", str(args.cameras)] if args.cameras != 1 else [])])
-
-
-def _trtexec(graph: Path, precision: str, profile: Profile, args: argparse.Namespace) -> list[str]:
-    """The command line of TensorRT's own tool that builds the same engine."""
-    try:
-        version: str = build.tensorrt().__version__
-    except InputError:
-        version = versions.NEWEST
-    rules = versions.rules(version)
-    line = ["trtexec", f"--onnx={graph}", f"--saveEngine={graph.with_suffix('.engine').name}", *profile.trtexec()]
-    line += ["--noTF32", *rules.trtexec(precision)]
-    line += [f"--memPoolSize=workspace:{args.workspace}"] if args.workspace else []
-    line += [f"--timingCacheFile={args.timingCacheFile}"] if args.timingCacheFile else []
-    wanted = tactics(args.tacticSources)
-    if wanted:  # trtexec adds to its defaults and takes from them
-        others = [f"-{name}" for name in versions.tactics(version) if name not in wanted]
-        line.append(f"--tacticSources={','.join([*(f'+{name}' for name in wanted), *others])}")
-    if rules.constrained and precision != "fp32":
-        from diinn.export import fp16_graph
-
-        full = ",".join(f"{name}:fp32" for name in fp16_graph.kept_full(graph))
-        line += [f"--layerPrecisions={full}", f"--layerOutputTypes={full}"]
-    return line
-
-
-def tactics(names: str | None) -> tuple[str, ...] | None:
-    """``--tacticSources`` as names in TensorRT's ``TacticSource``."""
-    return tuple(name.strip() for name in names.split(",")) if names else None
-
-
-def trust(bundle: Bundle, precision: str, files: Sequence[Path]) -> set[str]:
-    """Engines that the user vouches for into the cache, where they are compared like any other; their roles."""
-    from diinn.runtime.engines.engine import EngineLoader
-    from diinn.runtime.gpu.device import Device
-
-    cache, roles = Cache(), set()
-    if files:
-        device = Device()
-        try:
-            opener = EngineLoader(build.tensorrt(), device, bundle)
-            identities = [build.identities(bundle, role, precision, device)[0] for role in build.ROLES]
-            for path in files:
-                key, data = opener.adopt(path, identities)
-                role = key.identity.role
-                if role in roles:
-                    raise InputError(f"--trust-engine {str(path)!r}: a second {role} engine")
-                roles.add(role)
-                cache.write(key, data, 0)
-                print(f"{role}: {cache.engine(key)}, taken from {path} on your word")
-        finally:
-            device.close()
-    return roles
-
-
-def build_engines(bundle: Bundle, precision: str, jobs: dict[str, Profile], options: build.BuildOptions) -> None:
-    """Both engines into the user's cache; prints where, how large, how long."""
-    from diinn.runtime.gpu.device import Device
-
-    cache, device = Cache(), Device()
-    try:
-        for role, profile in jobs.items():
-            key = Key(build.identities(bundle, role, precision, device)[0], profile)
-            _, metadata = build.build(bundle, key, device, options, cache)
-            print(
-                f"{role}: {cache.engine(metadata.key)}, {metadata.size / 1e6:.1f} MB, built in {metadata.seconds:.0f} s"
-            )
-    finally:
-        device.close()
-
-
-def _verify(bundle: Bundle, precision: str, *, again: bool) -> int:
-    """Open the engines as the robot will; prints the table."""
-    from diinn.runtime.backends.tensorrt import TensorRtBackend
-    from diinn.runtime.super_resolver import SuperResolver
-    from rich.console import Console
-
-    with SuperResolver.open(bundle.path, backend="tensorrt", precision=precision) as resolver:
-        backend = resolver.backend
-        assert isinstance(backend, TensorRtBackend)
-        if again:
-            backend.verify(again=True)
-        verdict = backend.metadata[0].verify
-        if verdict:
-            Console().print(verify.table(verdict))
-        print(
-            f"{bundle.name}: {verdict['summary'] if verdict else 'golden sample replayed, not compared with the CPU'}"
-        )
-        print(f"Try: diinn-run --model {bundle.path} --backend tensorrt --camera demo --out-size 640x480")
-    return 0
 
 
 if __name__ == "__main__":

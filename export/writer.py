@@ -154,7 +154,7 @@ def _estimator(path: Path, model: SuperResolutionModel) -> Estimator | None:
     found = estimators.load(path)
     if found.dial != model.config.dial:
         raise InputError(
-            f"{path} tells noise up to {found.dial.noise:g} and compression up to {found.dial.compression:g}, the "
+            f"{path} estimates noise up to {found.dial.noise:g} and compression up to {found.dial.compression:g}, the "
             "model was trained for another range: train an estimator for it, diinn-train estimator"
         )
     return found

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from diinn.runtime.stream.result import Result as Result
     from diinn.runtime.stream.settings import CameraSettings as CameraSettings
     from diinn.runtime.stream.sink import Sink as Sink
+    from diinn.runtime.stream.stop import Stop as Stop
     from diinn.runtime.stream.stream import Stream as Stream
     from diinn.runtime.super_resolver import Encoded as Encoded
     from diinn.runtime.super_resolver import SuperResolver as SuperResolver
@@ -47,6 +48,7 @@ _MODULES = {
     "Sink": "stream.sink",
     "SourceError": "errors",
     "Strength": "noise.strength",
+    "Stop": "stream.stop",
     "Stream": "stream.stream",
     "SuperResolver": "super_resolver",
     "View": "geometry.view",

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -26,13 +25,13 @@ from diinn.runtime.geometry.view import Rect, View
 from diinn.runtime.images.arrays import Image, as_bgr, as_dtype
 from diinn.runtime.noise.strength import AUTO, NONE, Denoise, Strength, parse_denoise
 from diinn.runtime.util import memory
+from diinn.runtime.util.context import Closing
 from diinn.runtime.util.memory import MIB
 from diinn.runtime.util.once import Once
 from diinn.runtime.util.opencv import cv2
 
 if TYPE_CHECKING:
     from diinn.runtime.noise.estimator import Estimator
-    from typing_extensions import Self
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +59,7 @@ class Encoded:
         return self.frame.shape[1], self.frame.shape[0]
 
 
-class SuperResolver:
+class SuperResolver(Closing):
     """Arbitrary-scale super-resolution of BGR frames; open one with ``SuperResolver.open``.
 
     Example:
@@ -503,14 +502,6 @@ class SuperResolver:
         """Release threads and device memory; the resolver cannot be used afterwards."""
         self._estimator = None
         self.backend.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def bands(size: Size, bundle: bundles.Bundle, budget: int) -> list[tuple[int, int, int, int]]:

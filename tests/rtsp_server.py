@@ -1,7 +1,7 @@
 """An RTSP server for the tests, by GStreamer: ``/usr/bin/python3 rtsp_server.py PORT RATE CODEC`` serves /live.
 
 Runs in the system's Python, which has GStreamer's bindings and no NumPy. Every frame bears its number as blocks at the
-top, as ``diinn.benchmarks.mjpeg_server`` burns it.
+top, as ``diinn-bench mjpeg_server`` burns it.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Cameras for the tests: MJPEG by ``diinn.benchmarks.mjpeg_server``, RTSP by GStreamer, sockets that misbehave."""
+"""Cameras for the tests: MJPEG by ``diinn-bench mjpeg_server``, RTSP by GStreamer, sockets that misbehave."""
 
 import contextlib
 import os
@@ -34,9 +34,9 @@ class Served:
     def start(self) -> str:
         self.process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
-        said = self.process.stdout.readline().strip()
-        assert said, "the camera did not start"
-        return said
+        line = self.process.stdout.readline().strip()
+        assert line, "the camera did not start"
+        return line
 
     def kill(self) -> None:
         if self.process.returncode is None:
@@ -63,7 +63,7 @@ def mjpeg() -> Iterator[Callable[..., Served]]:
 
     def make(size: str = "160x120", rate: int = 30) -> Served:
         words = ["--port", str(free_port()), "--size", size, "--rate", str(rate)]
-        cameras.append(Served([sys.executable, "-m", "diinn.benchmarks.mjpeg_server", *words]))
+        cameras.append(Served([sys.executable, "-m", "diinn.benchmarks", "mjpeg_server", *words]))
         return cameras[-1]
 
     yield make

@@ -11,6 +11,7 @@ from diinn.runtime.geometry.view_spec import ViewSpec
 from diinn.runtime.sources import demo
 from diinn.runtime.stream.result import Result
 from diinn.runtime.stream.sink import Sink
+from diinn.runtime.stream.stop import Stop
 
 FULL = {"full": ViewSpec(dsize=(320, 240))}
 
@@ -39,7 +40,7 @@ class Kept(Sink):
 def run_for(seconds: float, stream: Stream, enough: Callable[[], bool] = lambda: True) -> None:
     """Runs it for ``seconds``, and on a busy machine up to a minute longer until there is ``enough``."""
     end = time.monotonic() + seconds
-    stream.run(lambda: time.monotonic() > end and (enough() or time.monotonic() > end + 60))
+    stream.run(Stop(lambda: time.monotonic() > end and (enough() or time.monotonic() > end + 60)))
 
 
 def processed(stream: Stream) -> list[int]:

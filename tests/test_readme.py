@@ -5,15 +5,18 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from conftest import ROOT
-from diinn.benchmarks import comparison, evaluate, figure3, figure4, gpu, jetson, rectify, soak, streaming, tables
+from diinn.benchmarks import __main__ as bench
+from diinn.benchmarks import evaluate
 from diinn.export import to_onnx, to_trt
-from diinn.runtime.cli import doctor, run
+from diinn.runtime.cli import build, doctor, run
 from diinn.runtime.sources import demo
 from diinn.train import main as train
 
@@ -23,24 +26,28 @@ PAGES = {
 }
 NEEDS_HARDWARE_OR_TIME = (
     *("--camera 0", "--output http://", "diinn-train fit", "diinn.train.main fit", "--benchmark", "comparison"),
-    *("benchmarks.streaming", "benchmarks.soak"),
+    *("diinn-bench streaming", "diinn-bench soak"),
 )
+
+
+def _bench(name: str, args: list[str]) -> int:
+    return bench.main([name, *args])
+
+
 PROGRAMS: dict[str, tuple[Callable[[list[str]], int], Callable[[], object]]] = {
     "diinn-run": (run.main, run.parser),
     "diinn-train": (train.main, train.parser),
     "diinn-eval": (evaluate.main, evaluate.parser),
     "python export/to_onnx.py": (to_onnx.main, to_onnx.parser),
     "torchrun --nproc-per-node 4 -m diinn.train.main": (train.main, train.parser),
-    "python -m diinn.benchmarks.tables": (tables.main, tables.parser),
-    "python -m diinn.benchmarks.figure3": (figure3.main, figure3.parser),
     "python export/to_trt.py": (to_trt.main, to_trt.parser),
     "diinn-doctor": (doctor.main, doctor.parser),
-    "python -m diinn.benchmarks.figure4": (figure4.main, figure4.parser),
-    "python -m diinn.benchmarks.comparison": (comparison.main, comparison.parser),
-    "python -m diinn.benchmarks.jetson": (jetson.main, jetson.parser),
-    "python -m diinn.benchmarks.rectify": (rectify.main, rectify.parser),
-    "python -m diinn.benchmarks.streaming": (streaming.main, streaming.parser),
-    "python -m diinn.benchmarks.soak": (soak.main, soak.parser),
+    "diinn-build": (build.main, build.parser),
+    "diinn-export": (to_onnx.main, to_onnx.parser),
+    **{
+        f"diinn-bench {name}": (partial(_bench, name), import_module(f"diinn.benchmarks.{name}").parser)
+        for name in bench.BENCHMARKS
+    },
 }
 
 
@@ -100,13 +107,12 @@ def test_command(
 
 def test_the_first_hour_is_two_commands_and_what_stands_around_them() -> None:
     _, two, after = blocks("docs/first-hour.md", "text")
-    programs = {"diinn-doctor": doctor, "python -m diinn.benchmarks.gpu": gpu, "python export/to_trt.py": to_trt}
     found = re.findall(r"^venv/bin/(.*?)(?= 2>&1| *$)", two + after, re.MULTILINE)
     assert len(found) == 4
     assert len(two.splitlines()) == 2
     for command in found:
-        name = next(name for name in programs if command.startswith(name))
-        programs[name].parser().parse_args(shlex.split(command.removeprefix(name)))
+        name = next(name for name in PROGRAMS if command.startswith(name))
+        PROGRAMS[name][1]().parse_args(shlex.split(command.removeprefix(name)))  # type: ignore[attr-defined]
 
 
 def test_the_outputs_the_commands_promise(workplace: Path) -> None:

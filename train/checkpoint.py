@@ -176,7 +176,7 @@ def _build(path: Path, config: ModelConfig, state: dict[str, Tensor]) -> SuperRe
         if expected.get(name) != found.get(name):
             raise CheckpointError(
                 f"{path}: weight {name} has shape {found.get(name, 'missing')}, its configuration "
-                f"wants {expected.get(name, 'none of that name')}"
+                f"needs {expected.get(name, 'none of that name')}"
             )
     model.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
     return model.eval()

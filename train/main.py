@@ -15,7 +15,7 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(prog="diinn-train", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
     fit = commands.add_parser("fit", help="train a model")
-    estimator = commands.add_parser("estimator", help="train what tells a frame's noise and compression")
+    estimator = commands.add_parser("estimator", help="train what estimates a frame's noise and compression")
     for command in (fit, estimator):
         command.add_argument("-c", "--config", type=Path, required=True, metavar="FILE.yaml", help="the run's settings")
         command.add_argument(

@@ -187,7 +187,7 @@ class CudaBackend(DeviceBackend):
             return str(error)
         else:
             why = "" if _engine_there(bundle, options, device) else _no_provider("CUDA")
-            return f"{why}; and no encoder engine: python export/to_trt.py {bundle.path}" if why else ""
+            return f"{why}; and no encoder engine: diinn-build {bundle.path}" if why else ""
         finally:
             device.close()
 
@@ -246,7 +246,7 @@ class CudaBackend(DeviceBackend):
 
     def map_bytes(self) -> int:
         if self._encoder.map_bytes != HALF:
-            raise DiinnError("the encoder engine's maps are not fp16: build it again, export/to_trt.py --force")
+            raise DiinnError("the encoder engine's maps are not fp16: build it again, diinn-build --force")
         return HALF
 
     def prepare_for(self, size: Size) -> None:

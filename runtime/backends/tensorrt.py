@@ -44,7 +44,7 @@ class TensorRtBackend(DeviceBackend):
             device.close()
         if all(any(Cache().find(way) for way in ways) for ways in wanted):
             return ""
-        return f"no {precision} engines of {bundle.name} for this machine yet: python export/to_trt.py {bundle.path}"
+        return f"no {precision} engines of {bundle.name} for this machine yet: diinn-build {bundle.path}"
 
     def require(self, bundle: Bundle, options: BackendOptions) -> None:
         if options.provider is not None:
@@ -85,7 +85,7 @@ class TensorRtBackend(DeviceBackend):
             if one != other:
                 raise DiinnError(
                     f"{spec.name} leaves the encoder engine as {one} and enters the decoder's as {other}: "
-                    f"build both again, python export/to_trt.py {self.bundle.path} --force"
+                    f"build both again, diinn-build {self.bundle.path} --force"
                 )
 
     def describe(self) -> str:

@@ -106,7 +106,7 @@ class Bundle:
             InputError: The bundle lacks the precision.
         """
         if precision not in self.graphs:
-            made = "make them with export/to_trt.py --precision int8 --calib PHOTOS --out NAME.diinn"
+            made = "make them with diinn-export BUNDLE --calib PHOTOS --out NAME.diinn"
             other = made if precision == "int8" else "export it again, or choose another precision"
             why = self.measured.get(precision, {}).get("left_out", other)
             raise InputError(f"{self.path} has no {precision} graphs, only {', '.join(self.graphs)}: {why}")
@@ -198,7 +198,7 @@ def find(model: str | Path) -> Path:
     if exists and path.is_file() and (path.parent / "bundle.json").is_file():
         raise BundleError(f"{str(model)!r} is a part of a bundle: give its folder, {str(path.parent)!r}")
     if exists:
-        remedy = "export the checkpoint first: python export/to_onnx.py CKPT" if path.is_file() else "export it again"
+        remedy = "export the checkpoint first: diinn-export CKPT" if path.is_file() else "export it again"
         raise BundleError(f"{str(model)!r} is not a bundle (no bundle.json in it): {remedy}")
     if path.suffix in (".pth", ".ckpt"):
         raise BundleError(f"no checkpoint {str(model)!r}: give the path of a .pth or .ckpt file")

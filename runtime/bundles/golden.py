@@ -65,7 +65,7 @@ def strengths(sample: Sample, *, dial: bool) -> list[Strength]:
     """
     rows = sample["strengths"] if dial and "strengths" in sample else np.zeros((1, 2))
     if rows.shape != ((DIAL_STRENGTHS if dial else 1), 2):
-        raise BundleError(f"the golden sample has strengths {list(rows.shape)}, a dial wants {DIAL_STRENGTHS} of 2")
+        raise BundleError(f"the golden sample has strengths {list(rows.shape)}, a dial needs {DIAL_STRENGTHS} of 2")
     return [Strength(*map(float, row)) for row in rows]
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO
 
-from diinn.runtime.stream.shutdown import ShutdownDeadline, join
+from diinn.runtime.stream.stop import ShutdownDeadline, Stop, join
 from diinn.runtime.util.command_line import trace, unforeseen
 from diinn.runtime.util.text import printable, shown
 
@@ -62,17 +62,15 @@ class LineWriter:
             return False
         return True
 
-    def close(
-        self, seconds: float, interrupted: Callable[[], bool] = lambda: False, interrupted_seconds: float = 0.0
-    ) -> bool:
-        """Whether all was written within so many seconds, or ``interrupted_seconds`` after ``interrupted`` became true.
+    def close(self, seconds: float, stop: Stop | None = None, interrupted_seconds: float = 0.0) -> bool:
+        """Whether all was written within so many seconds, or ``interrupted_seconds`` after ``stop`` was interrupted.
 
         If not, the process cannot end normally: its output is blocked.
         """
         self._closed = True
         if self._thread.ident is None:
             return True
-        limit = ShutdownDeadline(interrupted, seconds)
+        limit = ShutdownDeadline(stop or Stop(), seconds)
         while True:
             try:
                 self._waiting.put(None, timeout=0.02)

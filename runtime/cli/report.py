@@ -19,6 +19,7 @@ from diinn.runtime.noise.strength import NONE
 from diinn.runtime.sinks import Sink
 from diinn.runtime.sinks.files import VideoFile, even
 from diinn.runtime.sources import Frame
+from diinn.runtime.stream.stop import Stop
 from diinn.runtime.stream.stream import Stream
 from diinn.runtime.util.once import Once
 from diinn.runtime.util.text import shown
@@ -58,7 +59,7 @@ def finish(
         total = len(failures) + summary["processed"]
         log.error("%d of %d images could not be read", len(failures), total)
     for line in (*lost, *broken):
-        if line not in stream.logged:  # when it happened
+        if line not in stream.outcome.logged:  # when it happened
             log.error("%s", line)
     if failures or lost or broken:
         return 1
@@ -108,7 +109,7 @@ def _announcement(stream: Stream, frame: Frame, name: str, view: View) -> Iterat
     part = f" ROI {','.join(f'{v:g}' for v in view.rect)}" if view.rect else ""
     lane = stream.lane(frame.source)
     label = f"{frame.source} {name}" if len(lane.specs) > 1 else frame.source
-    sinks = [outlet.sink for outlet in stream.outlets if outlet.wants((frame.source, name))]
+    sinks = [outlet.sink for outlet in stream.outlets if outlet.accepts((frame.source, name))]
     where = [_written(sink, view) for sink in sinks]
     wanted = lane.denoise.wanted
     cleaned = "" if wanted == NONE else f"denoise {wanted}, "
@@ -128,15 +129,13 @@ def _written(sink: Sink, view: View) -> str:
 
 
 @contextmanager
-def statistics(
-    target: str | None, stream: Stream, out: LineWriter, interrupted: Callable[[], bool]
-) -> Iterator[Callable[[], None]]:
+def statistics(target: str | None, stream: Stream, out: LineWriter, stop: Stop) -> Iterator[Callable[[], None]]:
     """Statistics as lines of JSON to a file or (``-``) to ``out``.
 
     What is yielded writes a line when it is called and a second has passed; the summary follows at the end. A full disk
     is logged once, and is an error at the end; a pipe without a reader is an error at the end alone.
 
-    interrupted: whether the end is not to wait for long
+    stop: once it is interrupted, the end does not wait for long
     """
     if target is None:
         yield lambda: None
@@ -167,7 +166,7 @@ def statistics(
         yield tick
     finally:
         write(final=True)
-        whole = writer is out or writer.close(LINES_SECONDS, interrupted, INTERRUPTED_LINES_SECONDS)
+        whole = writer is out or writer.close(LINES_SECONDS, stop, INTERRUPTED_LINES_SECONDS)
     if problem():
         raise DiinnError(problem())
     if not whole or (writer is not out and writer.lost):

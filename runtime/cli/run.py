@@ -26,7 +26,7 @@ from diinn.runtime.util.command_line import check_output, guarded, trace, unfore
 if TYPE_CHECKING:
     from diinn.runtime.cli.console import LineWriter
     from diinn.runtime.cli.report import Announcements
-    from diinn.runtime.cli.signals import Stop
+    from diinn.runtime.cli.signals import SignalStop
     from diinn.runtime.geometry.view_spec import ViewSpec
     from diinn.runtime.sources import Source
     from diinn.runtime.stream.settings import CameraSettings
@@ -38,7 +38,7 @@ STANDARD_OUTPUT = "-"
 OPENING_STALLS = 3  # a camera may take so many times longer to open than between two frames
 SIGNALLED = 128  # exit codes above are those of signals
 READER_SECONDS = 10.0  # for lines still to be written to a blocked output
-INTERRUPTED_SECONDS = 0.3  # the same after a signal
+BLOCKED_SECONDS = 0.3  # the same after a signal
 STARTING_SECONDS = 10.0  # that --duration waits for the first frame
 
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = guarded(name, remedy, lambda: _main(argv, out, err), err.write, hint)
     finally:
         threading.excepthook = before
-    seconds = INTERRUPTED_SECONDS if code > SIGNALLED else READER_SECONDS
+    seconds = BLOCKED_SECONDS if code > SIGNALLED else READER_SECONDS
     written = [writer.close(seconds) for writer in (out, err)]
     if not all(written):  # an ordinary end would wait for the blocked output
         os._exit(code or 1)
@@ -158,7 +158,7 @@ def run(args: argparse.Namespace, out: LineWriter, err: LineWriter) -> int:
                     memory_budget=args.memory_budget * MIB,
                 )
                 stream = _stream(args, stop, cameras, sources, resolver, frames, announcements)
-            with report.statistics(args.stats, stream, out, stop.by_signal) as count:
+            with report.statistics(args.stats, stream, out, stop) as count:
                 with report.progress(stream, frames, out, err, wanted=not args.no_progress) as show:
                     _run(stream, stop, args.duration or math.inf, out, (count, show))
                 return report.finish(
@@ -169,21 +169,23 @@ def run(args: argparse.Namespace, out: LineWriter, err: LineWriter) -> int:
                 for source in sources:
                     source.close()
             else:
-                stream.close()
+                stream.close(stop)
             if stream is not None and stream.busy:  # a batch of minutes: Ctrl-C is not to wait for it
-                out.close(INTERRUPTED_SECONDS)
-                err.close(INTERRUPTED_SECONDS)
+                out.close(BLOCKED_SECONDS)
+                err.close(BLOCKED_SECONDS)
                 os._exit(128 + (stop.signal or 2))
             if resolver is not None:
                 resolver.close()
 
 
-def _run(stream: Stream, stop: Stop, duration: float, out: LineWriter, ticks: Sequence[Callable[[], None]]) -> None:
+def _run(
+    stream: Stream, stop: SignalStop, duration: float, out: LineWriter, ticks: Sequence[Callable[[], None]]
+) -> None:
     """Run ``stream`` until ``stop``, for ``duration`` seconds from its first frame; ``ticks`` are called meanwhile."""
     begun = False
     stop.deadline = time.monotonic() + duration + STARTING_SECONDS
 
-    def tick() -> None:
+    def tick() -> bool:
         nonlocal begun
         if stream.stats.processed and not begun:
             begun = True
@@ -192,8 +194,10 @@ def _run(stream: Stream, stop: Stop, duration: float, out: LineWriter, ticks: Se
             raise out.error
         for do in ticks:
             do()
+        return False
 
-    stream.run(lambda: stop.requested, tick, stop.by_signal)
+    stop.when = tick
+    stream.run(stop)
 
 
 def _checked_backend(args: argparse.Namespace) -> str:
@@ -279,7 +283,7 @@ def _views(args: argparse.Namespace) -> dict[str, ViewSpec]:
 
 def _stream(
     args: argparse.Namespace,
-    stop: Stop,
+    stop: SignalStop,
     cameras: Sequence[CameraSettings],
     sources: Sequence[Source],
     resolver: SuperResolver,

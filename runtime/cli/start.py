@@ -17,3 +17,11 @@ def doctor() -> int:
     from diinn.runtime.cli.doctor import main
 
     return main()
+
+
+def build() -> int:
+    """Entry point of ``diinn-build``; the exit code."""
+    quietly()
+    from diinn.runtime.cli.build import main
+
+    return main()

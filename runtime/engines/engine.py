@@ -99,7 +99,7 @@ class Engine:
                 raise DiinnError(f"TensorRT refuses {name} of {profiles.text(shape)}")
         missing = self._context.infer_shapes()
         if missing:
-            raise DiinnError(f"TensorRT wants the shape of {', '.join(missing)}: build the engines again")
+            raise DiinnError(f"TensorRT needs the shape of {', '.join(missing)}: build the engines again")
         self.shapes = dict(shapes)
 
     def enqueue(self) -> None:
@@ -145,7 +145,7 @@ class EngineLoader:
         wanted = tensors(self._bundle, role)
         if opened.inputs != wanted:
             raise DiinnError(
-                f"the {role} engine has {', '.join(opened.inputs)}, {self._bundle.name} wants {', '.join(wanted)}: "
+                f"the {role} engine has {', '.join(opened.inputs)}, {self._bundle.name} has {', '.join(wanted)}: "
                 "build it again"
             )
         for name in ("frame", "query", "rgb"):

@@ -10,7 +10,7 @@ from typing import Any
 from diinn.runtime.util.memory import MIB
 
 # The command in full: engines are also built by commands without these options.
-COMMAND = "python export/to_trt.py {bundle}"
+COMMAND = "diinn-build {bundle}"
 LOWER = f"build it for fewer or smaller frames, {COMMAND} --cameras N --frame-sizes WIDTHxHEIGHT"
 RAISE = f"build it with more, {COMMAND} --workspace N, above {{workspace}} MiB, or lower --cameras or --frame-sizes"
 FREE = f"close other programs, or build it with less, {COMMAND} with lower --cameras, --frame-sizes or --workspace"

@@ -175,7 +175,7 @@ class EngineEncoder:
             self.opened = self._engines.open("encoder", size, before.profile)
         except FileRejected:
             raise InputError(
-                f"no encoder engine for {wanted} frames: python export/to_trt.py {bundle.path} "
+                f"no encoder engine for {wanted} frames: diinn-build {bundle.path} "
                 f"--frame-sizes {wanted}, or --backend onnxruntime"
             ) from None
         except (build.TooLarge, build.BuildError, OutOfMemory) as error:

@@ -196,5 +196,5 @@ def require_passed(metadata: EngineMetadata) -> None:
         raise DiinnError(
             f"the {metadata.key.identity.precision} {metadata.key.identity.role} engine differs from the CPU: "
             f"{metadata.verify.get('summary', 'no verdict')}: use --precision fp32 or --backend onnxruntime, or build "
-            "it again with export/to_trt.py --force"
+            "it again with diinn-build --force"
         )

@@ -158,7 +158,7 @@ class ViewSpec:
         known = self.calibration or calibration
         if known is None and self.kind == RECTIFY:
             raise InputError(
-                f"a rectified view wants a calibration: the view's, {EXAMPLES[RECTIFY]}, or the camera's, "
+                f"a rectified view needs a calibration: the view's, {EXAMPLES[RECTIFY]}, or the camera's, "
                 "--calibration FILE or 'calibration:' in a file of cameras"
             )
         camera = known.fitted(src_size) if known else Calibration.assumed(src_size)

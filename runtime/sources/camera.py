@@ -71,7 +71,7 @@ class Worker:
         ours, theirs = socket.socketpair()
         self._memory = _anonymous_memory()
         self._map: mmap.mmap | None = None
-        self._heard = b""
+        self._received = b""
         self._connection = ours
         try:
             with theirs:
@@ -95,21 +95,21 @@ class Worker:
         """The process's id."""
         return self._process.pid
 
-    def hear(self, timeout: float) -> dict[str, Any] | None:
+    def receive(self, timeout: float) -> dict[str, Any] | None:
         """The worker's next message, None after ``timeout`` seconds without; SourceError when it has ended."""
         until = time.monotonic() + timeout
-        while b"\n" not in self._heard:
+        while b"\n" not in self._received:
             self._connection.settimeout(max(0.001, until - time.monotonic()))
             try:
-                heard = self._connection.recv(65536)
+                received = self._connection.recv(65536)
             except TimeoutError:
                 return None
             except OSError:
-                heard = b""
-            if not heard:
+                received = b""
+            if not received:
                 raise SourceError(f"its process ended {self._end()}")
-            self._heard += heard
-        line, _, self._heard = self._heard.partition(b"\n")
+            self._received += received
+        line, _, self._received = self._received.partition(b"\n")
         message: dict[str, Any] = json.loads(line)
         if "failed" in message:
             raise SourceError(message["failed"])
@@ -266,7 +266,7 @@ class Camera(Source):
         if self._stop.is_set():
             return None
         try:
-            message = worker.hear(timeout)
+            message = worker.receive(timeout)
         except SourceError:
             if self._stop.is_set():
                 return None

@@ -160,7 +160,7 @@ class Batcher:
         if lane.source.live:
             return True
         keys = [(lane.name, view) for view in lane.specs]
-        return all(outlet.has_room(key) for outlet in self.outlets for key in keys if outlet.wants(key))
+        return all(outlet.has_room(key) for outlet in self.outlets for key in keys if outlet.accepts(key))
 
     def _wait(self) -> float:
         """Seconds until a camera or a zoom may be due."""
@@ -320,7 +320,7 @@ class Batcher:
         for shared in (result.image, result.frame.image):  # by sinks, callbacks and viewers
             shared.setflags(write=False)
         for outlet in self.outlets:
-            if outlet.wants(result.key):
+            if outlet.accepts(result.key):
                 outlet.put(result)
 
 

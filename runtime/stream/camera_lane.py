@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from diinn.runtime.bundles.bundle import Bundle
 from diinn.runtime.errors import DiinnError, InputError
 from diinn.runtime.geometry.calibration import Calibration
 from diinn.runtime.geometry.grid import Size
@@ -98,6 +100,23 @@ class CameraLane:
         if isinstance(known[1], InputError):
             raise known[1]
         return known[1]
+
+    def make(
+        self, specs: Sequence[ViewSpec], bundle: Bundle, divisors: Sequence[int]
+    ) -> dict[tuple[ViewSpec, int], Made]:
+        """Views with all their geometry, for ``publish``, so that the batcher need not compute it.
+
+        None before the first frame; InputError where one does not fit its frames.
+
+        divisors: what to divide their size by
+        """
+        made: dict[tuple[ViewSpec, int], Made] = {}
+        if (size := self.size) is not None:
+            for spec, reduce in itertools.product(specs, divisors):
+                view = spec.view(size, self.calibration, reduce=reduce)
+                view.queries(size, bundle.scales, bundle.layout)
+                made[spec, reduce] = size, view
+        return made
 
     def publish(
         self,

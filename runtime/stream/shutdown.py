@@ -1,29 +1,95 @@
-"""How long a shutdown may take."""
+"""The end of a stream: cameras, the batch in work, sinks."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+
+from diinn.runtime.errors import DiinnError
+from diinn.runtime.sources import Source
+from diinn.runtime.stream.batcher import Batcher
+from diinn.runtime.stream.outcome import Outcome
+from diinn.runtime.stream.sink_thread import SinkThread
+from diinn.runtime.stream.stop import ShutdownDeadline, Stop, join
+
+BATCH_SECONDS = 0.8  # for the batch in work, once interrupted
+LIVE_SECONDS = 30.0  # for a batch, and for all sinks, where nothing but live cameras would be lost
+CAMERA_SECONDS = 2.0  # for all cameras to close, which they do beside the rest
+TICK_SECONDS = 0.05
 
 
-class ShutdownDeadline:
-    """When a shutdown has taken too long: counted from its beginning, or from when it was interrupted."""
+class Shutdown:
+    """Ends a stream once, in the thread that runs it; other threads that want its end wait for that.
 
-    def __init__(self, interrupted: Callable[[], bool], seconds: float) -> None:
-        self.began = time.monotonic()
-        self._interrupted, self._seconds, self._since = interrupted, seconds, math.inf
+    begun: whether a thread wants its end; interrupted: whether the user did not wait for all of it
+    batch: the thread of the batcher
+    """
 
-    def after(self, interrupted_seconds: float) -> float:
-        """``time.monotonic`` seconds at which it is over; once interrupted, so many seconds after that."""
-        if self._since == math.inf and self._interrupted():
-            self._since = time.monotonic()
-        return min(self._since + interrupted_seconds, self.began + self._seconds)
+    def __init__(
+        self,
+        batcher: Batcher,
+        batch: threading.Thread,
+        sources: Sequence[Source],
+        sinks: Sequence[SinkThread],
+        outcome: Outcome,
+    ) -> None:
+        self.begun = self.interrupted = False
+        self.batch = batch
+        self._batcher, self._sources, self._sinks, self._outcome = batcher, sources, sinks, outcome
+        self._lock, self._ended = threading.Lock(), threading.Event()
+        self._runner: threading.Thread | None = None
+        self._closer: threading.Thread | None = None
 
+    def run_here(self) -> None:
+        """From here on the calling thread runs the stream."""
+        self._runner = threading.current_thread()
 
-def join(thread: threading.Thread, until: Callable[[], float]) -> bool:
-    """Wait for a thread's end, until ``until``, ``time.monotonic`` seconds, is over; whether it has ended."""
-    while thread.is_alive() and time.monotonic() < until():
-        thread.join(0.02)  # signals are handled in between
-    return not thread.is_alive()
+    def close(self, stop: Stop, *, started: bool) -> bool:
+        """End the stream, or wait until the thread that runs it has; a sink's own thread does not wait for itself.
+
+        Returns whether this call ended it.
+
+        started: whether its threads run
+        """
+        here = threading.current_thread()
+        self.begun = True
+        with self._lock:
+            mine = self._closer is None and self._runner in (None, here)
+            if mine:
+                self._closer = here
+        if mine:
+            try:
+                self._end(stop, started=started)
+            finally:
+                self._ended.set()
+        elif here not in (self._closer, self.batch, *(sink.thread for sink in self._sinks)):
+            while not self._ended.wait(TICK_SECONDS) and not stop.interrupted:
+                pass
+        return mine
+
+    def _end(self, stop: Stop, *, started: bool) -> None:
+        """Cameras at once, then the batch in work, then the sinks, which begin to finish together."""
+        self._batcher.stop()
+        self._batcher.stats.look_at_workers(self._batcher.lanes)
+        closers = [threading.Thread(target=source.close, daemon=True) for source in self._sources]
+        for closer in closers:
+            closer.start()
+        seconds = LIVE_SECONDS if all(source.live for source in self._sources) else math.inf
+        limit = ShutdownDeadline(stop, seconds)
+        if started and self.batch is not threading.current_thread():
+            join(self.batch, lambda: limit.after(BATCH_SECONDS))
+        for sink in self._sinks:
+            sink.end(failed=self._outcome.error is not None or not started)
+        limit = ShutdownDeadline(stop, seconds)
+        for sink in self._sinks:
+            if started:
+                sink.wait(limit.after)
+            else:
+                with contextlib.suppress(DiinnError):
+                    sink.sink.close(failed=True)
+        self.interrupted = stop.interrupted
+        for closer in closers:
+            closer.join(max(0.0, limit.began + CAMERA_SECONDS - time.monotonic()))

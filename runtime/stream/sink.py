@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from diinn.runtime.geometry.view_spec import ViewSpec
     from diinn.runtime.noise.strength import Denoise
@@ -96,3 +96,15 @@ class NullSink(Sink):
 
     def write(self, result: Result) -> None:
         pass
+
+
+class CallbackSink(Sink):
+    """Passes results to a function of the user's."""
+
+    where = "callback"
+
+    def __init__(self, function: Callable[[Result], None]) -> None:
+        self._function = function
+
+    def write(self, result: Result) -> None:
+        self._function(result)

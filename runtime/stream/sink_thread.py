@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from diinn.runtime.errors import DiinnError
 from diinn.runtime.stream.result import ZOOM, Result
-from diinn.runtime.stream.shutdown import join
 from diinn.runtime.stream.sink import Sink
+from diinn.runtime.stream.stop import join
 
 Key = tuple[str, str]  # (camera, view)
 
@@ -32,7 +32,7 @@ class Mailbox:
         self._changed = threading.Condition()
         self._closed = False
 
-    def wants(self, key: Key) -> bool:
+    def accepts(self, key: Key) -> bool:
         if self._closed:
             return False
         return self.zooms if key[1].startswith(ZOOM) else self.keys is None or key in self.keys

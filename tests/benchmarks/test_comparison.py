@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 from diinn.benchmarks import comparison
+from diinn.benchmarks.__main__ import main as bench
 from diinn.train import checkpoint
 from diinn.train.decoders import DecoderConfig, DiinnConfig, MetaSrConfig
 from pydantic import TypeAdapter
@@ -28,7 +29,7 @@ def test_trains_measures_and_prints(
     settings.write_text(yaml.safe_dump(TINY))
     out = tmp_path / "out"
     args = ["-c", settings, "--data", photo_folder, "--sets", photo_folder, "--out", out, "--seeds", 4, 1]
-    assert comparison.main([str(a) for a in [*args, "--jobs", 2, "--seconds", 0]]) == 0
+    assert bench(["comparison", *map(str, [*args, "--jobs", 2, "--seconds", 0])]) == 0
     printed = capsys.readouterr().out
     names = ["bicubic", "diinn", "liif", "metasr", "diinn-a"]
     lines = [[c.strip() for c in line.split("|")[1:-1]] for line in printed.splitlines() if line.startswith("|")]
@@ -41,7 +42,7 @@ def test_trains_measures_and_prints(
     assert sorted(p.name for p in (out / "bundles").iterdir()) == sorted(f"{n}.diinn" for n in names[1:])
     first = (out / "liif-1" / "last.pth").stat().st_mtime_ns
     assert checkpoint.load(out / "liif-1" / "last.pth").run["seed"] == 1
-    assert comparison.main([str(a) for a in [*args, "--train-only"]]) == 0
+    assert bench(["comparison", *map(str, [*args, "--train-only"])]) == 0
     assert (out / "liif-1" / "last.pth").stat().st_mtime_ns == first
 
 
@@ -49,12 +50,12 @@ def test_a_run_that_fails_says_where(tmp_path: Path, photo_folder: Path, capsys:
     settings = tmp_path / "wild.yaml"
     settings.write_text(yaml.safe_dump(TINY | {"optim": {"steps": 4, "lr": 1e30, "warmup": 0}}))
     args = ["-c", settings, "--data", photo_folder, "--sets", photo_folder, "--out", tmp_path / "out", "--seeds"]
-    assert comparison.main([str(a) for a in [*args, 3]]) == 1
+    assert bench(["comparison", *map(str, [*args, 3])]) == 1
     assert "train.log" in capsys.readouterr().err
-    assert comparison.main([str(a) for a in [*args, 3, 3]]) == 2
+    assert bench(["comparison", *map(str, [*args, 3, 3])]) == 2
     assert "one is given twice" in capsys.readouterr().err
     args[args.index("--sets") + 1] = tmp_path / "none"
-    assert comparison.main([str(a) for a in [*args, 3]]) == 2
+    assert bench(["comparison", *map(str, [*args, 3])]) == 2
     assert "no folder" in capsys.readouterr().err
 
 

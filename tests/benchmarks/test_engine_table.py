@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from diinn.benchmarks import engines
+from diinn.benchmarks.__main__ import main as bench
 
 
 def test_builds_compares_times_and_keeps_the_log(
@@ -11,7 +12,7 @@ def test_builds_compares_times_and_keeps_the_log(
 ) -> None:
     trt.setattr(engines, "CASES", (((48, 48), (60, 50)), ((20, 30), (40, 60))))
     out = tmp_path / "engines.md"
-    assert engines.main([str(bundle_path), "--seconds", "0", "--out", str(out)]) == 0
+    assert bench(["engines", str(bundle_path), "--seconds", "0", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     rows = [line.split("|") for line in printed.splitlines() if line.startswith("|")][2:]
     assert [row[2].strip() for row in rows] == ["fp32", "fp32", "fp16", "fp16"]
@@ -24,7 +25,7 @@ def test_a_failure_stands_in_the_table(
     trt: pytest.MonkeyPatch, bundle_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trt.setenv("DIINN_DOUBLE_FAIL", "build")
-    assert engines.main([str(bundle_path), "--precision", "fp16", "int8"]) == 1
+    assert bench(["engines", str(bundle_path), "--precision", "fp16", "int8"]) == 1
     printed = capsys.readouterr().out
     assert "out of memory" in printed
     assert "has no int8 graphs" in printed

@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from diinn.benchmarks import evaluate, figure3, figure4, scores, tables
+from diinn.benchmarks import evaluate, figure3, scores, tables
+from diinn.benchmarks.__main__ import main as bench
 from diinn.runtime import DiinnError
 from diinn.train import degradation, protocol
 from diinn.train.photographs import read_rgb
@@ -126,7 +127,7 @@ def test_tables_stand_beside_the_papers(
     folder.mkdir()
     for path in sorted(photo_folder.iterdir())[:2]:
         cv2.imwrite(str(folder / path.name), cv2.resize(cv2.imread(str(path)), (192, 144)))
-    assert tables.main([str(bundle_path), "--data", str(folder)]) == 0
+    assert bench(["tables", str(bundle_path), "--data", str(folder)]) == 0
     printed = capsys.readouterr().out
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if line.startswith("|")]
     assert ["Urban100", "×4", "DIINN (f)"] in [line[:3] for line in lines]
@@ -137,9 +138,9 @@ def test_tables_stand_beside_the_papers(
     assert "Table 1" in printed
     assert "Table 5" in printed
     assert "Table 2" not in printed
-    assert tables.main([str(bundle_path), "--data", str(folder), str(photo_folder)]) == 2
+    assert bench(["tables", str(bundle_path), "--data", str(folder), str(photo_folder)]) == 2
     assert f"no figures for {photo_folder.name}" in capsys.readouterr().err
-    assert tables.main([str(bundle_path), "--data", str(folder), str(tmp_path / "Set5")]) == 2
+    assert bench(["tables", str(bundle_path), "--data", str(folder), str(tmp_path / "Set5")]) == 2
     assert "no folder" in capsys.readouterr().err
 
 
@@ -184,10 +185,10 @@ def test_models_bear_the_papers_names(decoder: dict[str, object], name: str) -> 
 
 
 def test_figure_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert figure3.main(["--out", str(tmp_path / "f.png")]) == 0
+    assert bench(["figure3", "--out", str(tmp_path / "f.png")]) == 0
     assert cv2.imread(str(tmp_path / "f.png")).shape[0] > 400
-    assert figure3.main(["--out", str(tmp_path / "f.xyz")]) == 2
-    assert figure3.main(["--out", str(tmp_path)]) == 2
+    assert bench(["figure3", "--out", str(tmp_path / "f.xyz")]) == 2
+    assert bench(["figure3", "--out", str(tmp_path)]) == 2
     monkeypatch.setattr(figure3, "EXAMPLES", {(2, 1): ((0.25, -0.25), (-0.5, 0.25))})
     with pytest.raises(DiinnError, match="the paper prints"):
         figure3.check()
@@ -197,7 +198,7 @@ def test_figure_4(
     bundle_path: Path, checkpoint_path: Path, photo_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = [str(photo_path), "--model", str(bundle_path), str(checkpoint_path), "--out", str(tmp_path / "f.png")]
-    assert figure4.main([*args, "--scales", "1", "2.5"]) == 0
+    assert bench(["figure4", *args, "--scales", "1", "2.5"]) == 0
     assert cv2.imread(str(tmp_path / "f.png")) is not None
     for more, word in (
         (["--rect", "0,0,500,500"], "not 16 pixels or more inside the 80x60"),
@@ -205,7 +206,7 @@ def test_figure_4(
         (["--scales", "0"], "scale 0 is not"),
         (["--reduce", "nan"], "scale nan is not"),
     ):
-        assert figure4.main([*args, *more]) == 2
+        assert bench(["figure4", *args, *more]) == 2
         assert word in capsys.readouterr().err
     assert read_rgb(photo_path).shape == (60, 80, 3)
 
@@ -247,10 +248,10 @@ def test_degraded_frames_beside_what_users_would_try(
     assert evaluate.main([*args, "--denoise", "true", "--csv", str(again)]) == 0
     same = {r.place: r.score.psnr for r in scores.from_csv(again.read_text()) if r.method == "tiny, true"}
     assert same == {r.place: r.score.psnr for r in rows if r.method == "tiny, true"}
-    assert evaluate.main([str(checkpoint_path), *args[1:]]) == 0  # is told the truth
+    assert evaluate.main([str(checkpoint_path), *args[1:]]) == 0  # is given the truth
     assert "tiny, true" in capsys.readouterr().out
     assert evaluate.main([str(checkpoint_path), *args[1:], "--denoise", "auto"]) == 2
-    assert "cannot tell a frame's noise, bundles do" in capsys.readouterr().err
+    assert "cannot estimate a frame's noise, bundles do" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("what", ["noise", "noise:-3", "fog:1"])

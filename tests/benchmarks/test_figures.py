@@ -6,7 +6,8 @@ from pathlib import Path
 
 import cv2
 import pytest
-from diinn.benchmarks import memory, networks, picture, speed
+from diinn.benchmarks import memory, networks, speed
+from diinn.benchmarks.__main__ import main as bench
 from diinn.runtime import InputError
 
 
@@ -15,7 +16,7 @@ def test_speed_measures_the_same_work_three_ways(
 ) -> None:
     monkeypatch.setattr(speed, "CASES", (((24, 20), (48, 50)),))
     out = tmp_path / "speed.json"
-    assert speed.main(["--network", "small", "--least", "1", "--seconds", "0", "--json", str(out)]) == 0
+    assert bench(["speed", "--network", "small", "--least", "1", "--seconds", "0", "--json", str(out)]) == 0
     printed = capsys.readouterr().out
     results = json.loads(out.read_text())
     assert [r["form"] for r in results] == ["published, PyTorch", "folded, PyTorch", "runtime"]
@@ -53,6 +54,6 @@ def test_memory_counts_what_the_output_needs(bundle_path: Path) -> None:
 
 
 def test_picture(tmp_path: Path) -> None:
-    assert picture.main(["--out", str(tmp_path / "p.png")]) == 0
+    assert bench(["picture", "--out", str(tmp_path / "p.png")]) == 0
     image = cv2.imread(str(tmp_path / "p.png"))
     assert image.shape[:2] == (2 * (84 * 4 + 26), 4 * (96 * 4 + 6))

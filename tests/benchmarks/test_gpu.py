@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from diinn.benchmarks import gpu, gpu_parity
+from diinn.benchmarks.__main__ import main as bench
 from diinn.runtime.backends.fused import FusedDecoder
 
 Patch, Output = pytest.MonkeyPatch, pytest.CaptureFixture[str]
@@ -15,7 +16,7 @@ def test_checks_and_times(trt: Patch, device_kind: type, tmp_path: Path, capsys:
     trt.setattr(gpu, "CELLS", (((9, 7), (20, 16), 1), ((9, 7), (12, 10), 2)))
     out = tmp_path / "gpu.md"
     args = ["--widths", "16", "--depth", "2", "--repeats", "1", "--no-compile", "--skip", "sanitize"]
-    assert gpu.main([*args, "--out", str(out)]) == 0
+    assert bench(["gpu", *args, "--out", str(out)]) == 0
     output = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split("|")] for line in output.splitlines() if line.startswith("|")]
     compared = [row for row in rows if row[1] == "16"]
@@ -32,7 +33,7 @@ def test_checks_and_times(trt: Patch, device_kind: type, tmp_path: Path, capsys:
 def test_a_wrong_kernel_is_seen(trt: Patch, capsys: Output) -> None:
     right = FusedDecoder.decode
     trt.setattr(FusedDecoder, "decode", lambda self, maps, count, *rest: right(self, maps, count - 40, *rest))
-    assert gpu.main(["--widths", "16", "--depth", "2", "--skip", "sanitize", "time"]) == 1
+    assert bench(["gpu", "--widths", "16", "--depth", "2", "--skip", "sanitize", "time"]) == 1
     assert "WRONG" in capsys.readouterr().out
 
 
@@ -42,16 +43,16 @@ def test_what_was_found_is_shown_however_it_ends(trt: Patch, capsys: Output) -> 
         raise RuntimeError("CUDA error: unspecified launch failure")
 
     trt.setattr(gpu, "card", lost)
-    assert gpu.main(["--widths", "16", "--depth", "2", "--skip", "sanitize"]) == 1
-    told = capsys.readouterr()
-    assert "| right" in told.out
-    assert "unspecified launch failure" in told.err
+    assert bench(["gpu", "--widths", "16", "--depth", "2", "--skip", "sanitize"]) == 1
+    printed = capsys.readouterr()
+    assert "| right" in printed.out
+    assert "unspecified launch failure" in printed.err
 
 
 @pytest.mark.device
 def test_graphs_that_were_never_replayed_are_not_the_same(trt: Patch, device_kind: type, capsys: Output) -> None:
     trt.setattr(device_kind, "captures", False)
-    assert gpu.main(["--widths", "16", "--depth", "2", "--skip", "sanitize", "time"]) == 1
+    assert bench(["gpu", "--widths", "16", "--depth", "2", "--skip", "sanitize", "time"]) == 1
     output = capsys.readouterr().out
     assert "NONE REPLAYED" in output
     assert "WRONG" in output
@@ -96,5 +97,5 @@ def test_aims_are_said_to_be_met_or_missed() -> None:
 
 
 def test_without_a_gpu(capsys: Output) -> None:
-    assert gpu.main([]) == 2
+    assert bench(["gpu"]) == 2
     assert "no NVIDIA driver" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from diinn.benchmarks import jetson, roofline
+from diinn.benchmarks.__main__ import main as bench
 from diinn.benchmarks.board import Board, Watched
 from diinn.runtime.bundles import bundle as bundles
 
@@ -151,11 +152,11 @@ def test_tables_json_and_plot(
 
 def test_a_model_that_fails_is_a_row(bundle_path: Path, tmp_path: Path, capsys: Output) -> None:
     out = tmp_path / "r.json"
-    assert jetson.main([str(bundle_path), "--backend", "tensorrt", "--soak", "0", "--out", str(out)]) == 1
+    assert bench(["jetson", str(bundle_path), "--backend", "tensorrt", "--soak", "0", "--out", str(out)]) == 1
     assert "no NVIDIA driver here" in json.loads(out.read_text())["rows"][0]["failed"]
     capsys.readouterr()
-    assert jetson.main(["nothing"]) == 2
-    assert jetson.main([str(bundle_path), "--psnr", "tiny"]) == 2
+    assert bench(["jetson", "nothing"]) == 2
+    assert bench(["jetson", str(bundle_path), "--psnr", "tiny"]) == 2
     assert "write it as NAME=dB" in capsys.readouterr().err
 
 

@@ -36,7 +36,7 @@ def test_what_grows_is_wrong() -> None:
 def test_what_else_is_wrong() -> None:
     assert "d fell out 3 times and came back 1 times" in verdict(findings(), summary(reconnects=1), "")
     assert "c: 2 reconnects" in verdict(findings(), summary(other=2), "")[0]
-    assert verdict(findings(), summary(), "Traceback\n") == ["it said: Traceback"]
+    assert verdict(findings(), summary(), "Traceback\n") == ["it logged: Traceback"]
     assert verdict(Findings(), summary(), "")[0] == "it ended before it could be watched"
 
 

@@ -69,9 +69,9 @@ def test_the_rest_is_fp16(made: quantize.Quantised, nano: Nano, frames: Frames) 
     assert kinds.pop("frame") == onnx.TensorProto.FLOAT
     assert {*kinds.values()} == {onnx.TensorProto.FLOAT16}
     layout = nano[0].layout
-    told = with_strengths(frames[0], nano[0].dial)[1]
-    typed = Reference(made.encoder, made.decoder, layout, fast).resize(told, (90, 70))
-    np.testing.assert_allclose(typed, Reference(*made.plain, layout, fast).resize(told, (90, 70)), atol=0.03)
+    with_planes = with_strengths(frames[0], nano[0].dial)[1]
+    typed = Reference(made.encoder, made.decoder, layout, fast).resize(with_planes, (90, 70))
+    np.testing.assert_allclose(typed, Reference(*made.plain, layout, fast).resize(with_planes, (90, 70)), atol=0.03)
 
 
 def test_loss_in_decibels_and_speed(made: quantize.Quantised, nano: Nano, frames: Frames) -> None:
@@ -128,7 +128,7 @@ def test_the_command_for_the_target_names_the_bundle_that_was_made(
     args = ["nano", "--precision", "int8", "--calib", str(photo_folder), "--out", str(tmp_path / "mine.diinn")]
     assert to_trt.main([*args, "--workspace", "99", "--tacticSources", "CUBLAS"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.endswith("to_trt.py mine.diinn --precision int8 --workspace 99 --tacticSources CUBLAS")
+    assert last.endswith("diinn-build mine.diinn --precision int8 --workspace 99 --tacticSources CUBLAS")
 
 
 def test_bad_images_and_places(bundle_path: Path, tmp_path: Path, capsys: Output) -> None:

@@ -127,3 +127,11 @@ def test_export_runs_as_a_script(checkpoint_path: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "s.diinn" / "bundle.json").exists()
+
+
+def test_a_bundle_is_not_exported_again(bundle_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for model in ("nano", str(bundle_path)):
+        assert to_onnx.main([model]) == 2
+        assert f"{model} is a bundle already" in capsys.readouterr().err
+    assert to_onnx.main(["nano", "--calib", str(tmp_path)]) == 2
+    assert "does not change the shipped model nano" in capsys.readouterr().err

@@ -100,8 +100,8 @@ class HostDevice:
     @classmethod
     def complaints(cls):
         """What was refused since the last call."""
-        told, cls.refused[:] = [*cls.refused], []
-        return told
+        refused, cls.refused[:] = [*cls.refused], []
+        return refused
 
     def _refuse(self, why):
         self._broken = True

@@ -79,7 +79,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 
 def stop_at_step(number: int, wanted: signal.Signals, command: Sequence[str], out: Path) -> tuple[int, str]:
     """Run ``command`` in a process group of its own and signal the whole group, as a terminal does, once it has logged
-    ``number`` steps; its exit code and what it said."""
+    ``number`` steps; its exit code and what it printed."""
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     log = out / "log" / "version_0" / "metrics.csv"
     deadline = time.monotonic() + 120

@@ -224,17 +224,17 @@ def test_a_bad_encoder_engine_leaves_onnx_runtime(
     elif damage == "metadata":
         engine.with_suffix(".json").write_text("{")
     elif damage == "verdict":
-        said = json.loads(engine.with_suffix(".json").read_text())
-        said["verify"]["passed"] = False
-        engine.with_suffix(".json").write_text(json.dumps(said))
+        message = json.loads(engine.with_suffix(".json").read_text())
+        message["verify"]["passed"] = False
+        engine.with_suffix(".json").write_text(json.dumps(message))
     else:
         trt.setenv("DIINN_DOUBLE_FAIL", "context")
     with SuperResolver.open(bundle_path) as fused:
         assert fused.backend.describe().endswith("encoder by a CUDA provider)")
         fused.resize(ramp(20, 30), (50, 40))
     if damage in ("engine", "context"):  # it counts as there until it is opened
-        (said,) = [r.message for r in caplog.records if "the encoder runs by ONNX Runtime" in r.message]
-        assert ("not enough device memory to open" if damage == "context" else engine.name) in said
+        (message,) = [r.message for r in caplog.records if "the encoder runs by ONNX Runtime" in r.message]
+        assert ("not enough device memory to open" if damage == "context" else engine.name) in message
 
 
 @pytest.mark.parametrize("size", [(20, 30), (20, 490)])
@@ -261,8 +261,8 @@ def test_a_new_encoder_engine_that_is_wrong_leaves_onnx_runtime(
         assert fused.backend.describe().endswith("encoder by a CUDA provider)")
         with pytest.raises(AttributeError):
             _ = fused.backend._encoder.opened  # type: ignore[attr-defined]
-    (said,) = [r.message for r in caplog.records if "the encoder runs by ONNX Runtime" in r.message]
-    assert "differs from the CPU" in said
+    (message,) = [r.message for r in caplog.records if "the encoder runs by ONNX Runtime" in r.message]
+    assert "differs from the CPU" in message
 
 
 @pytest.mark.parametrize("ending", [".engine", ".json"])
@@ -287,9 +287,9 @@ def test_auto_does_not_encode_on_the_cpu_for_a_bad_engine(trt: Trt, bundle_path:
 
 def test_an_encoder_on_the_cpu_is_said(gpu: Trt, bundle_path: Path, caplog: Log) -> None:
     SuperResolver.open(bundle_path, backend="cuda").close()
-    (said,) = [r.message for r in caplog.records if "runs on the CPU" in r.message]
-    assert "TensorRT is not installed" in said
-    assert "has no CUDA provider: pip install onnxruntime-gpu" in said
+    (message,) = [r.message for r in caplog.records if "runs on the CPU" in r.message]
+    assert "TensorRT is not installed" in message
+    assert "has no CUDA provider: pip install onnxruntime-gpu" in message
 
 
 def test_auto_passes_over_what_does_not_fit_and_says_so(gpu: Trt, make: Make, caplog: Log) -> None:

@@ -323,7 +323,7 @@ def test_auto_builds_nothing(trt: Trt, bundle_path: Path) -> None:
     SuperResolver.open(bundle_path, backend="tensorrt").close()
     with SuperResolver.open(bundle_path) as resolver:
         assert resolver.backend.name == "tensorrt"
-        with pytest.raises(InputError, match=r"no encoder engine for 20x490 frames: python export/to_trt.py"):
+        with pytest.raises(InputError, match=r"no encoder engine for 20x490 frames: diinn-build"):
             resolver.encode([np.zeros((490, 20, 3), np.uint8)])
     for engine in Cache().path.glob("encoder*.engine"):
         engine.write_bytes(b"changed")

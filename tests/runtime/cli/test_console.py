@@ -170,17 +170,17 @@ def test_a_full_disk_behind_the_output(bundle_path: Path, words: list[str], stre
 
 
 def test_what_nobody_reads_is_left_out_and_what_is_read_is_in_order() -> None:
-    told: list[int] = []
+    done: list[int] = []
     stuck = threading.Event()
     writer = LineWriter(None)
     writer.do(lambda: stuck.wait(20) and None)
     until(lambda: not writer._waiting.qsize())
     for number in range(3000):
-        writer.do(lambda number=number: told.append(number))
+        writer.do(lambda number=number: done.append(number))
     assert not writer.close(0.1)
     stuck.set()
     assert writer.close(10)
-    assert told == list(range(1000))
+    assert done == list(range(1000))
     assert writer.lost == 2000
 
 

@@ -1,4 +1,4 @@
-"""``diinn-run`` where it cannot do what it is told: bad input, broken models, full disks, signals."""
+"""``diinn-run`` where it cannot do what it is asked: bad input, broken models, full disks, signals."""
 
 import os
 import re
@@ -74,7 +74,7 @@ BAD = {
         ["--camera", "demo", "--view", "rectify:none.yaml:64x48"],
         "cannot read calibration 'none.yaml'",
     ),
-    "whose calibration": (["--camera", "demo", "--view", "rectify:64x48"], "a rectified view wants a calibration"),
+    "whose calibration": (["--camera", "demo", "--view", "rectify:64x48"], "a rectified view needs a calibration"),
     "bad calibration": (["--camera", "demo", "--calibration", "text.png"], "'text.png' is no camera calibration"),
     "virtual turned away": (["--camera", "demo", "--view", "virtual:170,0,40:64x48"], "sees nothing of this camera"),
     "no cameras file": (["--cameras", "none.yaml"], "cannot read cameras 'none.yaml'"),
@@ -198,8 +198,8 @@ WORDS = [
 def test_an_unset_variable_is_said_whatever_it_was_for(run, photo_path: Path, tmp_path: Path, option: str) -> None:
     for words in ([f"--{option}", ""], [f"--{option}="]):
         code, _, err = run("--input", photo_path, "--output", "new/", *words)
-        said = f"argument --{option}: an empty word, '': is a variable of your script unset?"
-        assert (code, err) == (2, f"diinn-run: {said}\n")
+        message = f"argument --{option}: an empty word, '': is a variable of your script unset?"
+        assert (code, err) == (2, f"diinn-run: {message}\n")
     assert list(tmp_path.iterdir()) == [photo_path]
 
 

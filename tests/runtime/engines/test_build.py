@@ -88,15 +88,15 @@ def test_versions_that_are_too_old(version: str) -> None:
 @pytest.mark.parametrize("version", ["8.5.2.2", "8.6.1", "10.3.0", "10.16.1.11", "11.4.0.106"])
 def test_what_each_version_is_told(trt: Trt, small: bundles.Bundle, version: str) -> None:
     play(version, trt)
-    said = build_encoder(small)
+    engine = build_encoder(small)
     eight = version.startswith("8")
-    assert said["version"] == version
-    assert said["network"] == (["EXPLICIT_BATCH"] if eight else ["STRONGLY_TYPED"])
-    assert said["flags"] == (["FP16", "OBEY_PRECISION_CONSTRAINTS"] if eight else [])  # and TF32 cleared
-    assert said["shapes"]["frame"] == [[1, 5, 16, 16], [1, 5, 120, 160], [1, 5, 480, 640]]  # type: ignore[index]
-    assert said["workspace"] == 2**30  # a quarter of what the double says is free
-    assert bool(said["held"]) is eight
-    assert said["held"] == said["outputs"]
+    assert engine["version"] == version
+    assert engine["network"] == (["EXPLICIT_BATCH"] if eight else ["STRONGLY_TYPED"])
+    assert engine["flags"] == (["FP16", "OBEY_PRECISION_CONSTRAINTS"] if eight else [])  # and TF32 cleared
+    assert engine["shapes"]["frame"] == [[1, 5, 16, 16], [1, 5, 120, 160], [1, 5, 480, 640]]  # type: ignore[index]
+    assert engine["workspace"] == 2**30  # a quarter of what the double says is free
+    assert bool(engine["held"]) is eight
+    assert engine["held"] == engine["outputs"]
 
 
 def test_sines_are_held_in_fp32_on_8(trt: Trt, small: bundles.Bundle) -> None:
@@ -130,7 +130,7 @@ def test_a_build_is_kept_and_forced(trt: Trt, small: bundles.Bundle) -> None:
             "build",
             r"could not build the engine: Cuda Runtime \(out of memory\): close other programs, .* less, python .*nano",
         ),
-        ("kill", "killed, most likely for memory: close .*python export/to_trt.py .*nano.diinn --workspace"),
+        ("kill", "killed, most likely for memory: close .*diinn-build .*nano.diinn --workspace"),
         ("crash", r"the build crashed \(SIGSEGV\)"),
         ("gpu", "finds no usable GPU"),
         ("tactics", "refuses the tactic sources CUBLAS"),
@@ -198,10 +198,10 @@ def test_only_what_cannot_fit_is_refused(trt: Trt, small: bundles.Bundle, caplog
 
     trt.setattr(HostDevice, "free_bytes", 100 * 2**20)
     assert build_encoder(small)["workspace"] == build.least_workspace(small, "encoder", "fp16", profiles.encoder(small))
-    (said,) = [r.message for r in caplog.records]
-    assert "need some 128 MiB, the device has 100 of 100 MiB free" in said
-    assert f"python export/to_trt.py {small.path} --cameras N" in said
-    assert "trying all the same" in said
+    (output,) = [r.message for r in caplog.records]
+    assert "need some 128 MiB, the device has 100 of 100 MiB free" in output
+    assert f"diinn-build {small.path} --cameras N" in output
+    assert "trying all the same" in output
     trt.setattr(HostDevice, "free_bytes", 80 * 2**20)
     with pytest.raises(InputError, match="need some 128 MiB"):
         build_encoder(small, force=True)
@@ -273,20 +273,20 @@ SAID = "Error Code 2: OutOfMemory (Requested size was 67819976 bytes.)"
 @pytest.mark.parametrize(
     ("errors", "warnings", "workspace", "advice"),
     [
-        ([SAID], [], 64, "to_trt.py BUNDLE --workspace N, above 64 MiB"),
+        ([SAID], [], 64, "diinn-build BUNDLE --workspace N, above 64 MiB"),
         ([SAID], [], 640, "close other programs"),
         (
             ["no tactics to implement the operation within workspace limit."],
             [],
             1,
-            "to_trt.py BUNDLE --workspace N, above 1 MiB",
+            "diinn-build BUNDLE --workspace N, above 1 MiB",
         ),
         (["Could not find any implementation for node {ForeignNode}."], [], 64, "try another --precision"),
         (
             ["Could not find any implementation for node {ForeignNode}."],
             ["Skipping tactic 3 due to insufficient memory on requested size of 2147483648 detected for tactic 0x0."],
             64,
-            "close other programs, or build it with less, python export/to_trt.py BUNDLE with lower --cameras",
+            "close other programs, or build it with less, diinn-build BUNDLE with lower --cameras",
         ),
         (["Cuda Runtime (out of memory)"], ["timing cache: measured anew"], 64, "close other programs"),
         ([], ["Requested amount of GPU memory (9 bytes) could not be allocated."], 64, "close other programs"),
@@ -307,13 +307,13 @@ def test_what_strong_typing_fails_at_is_tried_once_with_flags(trt: Trt, small: b
     with pytest.raises(DiinnError, match="could not build the engine: no kernel for a cast"):
         build_encoder(small)  # there is no other way in 10.13
     play("10.3.0", trt)
-    said = build_encoder(small)
-    assert said["network"] == []
-    assert said["flags"] == ["FP16", "OBEY_PRECISION_CONSTRAINTS"]
-    assert said["held"]
+    engine = build_encoder(small)
+    assert engine["network"] == []
+    assert engine["flags"] == ["FP16", "OBEY_PRECISION_CONSTRAINTS"]
+    assert engine["held"]
     assert [r.message for r in caplog.records if "Trying once more with precision flags" in r.message]
     caplog.clear()
-    assert build_encoder(small) == said  # from the cache, though the better way is not there
+    assert build_encoder(small) == engine  # from the cache, though the better way is not there
     trt.setenv("DIINN_DOUBLE_FAIL", "")
     assert build_encoder(small, force=True)["network"] == ["STRONGLY_TYPED"]
     assert not caplog.records
@@ -333,10 +333,10 @@ def start(failing: str) -> subprocess.Popen[str]:
 
 def test_three_processes_build_once(trt: Trt) -> None:
     processes = [start("slow") for _ in range(3)]
-    said = [process.communicate(timeout=120) for process in processes]
-    assert len({out for out, _ in said}) == 1
-    assert float(said[0][0]) > 0
-    assert sum("building in fp16" in err for _, err in said) == 1
+    output = [process.communicate(timeout=120) for process in processes]
+    assert len({out for out, _ in output}) == 1
+    assert float(output[0][0]) > 0
+    assert sum("building in fp16" in err for _, err in output) == 1
 
 
 def test_a_long_build_says_how_long(trt: Trt, small: bundles.Bundle, caplog: Log) -> None:

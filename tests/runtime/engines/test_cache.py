@@ -88,9 +88,9 @@ def test_what_is_written_is_read(cache: Cache) -> None:
     data, metadata = cache.read(KEY)
     assert (data, metadata.key, metadata.size, metadata.seconds) == (b"engine", KEY, 6, 1.5)
     assert [c.key for c in cache.find(KEY.identity)] == [KEY]
-    told = cache.write_verdict(metadata, json.loads(json.dumps(VERDICT_OF)))
-    assert cache.read(KEY)[1] == told
-    assert told.verify["passed"]
+    kept = cache.write_verdict(metadata, json.loads(json.dumps(VERDICT_OF)))
+    assert cache.read(KEY)[1] == kept
+    assert kept.verify["passed"]
     cache.write(KEY, b"another", 1.5)
     cache.write_verdict(metadata, VERDICT_OF)  # that was of the one before
     assert cache.read(KEY)[1].verify == {}
@@ -154,8 +154,8 @@ def test_a_damaged_side_car_is_rejected_never_a_crash(edits: list[tuple[float, i
 @pytest.mark.parametrize("change", [{"passed": "no"}, {"rows": True}, {"rows": [{}]}, {"rows": [1]}, {"tolerance": ""}])
 def test_a_damaged_verdict_is_rejected(cache: Cache, change: dict[str, object]) -> None:
     cache.write(KEY, b"engine", 1)
-    said = json.loads(cache.metadata_path(KEY).read_text())
-    cache.metadata_path(KEY).write_text(json.dumps(said | {"verify": VERDICT_OF | change}))
+    stored = json.loads(cache.metadata_path(KEY).read_text())
+    cache.metadata_path(KEY).write_text(json.dumps(stored | {"verify": VERDICT_OF | change}))
     with pytest.raises(FileRejected, match="damaged"):
         cache.read(KEY)
 

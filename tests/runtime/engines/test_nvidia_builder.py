@@ -64,8 +64,8 @@ def wanted(bundle: Any, role: str, precision: str) -> dict[str, Any]:
 
 def warned(caplog: Log) -> list[str]:
     """What TensorRT warned of, but for its timing cache, which does nothing where nothing is timed."""
-    said = [r.message for r in caplog.records if r.message.startswith("TensorRT: ")]
-    return [message for message in said if message != f"TensorRT: {NO_TIMING}"]
+    lines = [r.message for r in caplog.records if r.message.startswith("TensorRT: ")]
+    return [line for line in lines if line != f"TensorRT: {NO_TIMING}"]
 
 
 @pytest.fixture
@@ -157,8 +157,8 @@ def test_whatever_is_trained_is_built(nvidia: Patch, values: dict[str, Any], tmp
     for path, (role, precision, out) in jobs.items():
         assert out.stat().st_size > 1000
         assert json.loads(Path(f"{path}.network").read_text()) == wanted(bundle, role, precision)
-        said = json.loads(Path(f"{out}.log.json").read_text())
-        assert [w for w in said["errors"] + said["warnings"] if w != NO_TIMING] == []
+        log = json.loads(Path(f"{out}.log.json").read_text())
+        assert [w for w in log["errors"] + log["warnings"] if w != NO_TIMING] == []
 
 
 # What it refuses, in its own words
@@ -217,16 +217,16 @@ def refused(
 
 def test_graphs_that_are_not_taken(nvidia: Patch) -> None:
     small = bundles.load("small")
-    said = refused(small, "decoder", without_a_cast(decoder_of(small)))
-    assert "cannot read decoder.fp16.onnx" in said
-    assert "must have same input types. But they are of types Half and Float" in said
-    assert said.endswith(f": {failure.EXPORT}")
-    said = refused(small, "decoder", unknown_operator(decoder_of(small)))
-    assert "operator: Relux" in said
-    assert said.endswith(f": {failure.EXPORT}")
-    said = refused(small, "decoder", b"no graph")
-    assert "Failed to parse the ONNX model" in said
-    assert said.endswith(f": {failure.EXPORT}")
+    message = refused(small, "decoder", without_a_cast(decoder_of(small)))
+    assert "cannot read decoder.fp16.onnx" in message
+    assert "must have same input types. But they are of types Half and Float" in message
+    assert message.endswith(f": {failure.EXPORT}")
+    message = refused(small, "decoder", unknown_operator(decoder_of(small)))
+    assert "operator: Relux" in message
+    assert message.endswith(f": {failure.EXPORT}")
+    message = refused(small, "decoder", b"no graph")
+    assert "Failed to parse the ONNX model" in message
+    assert message.endswith(f": {failure.EXPORT}")
 
 
 def test_shapes_that_are_not_taken(nvidia: Patch) -> None:
@@ -239,9 +239,9 @@ def test_shapes_that_are_not_taken(nvidia: Patch) -> None:
         ("encoder", shaped(profiles.encoder(small), lambda kind: kind["frame"].__setitem__(1, 6)), "but tensor has 5"),
     ]
     for role, profile, words in cases:
-        said = refused(small, role, profile=profile)
-        assert words in said
-        assert said.endswith(f": {failure.SHAPES.format(bundle=small.path)}")
+        message = refused(small, role, profile=profile)
+        assert words in message
+        assert message.endswith(f": {failure.SHAPES.format(bundle=small.path)}")
 
 
 def test_shapes_in_the_wrong_order_do_not_get_there(nvidia: Patch) -> None:
@@ -249,18 +249,18 @@ def test_shapes_in_the_wrong_order_do_not_get_there(nvidia: Patch) -> None:
     with pytest.raises(InputError, match="is not 0 < min <= opt <= max"):
         Profile(profile.most, profile.opt, profile.least)
     job = build.Job("unused", "fp16", versions.TYPED, profile, 2**30, "unused", None, "unused")
-    said = json.loads(job.text())
-    said["profile"]["least"], said["profile"]["most"] = said["profile"]["most"], said["profile"]["least"]
+    fields = json.loads(job.text())
+    fields["profile"]["least"], fields["profile"]["most"] = fields["profile"]["most"], fields["profile"]["least"]
     with pytest.raises(InputError, match="is not 0 < min <= opt <= max"):
-        build.Job.parse(json.dumps(said))
+        build.Job.parse(json.dumps(fields))
 
 
 def test_too_little_workspace(nvidia: Patch) -> None:
     small = bundles.load("small")
     for workspace, words in ((2**10, "within workspace limit"), (2**24, "OutOfMemory (Requested size was")):
-        said = refused(small, "encoder", workspace=workspace)
-        assert words in said
-        assert said.endswith(f": {failure.RAISE.format(bundle=small.path, workspace=workspace // 2**20)}")
+        message = refused(small, "encoder", workspace=workspace)
+        assert words in message
+        assert message.endswith(f": {failure.RAISE.format(bundle=small.path, workspace=workspace // 2**20)}")
 
 
 def test_turing_takes_no_fp32_product_in_a_decoder(nvidia: Patch) -> None:
@@ -269,9 +269,9 @@ def test_turing_takes_no_fp32_product_in_a_decoder(nvidia: Patch) -> None:
     small = bundles.load("small")
     for precision in ("fp32", "fp16"):
         assert built(small, "encoder", precision)[0] > 1000
-    said = refused(small, "decoder")
-    assert "for Turing (SM75): FP32 GEMM is not supported" in said
-    assert said.endswith("engines are not for this GPU: use --backend cuda, or --backend onnxruntime")
+    message = refused(small, "decoder")
+    assert "for Turing (SM75): FP32 GEMM is not supported" in message
+    assert message.endswith("engines are not for this GPU: use --backend cuda, or --backend onnxruntime")
 
 
 # The API of TensorRT 10
@@ -314,10 +314,10 @@ def quantised(kind: str) -> onnx.ModelProto:
 
 @pytest.mark.aside
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "message"),
     [("convolution", "dtype == myelinTypeFloat || dtype == myelinTypeHalf"), ("nothing more", "In generateForCurrent")],
 )
-def test_the_builder_before_takes_nothing_that_is_quantised(nvidia10: Patch, kind: str, said: str) -> None:
+def test_the_builder_before_takes_nothing_that_is_quantised(nvidia10: Patch, kind: str, message: str) -> None:
     """It has no int8 convolution, and for a pair of Q and DQ alone it asks for the GPU that is there: so there is no
     other way to write our int8 graphs that both would take on a CPU."""
-    assert said in refused(bundles.load("small"), "encoder", quantised(kind))
+    assert message in refused(bundles.load("small"), "encoder", quantised(kind))

@@ -128,9 +128,9 @@ def test_a_camera_model_that_is_none_is_said(tmp_path: Path, caplog: pytest.LogC
     for distortion, fisheye in (("plumb_bob", False), ("equidistant", True)):
         caplog.clear()
         assert loaded(tmp_path, camera_model="omni", distortion_model=distortion).fisheye is fisheye
-        (said,) = caplog.messages
+        (line,) = caplog.messages
         assert (
-            f"camera_model 'omni' is none that is known here; its distortion_model '{distortion}' is followed" in said
+            f"camera_model 'omni' is none that is known here; its distortion_model '{distortion}' is followed" in line
         )
 
 
@@ -148,13 +148,15 @@ def test_a_model_that_is_not_stated_is_said(
     )
 
 
-@pytest.mark.parametrize(("count", "extra", "said"), [(4, "", True), (5, "", False), (4, "fisheye_model: 0\n", False)])
+@pytest.mark.parametrize(
+    ("count", "extra", "warned"), [(4, "", True), (5, "", False), (4, "fisheye_model: 0\n", False)]
+)
 def test_four_coefficients_of_opencv_may_be_a_fisheyes(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, count: int, extra: str, said: bool
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, count: int, extra: str, warned: bool
 ) -> None:
     text = opencv(tmp_path / "a.yaml", np.full(count, 0.01)).read_text() + extra
     assert not Calibration.load(written(tmp_path / "b.yaml", text)).fisheye
-    assert ["states no fisheye_model" in record.getMessage() for record in caplog.records] == [True] * said
+    assert ["states no fisheye_model" in record.getMessage() for record in caplog.records] == [True] * warned
 
 
 def opencv(path: Path, distortion: object) -> Path:

@@ -125,8 +125,8 @@ def test_launches_that_cannot_be_are_refused(
     frames = Frames(device)
     with pytest.raises((DiinnError, ZeroDivisionError)):
         frames.kernel(70, *change(frames.arguments), **options)
-    told = device_kind.complaints()
-    assert options.get("block") == 0 or any(why in line for line in told), told
+    complaints = device_kind.complaints()
+    assert options.get("block") == 0 or any(why in line for line in complaints), complaints
     frames.work()  # and it goes on
     device.wait()
     np.testing.assert_array_equal(frames.found, frames.wanted)
@@ -241,8 +241,8 @@ def test_memory_that_is_not_there(device: Any, device_kind: Any) -> None:
 
 def test_out_of_memory_is_said_with_what_is_free(standin: Any) -> None:
     with contextlib.closing(standin()) as device:
-        said = r"1048576\.0 MiB wanted, out of device memory \(4096 of 4096 MiB are free\): use fewer cameras"
-        with pytest.raises(OutOfMemory, match=said):
+        message = r"1048576\.0 MiB wanted, out of device memory \(4096 of 4096 MiB are free\): use fewer cameras"
+        with pytest.raises(OutOfMemory, match=message):
             device.allocate(2**40)
         with pytest.raises(OutOfMemory, match=r"65536\.0 MiB of pinned memory wanted"):
             device.pinned((2**36,), np.uint8)

@@ -343,9 +343,9 @@ def test_every_weight_has_one_place(device, probe, units: int) -> None:  # type:
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_frames_are_those_of_the_cpu(device, dtype: type) -> None:  # type: ignore[no-untyped-def]
     frames = (np.random.default_rng(0).uniform(0, 1, (2, 5, 7, 3)) * (255 if dtype is np.uint8 else 1)).astype(dtype)
-    for told in (np.empty((2, 0), np.float32), np.float32([[0, 4.5], [20, 50]])):
-        found = np.empty((2, 3 + told.shape[1], 5, 7), np.float32)
-        facts = (np.int64(70), np.int32(35), np.int32(dtype is np.uint8), np.int32(told.shape[1]))
-        launch(device, "frames", "planar_rgb", 70, *facts, address(frames), address(told), address(found))
-        wanted = [planar_rgb(frame, levels) for frame, levels in zip(frames, told.tolist(), strict=True)]
+    for strengths in (np.empty((2, 0), np.float32), np.float32([[0, 4.5], [20, 50]])):
+        found = np.empty((2, 3 + strengths.shape[1], 5, 7), np.float32)
+        facts = (np.int64(70), np.int32(35), np.int32(dtype is np.uint8), np.int32(strengths.shape[1]))
+        launch(device, "frames", "planar_rgb", 70, *facts, address(frames), address(strengths), address(found))
+        wanted = [planar_rgb(frame, levels) for frame, levels in zip(frames, strengths.tolist(), strict=True)]
         np.testing.assert_array_equal(found, np.concatenate(wanted))

@@ -30,7 +30,7 @@ def pictures(count: int) -> list[Any]:
     return [Image.new("RGB", (30, 20), (40 * number, 100, 200)) for number in range(count)]
 
 
-def said(caplog: pytest.LogCaptureFixture, path: Path) -> list[str]:
+def warnings_of(caplog: pytest.LogCaptureFixture, path: Path) -> list[str]:
     caplog.clear()
     image_files.read_bgr(path)
     return [record.getMessage().removeprefix(f"{path}: ") for record in caplog.records]
@@ -95,10 +95,10 @@ def test_several_pictures_in_one_file_are_said(tmp_path: Path, caplog: pytest.Lo
     for name, more in options.items():
         first, *others = pictures(3)
         first.save(tmp_path / name, save_all=True, append_images=others, **more)
-        assert said(caplog, tmp_path / name) == ["it holds several pictures, the first is taken"], name
-        assert said(caplog, tmp_path / name) == []  # once
+        assert warnings_of(caplog, tmp_path / name) == ["it holds several pictures, the first is taken"], name
+        assert warnings_of(caplog, tmp_path / name) == []  # once
         pictures(1)[0].save(tmp_path / f"one-{name}", **more)
-        assert said(caplog, tmp_path / f"one-{name}") == []
+        assert warnings_of(caplog, tmp_path / f"one-{name}") == []
 
 
 def test_a_smaller_picture_or_a_gain_map_in_a_jpeg_is_no_second_one(
@@ -175,7 +175,7 @@ def test_transparency_is_dropped_with_a_word_and_colours_stay(
 ) -> None:
     path = tmp_path / name
     SEE_THROUGH[name](path)
-    assert "transparency is dropped" in said(caplog, path)
+    assert "transparency is dropped" in warnings_of(caplog, path)
     colour = (124,) * 3 if name.startswith("la") else COLOUR[::-1]
     np.testing.assert_allclose(image_files.read_bgr(path)[5, 5], colour, atol=1 if name != "lossy.webp" else 4)
 
@@ -184,9 +184,9 @@ def test_16_bits_are_said_of_every_format(tmp_path: Path, caplog: pytest.LogCapt
     deep = np.full((20, 30, 3), (50, 100, 200), np.uint16) * 257
     for ending in (".png", ".tif", ".ppm"):
         cv2.imwrite(str(tmp_path / f"d{ending}"), deep)
-        assert said(caplog, tmp_path / f"d{ending}") == ["16 bits become 8"], ending
+        assert warnings_of(caplog, tmp_path / f"d{ending}") == ["16 bits become 8"], ending
         cv2.imwrite(str(tmp_path / f"s{ending}"), (deep // 257).astype(np.uint8))
-        assert said(caplog, tmp_path / f"s{ending}") == [], ending
+        assert warnings_of(caplog, tmp_path / f"s{ending}") == [], ending
 
 
 def test_fill_bytes_in_a_jpeg_are_no_damage(tmp_path: Path, photo: np.ndarray) -> None:

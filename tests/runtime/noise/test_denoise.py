@@ -1,4 +1,4 @@
-"""The dial: what a network is told of a frame, by whoever calls or by the frame itself."""
+"""The dial: a frame's strength, given by the caller or estimated."""
 
 import json
 import logging
@@ -104,9 +104,9 @@ def test_the_network_is_told_what_was_asked(resolver: SuperResolver, checkpoint_
 
 def test_frames_of_one_batch_may_differ(resolver: SuperResolver) -> None:
     frames, view = [ramp(20, 30), ramp(20, 30)[::-1].copy(), ramp(16, 17)], [View.resize((50, 45))]
-    told = [0, Strength(10, 50), "auto"]
-    together = resolver.encode(frames, told)
-    for frame, wanted, encoded in zip(frames, told, together, strict=True):
+    strengths = [0, Strength(10, 50), "auto"]
+    together = resolver.encode(frames, strengths)
+    for frame, wanted, encoded in zip(frames, strengths, together, strict=True):
         alone = resolver.encode([frame], wanted)[0]  # type: ignore[arg-type]
         assert encoded.strength == alone.strength
         np.testing.assert_array_equal(resolver.decode(encoded, view)[0], resolver.decode(alone, view)[0])
@@ -141,21 +141,21 @@ def test_beyond_the_range_it_is_clamped_and_said_once(bundle_path: Path, caplog:
     with SuperResolver.open(bundle_path) as fresh, caplog.at_level(logging.WARNING):
         most = fresh.encode([ramp(8, 8)], Strength(20, 50))[0]
         assert not caplog.records
-        for told in (35, Strength(3, 99), 1e9):
-            assert fresh.encode([ramp(8, 8)], told)[0].strength.noise <= 20
+        for strength in (35, Strength(3, 99), 1e9):
+            assert fresh.encode([ramp(8, 8)], strength)[0].strength.noise <= 20
         assert fresh.encode([ramp(8, 8)], Strength(99, 99))[0].strength == most.strength
     (record,) = caplog.records
     assert "denoise noise 35.0, compression 0 is beyond what tiny was trained for (noise 20" in record.getMessage()
 
 
 def test_a_model_without_a_dial(dialless: SuperResolver, caplog: pytest.LogCaptureFixture) -> None:
-    """Bundles of version 2 are such; what they are not told they do as before."""
+    """Bundles of version 2 are such; without a strength they do as before."""
     frame = ramp(10, 12)
     assert dialless.encode([frame], 0)[0].strength == NONE
     dialless.check()
-    for told in (5, "auto", Strength(0, 10)):
+    for strength in (5, "auto", Strength(0, 10)):
         with pytest.raises(InputError, match=r"model plain has no dial .*: leave denoise out, or use a model with"):
-            dialless.resize(frame, (24, 20), denoise=told)  # type: ignore[arg-type]
+            dialless.resize(frame, (24, 20), denoise=strength)  # type: ignore[arg-type]
 
 
 def test_a_bundle_that_cannot_tell(bundle_path: Path, tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_what_flickers_is_smoothed_by_the_frames_own_time() -> None:
     rng = np.random.default_rng(0)
     seen = [Strength(float(n), 10) for n in np.clip(rng.normal(6, 1, 600), 0, None)]
 
-    def told(step: float) -> list[float]:
+    def noises(step: float) -> list[float]:
         dial, out = Smoothed(), []
         for i, strength in enumerate(seen):
             if dial.due(i * step):
@@ -265,11 +265,11 @@ def test_what_flickers_is_smoothed_by_the_frames_own_time() -> None:
             out.append(dial.value.noise)
         return out
 
-    first = told(1 / 30)
-    assert first == told(1 / 30)  # the same file gives the same
+    first = noises(1 / 30)
+    assert first == noises(1 / 30)  # the same file gives the same
     assert np.std(first[150:]) < 0.35
     assert np.mean(first[150:]) == pytest.approx(6, abs=0.3)
-    assert told(60.0)[-1] == pytest.approx(seen[-1].noise)  # a frame a minute: each speaks for itself
+    assert noises(60.0)[-1] == pytest.approx(seen[-1].noise)  # a frame a minute: each speaks for itself
 
 
 def test_lights_that_go_out_are_noticed_within_seconds_and_clocks_may_jump() -> None:

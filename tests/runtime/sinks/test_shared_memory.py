@@ -127,7 +127,7 @@ time.sleep(60)
     other.communicate()
     assert segment(name).exists()
     writer = SharedWriter(name, "a", "b")  # what was left is taken over
-    assert reading.closed  # and whoever reads it is told, and may go on reading
+    assert reading.closed  # which its reader sees, and may go on reading
     frame = reading.newest()
     assert frame is not None
     assert frame.image.sum() == 0

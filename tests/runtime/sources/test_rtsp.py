@@ -67,7 +67,7 @@ def test_age_stays_bounded_with_a_model_slower_than_the_camera(rtsp: Callable[..
             if len(ages) == 60:
                 break
     slowest = max(stream.stats._times["total"]) / 1e3
-    assert np.quantile(ages, 0.99) <= 2 * slowest + 1 / 40 + 0.1  # what two cores need to tell each other
+    assert np.quantile(ages, 0.99) <= 2 * slowest + 1 / 40 + 0.1  # what two cores need to hand over
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

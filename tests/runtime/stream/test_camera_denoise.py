@@ -11,6 +11,7 @@ from diinn.runtime import CameraSettings, CaptureOptions, InputError, Stream, St
 from diinn.runtime.noise.strength import NONE
 from diinn.runtime.sources import demo
 from diinn.runtime.stream import settings
+from diinn.runtime.stream.stop import Stop
 from streamed import Kept, camera, run_for, video
 
 
@@ -60,28 +61,28 @@ def test_a_video_gives_the_same_twice(nano: SuperResolver, tmp_path: Path) -> No
 def test_it_may_be_turned_while_it_runs(nano: SuperResolver) -> None:
     sink = Kept()
     stream = Stream([camera("demo", name="front"), camera("demo", name="rear", denoise=3)], nano, sinks=[sink])
-    told = []
+    turned = []
 
     def turn() -> bool:
-        if {"front", "rear"} == {r.camera for r in sink.results} and not told:
+        if {"front", "rear"} == {r.camera for r in sink.results} and not turned:
             stream.set_denoise("front", 7)
             stream.set_denoise("rear", "auto")
-            told.append(time.monotonic())
+            turned.append(time.monotonic())
             with pytest.raises(InputError, match="-1"):
                 stream.set_denoise("front", -1)
             with pytest.raises(InputError, match="unknown camera"):
                 stream.set_denoise("top", 1)
-        return bool(told) and time.monotonic() > told[0] + 2
+        return bool(turned) and time.monotonic() > turned[0] + 2
 
-    stream.run(turn)
+    stream.run(Stop(turn))
     front, rear = ([r for r in sink.results if r.camera == name] for name in ("front", "rear"))
     assert front[0].strength != Strength(7)
     assert front[-1].strength == Strength(7)
     assert rear[0].strength == Strength(3)
     assert rear[-1].strength != Strength(3)
-    said = stream.snapshot(final=True)["cameras"]
-    assert said["front"]["denoise"] == {"auto": False, "noise": 7, "compression": 0}
-    assert said["rear"]["denoise"]["auto"]
+    cameras = stream.snapshot(final=True)["cameras"]
+    assert cameras["front"]["denoise"] == {"auto": False, "noise": 7, "compression": 0}
+    assert cameras["rear"]["denoise"]["auto"]
 
 
 def test_frames_that_a_deadline_leaves_bicubic_are_told_nothing(nano: SuperResolver) -> None:

@@ -14,6 +14,7 @@ from diinn.runtime.stream.batcher import Batcher, _Job
 from diinn.runtime.stream.deadline import Load
 from diinn.runtime.stream.result import BICUBIC, WHOLE
 from diinn.runtime.stream.statistics import Stats
+from diinn.runtime.stream.stop import Stop
 from streamed import Kept, camera, clip
 
 Log = pytest.LogCaptureFixture
@@ -47,7 +48,7 @@ def run(gpu: SuperResolver, cameras: list[str], until: int) -> tuple[Stream, Kep
     settings = [camera(uri, name=f"camera{n}") for n, uri in enumerate(cameras)]
     with gpu:
         stream = Stream(settings, gpu, sinks=[sink])
-        stream.run(lambda: all(sum(r.camera == s.name for r in sink.results) >= until for s in settings))
+        stream.run(Stop(lambda: all(sum(r.camera == s.name for r in sink.results) >= until for s in settings)))
     return stream, sink
 
 
@@ -82,8 +83,8 @@ def test_the_batch_is_halved(
         for n, job in enumerate(jobs[: len(found)]):
             alone = gpu.decode(gpu.encode([job.frame.image])[0], list(VIEWS.values()))
             np.testing.assert_array_equal(found[f"camera{n}"][1], alone)
-    said = [r.message for r in caplog.records if "at once from here on" in r.message]
-    assert len(said) <= 2
+    warnings = [r.message for r in caplog.records if "at once from here on" in r.message]
+    assert len(warnings) <= 2
     assert len({r.message for r in caplog.records if "bicubic meanwhile" in r.message}) == without
 
 
@@ -179,8 +180,8 @@ def test_what_does_not_fit_alone_is_bicubic_and_goes_on(gpu: SuperResolver, capl
     assert {result.camera for result in sink.results} == {"camera0", "camera1"}
     assert {result.quality for result in sink.results} == {BICUBIC}
     assert all(result.image.shape == (240, 320, 3) and np.ptp(result.image) > 50 for result in sink.results)
-    said = [r.message for r in caplog.records if "are bicubic meanwhile" in r.message]
-    assert len(said) == 2  # once for each
+    warnings = [r.message for r in caplog.records if "are bicubic meanwhile" in r.message]
+    assert len(warnings) == 2  # once for each
     assert all(c["degraded"][BICUBIC] for c in stream.snapshot(final=True)["cameras"].values())
 
 
@@ -197,7 +198,7 @@ def test_memory_that_comes_back_is_used(gpu: SuperResolver) -> None:
                 device.allocate = original
             return any(result.quality == WHOLE for result in sink.results)
 
-        stream.run(enough)
+        stream.run(Stop(enough))
     assert [sink.results[0].quality, sink.results[-1].quality] == [BICUBIC, WHOLE]
 
 

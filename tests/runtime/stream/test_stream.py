@@ -16,6 +16,7 @@ from diinn.runtime.geometry.view_spec import ViewSpec
 from diinn.runtime.sinks import NullSink
 from diinn.runtime.stream.result import BICUBIC, QUALITIES, WHOLE, Result
 from diinn.runtime.stream.sink import Sink
+from diinn.runtime.stream.stop import Stop
 from served import Served, until
 from streamed import Kept, camera, processed, run_for
 
@@ -34,7 +35,7 @@ def test_age_is_bounded_however_slow_model_or_sink(mjpeg: Callable[..., Served],
     bound = 2 * max(totals) / 1e3 + 1 / 40
     assert min(totals) / 1e3 > 1 / 40, "the model was meant to be slower than the camera"
     assert len(sink.ages) > 5
-    late = 0.1  # what two cores need to tell each other
+    late = 0.1  # what two cores need to hand over
     assert np.quantile(sink.ages, 0.99) <= bound + late
     assert np.median([result.expires - result.frame.arrived for result in sink.results]) <= bound + late
     snapshot = stream.snapshot(final=True)
@@ -120,7 +121,7 @@ def test_views_change_while_it_runs(mjpeg: Callable[..., Served], nano: SuperRes
         stream.set_views("front", {})
     with pytest.raises(InputError, match="not inside the 160x120 frame"):
         stream.set_views("front", {"a": "roi:1000,0,5,5:64x48"})
-    with pytest.raises(InputError, match="wants a calibration"):
+    with pytest.raises(InputError, match="needs a calibration"):
         stream.set_views("front", {"a": "rectify:64x48"})
     with pytest.raises(InputError, match="did you mean 'full'"):
         stream.set_views("front", {"a": "ful:64x48"})
@@ -210,7 +211,7 @@ def test_a_deadline_degrades_rather_than_being_late(mjpeg: Callable[..., Served]
 def test_what_a_deadline_took_comes_back(
     mjpeg: Callable[..., Served], nano: SuperResolver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A moment in which everything seemed to take a second: bicubic at first, which is said, then whole again."""
+    """A moment in which everything seemed to take a second: bicubic at first, which is logged, then whole again."""
     sink = Kept()
     stream = Stream([camera(mjpeg().url)], nano, sinks=[sink], deadline_ms=1000)
     stream.start()
@@ -265,11 +266,12 @@ def test_a_window_takes_turns_with_the_rest(mjpeg: Callable[..., Served], nano: 
 
     def enough() -> bool:
         nonlocal end
+        ticks.append(time.monotonic())
         if len(window.results) <= 5:  # a busy machine
             end = max(end, time.monotonic() + 0.1)
         return time.monotonic() > end
 
-    stream.run(enough, lambda: ticks.append(time.monotonic()))
+    stream.run(Stop(enough))
     assert time.monotonic() < end + 1.5
     assert min(len(ticks), window.idles) > 8
 

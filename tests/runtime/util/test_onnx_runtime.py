@@ -29,9 +29,9 @@ def test_cuda_is_not_tuned_anew_at_every_shape(monkeypatch: Patch, capsys: pytes
     assert loaded == [1]
     monkeypatch.delattr(ort, "preload_dlls")  # before 1.21
     assert onnx_runtime.providers("CUDA")[0][0] == "CUDAExecutionProvider"
-    for version, told in (("1.16.3", False), ("1.17.1", False), ("1.18.0", True), ("2.0.0rc1", True)):
+    for version, given in (("1.16.3", False), ("1.17.1", False), ("1.18.0", True), ("2.0.0rc1", True)):
         monkeypatch.setattr(ort, "__version__", version)
-        assert ("use_tf32" in onnx_runtime.providers("CUDA")[0][1]) is told  # an option it does not know is refused
+        assert ("use_tf32" in onnx_runtime.providers("CUDA")[0][1]) is given  # an option it does not know is refused
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ CUDA, CPU = onnx_runtime.providers("CUDA"), onnx_runtime.providers("CPU")
 def test_the_encoder_goes_to_a_gpu_that_answers(
     monkeypatch: Patch, asked: list[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    for missing, wanted, said in (
+    for missing, wanted, message in (
         ("", [CPU, CPU, CUDA], "encoder CUDA, CPU"),
         ("no NVIDIA driver here", [CPU, CPU], "(CPU"),
     ):
@@ -81,7 +81,7 @@ def test_the_encoder_goes_to_a_gpu_that_answers(
         asked.clear()
         with SuperResolver.open("nano", backend="onnxruntime") as resolver:
             assert asked == wanted
-            assert said in resolver.backend.describe()
+            assert message in resolver.backend.describe()
             warned = [f"the encoder runs on the CPU: {missing}"] if missing else []
             assert [r.message for r in caplog.records if r.levelname == "WARNING"] == warned
             many = resolver.backend.max_batch((640, 480))
@@ -114,8 +114,8 @@ def test_a_gpu_that_opens_and_does_not_work_leaves_the_cpu(
     with SuperResolver.open("nano", backend="onnxruntime") as resolver:
         assert "encoder" not in resolver.backend.describe()
         np.testing.assert_array_equal(resolver.resize(frame, (60, 50)), right)
-    (said,) = [r.message for r in caplog.records if r.levelname == "WARNING"]
-    assert re.match(f"the encoder runs on the CPU: .*{reason}", said)
+    (message,) = [r.message for r in caplog.records if r.levelname == "WARNING"]
+    assert re.match(f"the encoder runs on the CPU: .*{reason}", message)
 
 
 def test_who_asks_for_a_gpu_is_told_why_it_does_not_start(monkeypatch: Patch, asked: list[Any]) -> None:
@@ -129,7 +129,7 @@ def test_who_asks_for_a_gpu_is_told_why_it_does_not_start(monkeypatch: Patch, as
 
 
 @pytest.mark.parametrize(
-    "said",
+    "message",
     [
         "Failed to allocate memory for requested buffer of size 99",
         "std::bad_alloc",
@@ -138,8 +138,8 @@ def test_who_asks_for_a_gpu_is_told_why_it_does_not_start(monkeypatch: Patch, as
         "Available memory of 5 is smaller than requested bytes of 9",
     ],
 )
-def test_memory_is_told_from_other_failures(said: str) -> None:
-    found = onnx_runtime.failed(RuntimeError(f"Non-zero status code returned while running Conv\n{said}"))
+def test_memory_is_told_from_other_failures(message: str) -> None:
+    found = onnx_runtime.failed(RuntimeError(f"Non-zero status code returned while running Conv\n{message}"))
     assert isinstance(found, OutOfMemory)
     assert isinstance(onnx_runtime.failed(MemoryError()), OutOfMemory)
     assert not isinstance(onnx_runtime.failed(RuntimeError("no kernel image is available")), OutOfMemory)
@@ -147,9 +147,12 @@ def test_memory_is_told_from_other_failures(said: str) -> None:
 
 def test_libraries_that_do_not_load(monkeypatch: Patch, asked: list[Any], caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(ort.InferenceSession, "get_providers", lambda _: ["CPUExecutionProvider"])
-    for missing, said in (("", r"its libraries .*pip install 'onnxruntime-gpu\[cuda"), ("no driver", "no driver, or")):
+    for missing, hint in (
+        ("", r"its libraries .*pip install 'onnxruntime-gpu\[cuda"),
+        ("no driver", "no driver, or"),
+    ):
         monkeypatch.setattr(cuda_driver, "missing", lambda missing=missing: missing)
-        with pytest.raises(InputError, match=f"provider CUDA does not load here: {said}"):
+        with pytest.raises(InputError, match=f"provider CUDA does not load here: {hint}"):
             SuperResolver.open("nano", backend="onnxruntime", provider="cuda")
     monkeypatch.setattr(cuda_driver, "missing", lambda: "")
     SuperResolver.open("nano", backend="onnxruntime").close()

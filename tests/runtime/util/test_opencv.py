@@ -26,7 +26,7 @@ def test_versions_that_lack_what_is_used_are_refused() -> None:
 def test_a_network_camera_opens_where_opencv_knows_no_number_of_threads(
     mjpeg: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As OpenCV 4.6, which opens nothing where it is told of a property that it does not know."""
+    """As OpenCV 4.6, which opens nothing where it is given a property that it does not know."""
     monkeypatch.delattr(cv2, "CAP_PROP_N_THREADS", raising=False)
     opened = open_capture(CaptureRequest(mjpeg("64x48").url, cv2.CAP_FFMPEG))
     assert opened.read()[0].shape == (48, 64, 3)

@@ -103,7 +103,7 @@ def test_of_an_echo_that_goes_on_the_first_document_is_read() -> None:
 
 
 def refusal(text: str) -> str:
-    """What is said of it, empty if it is taken."""
+    """Why it is refused, empty if it is not."""
     try:
         parse(text)
     except InputError as error:
@@ -115,10 +115,10 @@ def test_mutated_files_are_values_or_one_line() -> None:
     text = "cameras:\n  - name: front\n    uri: rtsp://u:secret@h/x\n    rate: 15.5\n    views: {a: 'full:64x48'}\n"
     rng = random.Random(3)
     pieces = [*"\0\x1b[{\t'\"\\%|é\ud800", "!!", "&a ", "*a", "- ", ": ", "---\n", "? "]
-    said = []
+    refusals = []
     for _ in range(400):
         at = rng.randrange(len(text))
         changed = text[:at] + rng.choice(pieces) * rng.randrange(1, 4) + text[at + rng.randrange(4) :]
-        said.append(refusal(changed))
-    assert sum(map(bool, said)) > 50
-    assert all(line.isprintable() and "secret" not in line for line in said)
+        refusals.append(refusal(changed))
+    assert sum(map(bool, refusals)) > 50
+    assert all(line.isprintable() and "secret" not in line for line in refusals)

@@ -79,7 +79,7 @@ def test_two_cameras_are_live(browser: webdriver.Chrome, preview: Preview) -> No
     figures = pane(browser, "left").find_element(By.CLASS_NAME, "figures").text
     assert "age" in figures
     assert "dropped" in figures
-    until(lambda: pane(browser, "left").find_element(By.CLASS_NAME, "state").text == "live")  # told once a second
+    until(lambda: pane(browser, "left").find_element(By.CLASS_NAME, "state").text == "live")  # sent once a second
     assert "nano" in browser.find_element(By.ID, "model").text
     colours = {tuple(pixel(browser, "left", x, y)) for x in range(8, 320, 40) for y in range(60, 240, 40)}
     assert len(colours) > 10  # a picture, not a plane
@@ -100,7 +100,7 @@ def test_the_slider_moves_between_bicubic_and_ours(browser: webdriver.Chrome, pr
 def test_the_dial_is_turned_and_shows_what_auto_finds(browser: webdriver.Chrome, preview: Preview) -> None:
     until(lambda: min(sequence(browser, "left"), sequence(browser, "right")) >= 0)
     auto, level = (pane(browser, "left").find_element(By.CLASS_NAME, name) for name in ("auto", "level"))
-    until(lambda: level.is_displayed() and auto.is_selected())  # told once a second
+    until(lambda: level.is_displayed() and auto.is_selected())  # sent once a second
     dial = preview._stream.lane("left").denoise
     assert dial.wanted == "auto"
     ActionChains(browser).move_to_element(level).click().perform()  # its middle

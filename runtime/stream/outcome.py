@@ -1,0 +1,78 @@
+"""Whether a stream has ended by itself, and the error that ended it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from diinn.runtime.errors import SourceError
+from diinn.runtime.sources import Source
+from diinn.runtime.sources.base import FAILED, RETRYING
+from diinn.runtime.stream.sink_thread import SinkThread
+from diinn.runtime.util.once import Once
+
+log = logging.getLogger(__name__)
+
+
+class Outcome:
+    """What became of a stream's cameras and sinks.
+
+    error: of the device, or of a camera that nobody waits for; logged: failures that were logged while others went on
+    """
+
+    def __init__(self, sources: Sequence[Source], sinks: Sequence[SinkThread], *, wait_for_cameras: bool) -> None:
+        self.error: BaseException | None = None
+        self.logged = Once()
+        self._sources, self._sinks, self._wait_for_cameras = sources, sinks, wait_for_cameras
+
+    def finished(self, *, sinks_are_all: bool) -> bool:
+        """Whether nobody is left to show anything to, or no camera can be opened; logs what failed.
+
+        sinks_are_all: whether results go to the sinks alone
+        """
+        self._log_failures()
+        if any(sink.sink.closed for sink in self._sinks):
+            return True
+        if self._sinks and sinks_are_all and all(sink.done for sink in self._sinks):
+            return True
+        if self._wait_for_cameras or any(
+            not s.live or s.captured or s.state not in (RETRYING, FAILED) for s in self._sources
+        ):
+            return False
+        first = self._sources[0]
+        self.error = first.failure or SourceError(
+            f"camera {first.name} {first.trouble}: check {first.remedy}; --retries N waits for it"
+        )
+        return True
+
+    def sink_failed(self, text: str, error: Exception | None) -> None:
+        """Log why a sink takes no more; where it was the last one the stream ends with that error."""
+        if any(not sink.done for sink in self._sinks):
+            self.logged.first(text)
+            log.error("%s", text, exc_info=error)
+
+    def _log_failures(self) -> None:
+        """Log once which cameras failed, while others go on."""
+        if not any(source.captured and source.failure is None for source in self._sources):
+            return
+        for source in self._sources:
+            text = str(source.failure) if source.failure is not None else ""
+            if source.live and source.state == RETRYING and not source.captured:
+                text = f"camera {source.name} {source.trouble}: it is tried again"
+            if text and self.logged.first(text):
+                log.error("%s", text)
+
+    def check(self, *, interrupted: bool) -> None:
+        """Raise what ended the stream, if it was an error.
+
+        interrupted: whether the user did not wait for its end: sinks that were left then have not failed
+        """
+        if self.error is not None:
+            raise self.error
+        if self._sinks and all(sink.failure and not (sink.abandoned and interrupted) for sink in self._sinks):
+            failure = self._sinks[0].failure
+            assert failure is not None
+            raise failure
+        lost = [source.failure for source in self._sources if source.failure is not None]
+        if len(lost) == len(self._sources):
+            raise lost[0]

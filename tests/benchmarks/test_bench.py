@@ -1,0 +1,31 @@
+"""``diinn-bench``: one command for all of them."""
+
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from diinn.benchmarks.__main__ import BENCHMARKS, main
+
+Output = pytest.CaptureFixture[str]
+
+
+def test_it_lists_every_benchmark_there_is(capsys: Output) -> None:
+    assert main([]) == 0
+    listed = capsys.readouterr().out
+    files = (path for path in (ROOT / "benchmarks").glob("*.py") if "def parser()" in path.read_text(encoding="utf-8"))
+    assert {path.stem for path in files} - {"evaluate", "__main__"} == {*BENCHMARKS}
+    assert all(f"\n  {name} " in listed for name in BENCHMARKS)
+
+
+def test_what_is_wrong_is_one_line(capsys: Output, tmp_path: Path) -> None:
+    for words, wanted in (
+        (["spede"], "diinn-bench: argument NAME: invalid choice: 'spede'"),
+        (["memory", "--modle", "x"], "diinn-bench memory: unrecognized arguments: --modle x: did you mean --model?"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(words)
+        error = capsys.readouterr().err
+        assert error.startswith(wanted)
+        assert error.count("\n") == 1
+    assert main(["picture", "--model", str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err.startswith("diinn-bench picture: no bundle")
