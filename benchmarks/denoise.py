@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console(width=120)
     for model in args.model:
         with SuperResolver.open(model, backend="onnxruntime", provider="cpu") as resolver:
-            resolver.open_estimator()
+            resolver.dial.estimator()
             for lr, dsize, estimate, whole in times(resolver, max(1, args.rounds)):
                 print(
                     f"{resolver.bundle.name} {lr[0]}x{lr[1]} -> {dsize[0]}x{dsize[1]}: estimate {estimate:.2f} ms, "

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from diinn.runtime import backends
+from diinn.runtime.backends import bands
 from diinn.runtime.backends.base import Backend, BackendOptions, Maps, Segment
 from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.bundles import golden
+from diinn.runtime.bundles.model_dial import ModelDial
 from diinn.runtime.engines import verify
 from diinn.runtime.engines.profiles import Profile
 from diinn.runtime.engines.verify import Verdict
@@ -23,15 +24,12 @@ from diinn.runtime.geometry import grid
 from diinn.runtime.geometry.grid import Size
 from diinn.runtime.geometry.view import Rect, View
 from diinn.runtime.images.arrays import Image, as_bgr, as_dtype
-from diinn.runtime.noise.strength import AUTO, NONE, Denoise, Strength, parse_denoise
+from diinn.runtime.noise.strength import NONE, Denoise, Strength
 from diinn.runtime.util import memory
 from diinn.runtime.util.context import Closing
 from diinn.runtime.util.memory import MIB
 from diinn.runtime.util.once import Once
 from diinn.runtime.util.opencv import cv2
-
-if TYPE_CHECKING:
-    from diinn.runtime.noise.estimator import Estimator
 
 log = logging.getLogger(__name__)
 
@@ -69,13 +67,14 @@ class SuperResolver(Closing):
     Attributes:
         bundle: The model.
         backend: What runs it.
+        dial: What it is given beside its frames.
         memory_budget: Bytes the encoder may need for one frame.
     """
 
     def __init__(self, bundle: bundles.Bundle, backend: Backend, memory_budget: int) -> None:
         self.bundle, self.backend, self.memory_budget = bundle, backend, memory_budget
         self._logged = Once()
-        self._estimator: Estimator | None = None
+        self.dial = ModelDial(bundle)
 
     @classmethod
     def open(
@@ -260,7 +259,7 @@ class SuperResolver(Closing):
         """
         self._check_open()
         ready = [as_bgr(frame) for frame in frames]
-        strengths = self._strengths(ready, denoise)
+        strengths = self.dial.strengths(ready, denoise)
         levels = [self.bundle.levels(strength) for strength in strengths]
         out: list[Encoded | None] = [None] * len(ready)
         groups: dict[Size, list[int]] = {}
@@ -280,44 +279,6 @@ class SuperResolver(Closing):
                     out[i] = Encoded(ready[i], maps, place * height * width, strengths[i])
         return [encoded for encoded in out if encoded is not None]
 
-    def _strengths(self, frames: Sequence[Image], denoise: Denoise | Sequence[Denoise]) -> list[Strength]:
-        """What the network is given beside each frame; InputError for what it does not take."""
-        if isinstance(denoise, list):
-            if len(denoise) != len(frames):
-                raise InputError(f"denoise has {len(denoise)} values for {len(frames)} frames: give one, or as many")
-            each = denoise
-        else:
-            each = [denoise] * len(frames)
-        return [
-            self.estimate(frame) if wanted == AUTO else self.allowed(wanted)
-            for frame, wanted in zip(frames, map(parse_denoise, each), strict=True)
-        ]
-
-    def allowed(self, wanted: Strength) -> Strength:
-        """The strength the network is given for a wanted one: within what the model was trained for.
-
-        Raises:
-            InputError: The model has no dial and ``wanted`` is not 0.
-        """
-        dial = self.bundle.dial
-        if dial is None:
-            if wanted != NONE:
-                raise InputError(f"{self._dialless}: leave denoise out, or use a model with a dial")
-            return wanted
-        found = dial.clamped(wanted)
-        if found != wanted:
-            self._once(
-                "strength",
-                f"denoise {wanted} is beyond what {self.bundle.name} was trained for (noise {dial.noise:g}, "
-                f"compression {dial.compression:g}): clamped",
-            )
-        return found
-
-    @property
-    def _dialless(self) -> str:
-        shipped = "shipped ones have" if self.bundle.name not in bundles.shipped() else "newer ones have"
-        return f"model {self.bundle.name} has no dial ({shipped}), so that no noise can be taken away"
-
     def estimate(self, frame: Image) -> Strength:
         """The strength that "auto" estimates for one frame.
 
@@ -328,32 +289,12 @@ class SuperResolver(Closing):
             InputError: The bundle has no estimator, or ONNX Runtime is missing.
         """
         self._check_open()
-        return self.open_estimator()(as_bgr(frame))
-
-    def open_estimator(self) -> Estimator:
-        """The estimator of frames' strengths, opened at the first call.
-
-        Raises:
-            InputError: The bundle has none, or ONNX Runtime is missing.
-        """
-        if self._estimator is None:
-            if self.bundle.dial is None:
-                raise InputError(f"{self._dialless}: leave denoise out, or use a model with a dial")
-            if self.bundle.estimator is None:
-                raise InputError(
-                    f"model {self.bundle.name} holds no {bundles.ESTIMATOR}, which estimates the noise: give a number "
-                    "in place of auto, or export it again with --estimator"
-                )
-            from diinn.runtime.noise.estimator import Estimator
-
-            path = self.bundle.estimator
-            self._estimator = Estimator(self.bundle.content(path.name), path, self.bundle.dial)
-        return self._estimator
+        return self.dial.estimator()(as_bgr(frame))
 
     def _in_bands(self, size: Size) -> bool:
         """Whether a frame over the memory budget gains from bands; logs once what it needs."""
-        cut = bands(size, self.bundle, self.memory_budget)
-        most = max(high - low for _, _, low, high in cut) * size[0] * self.bundle.workspace
+        cut = bands.bands(size, self.bundle, self.memory_budget)
+        most = bands.largest(cut, size[0], self.bundle)
         self._once(
             f"bands {size}",
             f"{size[0]}x{size[1]} frames need {size[0] * size[1] * self.bundle.workspace / MIB:.0f} MiB to encode, the "
@@ -408,12 +349,16 @@ class SuperResolver(Closing):
         plans = [[self._planned(encoded, view, kind) for view in views] for encoded, views in asked]
         together: dict[int, tuple[Maps, list[Segment]]] = {}  # by their maps' identity
         for (encoded, views), row in zip(asked, plans, strict=True):
-            flat = [(v, q, out.reshape(-1, 3)) for v, (q, out) in zip(views, row, strict=True) if q is not None]
-            if flat and encoded.maps is None:
-                self._decode_in_bands(encoded, flat)
-                continue
-            _, segments = together.setdefault(id(encoded.maps), (encoded.maps, []))
-            segments += [Segment(q, slice(0, q.count), encoded.offset, out, v.border_value) for v, q, out in flat]
+            segments = [
+                Segment(q, slice(0, q.count), encoded.offset, out.reshape(-1, 3), v.border_value)
+                for v, (q, out) in zip(views, row, strict=True)
+                if q is not None
+            ]
+            if segments and encoded.maps is None:
+                levels = self.bundle.levels(encoded.strength)
+                bands.decode(self.backend, encoded.frame, levels, segments, self.memory_budget)
+            else:
+                together.setdefault(id(encoded.maps), (encoded.maps, []))[1].extend(segments)
         for maps, segments in together.values():
             if segments:
                 self.backend.decode(maps, segments)
@@ -455,22 +400,6 @@ class SuperResolver(Closing):
         self._warn_of_scale(queries)
         return queries, np.empty((size[1], size[0], 3), kind)
 
-    def _decode_in_bands(self, encoded: Encoded, flat: Sequence[tuple[View, grid.Queries, Image]]) -> None:
-        width = encoded.size[0]
-        cut = bands(encoded.size, self.bundle, self.memory_budget)
-        # The highest first: an engine for it takes the others too.
-        for top, bottom, low, high in sorted(cut, key=lambda band: band[2] - band[3]):
-            parts = [
-                Segment(queries, queries.in_rows(top, bottom), -low * width, out, view.border_value)
-                for view, queries, out in flat
-            ]
-            parts = [part for part in parts if part.count]
-            if parts:
-                # Those of one band are gone before the next is encoded.
-                maps = self.backend.encode([encoded.frame[low:high]], [self.bundle.levels(encoded.strength)])
-                self.backend.decode(maps, parts)
-                del maps
-
     def _reduced(self, view: View, out: Image) -> Image:
         if view.dsize == out.shape[1::-1]:
             return out
@@ -500,26 +429,8 @@ class SuperResolver(Closing):
 
     def close(self) -> None:
         """Release threads and device memory; the resolver cannot be used afterwards."""
-        self._estimator = None
+        self.dial.close()
         self.backend.close()
-
-
-def bands(size: Size, bundle: bundles.Bundle, budget: int) -> list[tuple[int, int, int, int]]:
-    """Bands of rows (top, bottom) of a frame, each with the rows (low, high) to encode for it.
-
-    The halo is the encoder's exact receptive field, so a band's maps equal the whole frame's. A band is
-    at least as high as its two halos: below that, more than half the work would be done twice, and a
-    budget that small is exceeded.
-    """
-    width, height = size
-    rows = budget // (width * bundle.workspace)
-    inner = max(rows - 2 * bundle.radius, 2 * bundle.radius, 1)
-    count = -(-height // inner)
-    edges = [height * i // count for i in range(count + 1)]
-    return [
-        (top, bottom, max(0, top - bundle.radius), min(height, bottom + bundle.radius))
-        for top, bottom in itertools.pairwise(edges)
-    ]
 
 
 def _compared_with_cpu(backend: Backend, precision: str, profile: Profile) -> Verdict:

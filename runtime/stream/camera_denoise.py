@@ -35,8 +35,8 @@ class CameraDenoise:
         """``wanted`` as the model takes it; InputError where it does not."""
         found = parse_denoise(wanted)
         if isinstance(found, Strength):
-            return self._resolver.allowed(found)
-        self._resolver.open_estimator()
+            return self._resolver.dial.allowed(found)
+        self._resolver.dial.estimator()
         return found
 
     def _default(self) -> Literal["auto"] | Strength:

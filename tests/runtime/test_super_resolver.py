@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from conftest import ramp
 from diinn.runtime import DiinnError, InputError, SuperResolver, View
+from diinn.runtime.backends.bands import bands
 from diinn.runtime.bundles import bundle as bundles
-from diinn.runtime.super_resolver import bands
 from diinn.runtime.util.once import Once
 
 
