@@ -17,6 +17,7 @@ from selenium.webdriver import ActionChains
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
 
 WORDS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--window-size=1320,800")
 SHARES = (100, 80, 60, 40, 20, 0, 50, 100)  # of the picture that is ours
@@ -57,6 +58,17 @@ def screenshots(page: webdriver.Chrome) -> list[Image.Image]:
     return shots
 
 
+def live(page: webdriver.Chrome) -> bool:
+    """Whether both cameras show pictures."""
+    states = page.find_elements(By.CLASS_NAME, "state")
+    return len(states) == 2 and all(state.text == "live" for state in states)
+
+
+def noise(stream: Stream) -> float:
+    """What the noisy camera's noise is estimated at, grey levels."""
+    return float(stream.snapshot()["cameras"]["noisy"]["denoise"]["noise"])
+
+
 def main() -> None:
     """Entry point."""
     preview = Preview.at("127.0.0.1:0", viewers=1)
@@ -70,7 +82,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         page = browser(home)
         page.get(preview.where)
-        time.sleep(8)  # until both cameras are live, and the noise is known
+        WebDriverWait(page, 60).until(lambda page: live(page) and noise(stream) > 8)
         shots = screenshots(page)
         page.quit()
     stream.close()
