@@ -188,7 +188,7 @@ def _provider(name: str | None) -> str:
     available: dict[str, str] = {p.removesuffix(SUFFIX).lower(): p for p in ort.get_available_providers()}
     key = (name or "cpu").removesuffix(SUFFIX).lower()
     if "tensorrt" in key:
-        raise InputError(f"--provider {name}: nobody compares its engines with the CPU: use --backend tensorrt")
+        raise InputError(f"--provider {name}: its engines would not be compared with the CPU: use --backend tensorrt")
     if key not in available:
         raise InputError(unknown("provider", name, available) + "; another build of onnxruntime may offer it")
     return available[key]

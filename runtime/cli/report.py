@@ -170,7 +170,7 @@ def statistics(target: str | None, stream: Stream, out: LineWriter, stop: Stop) 
     if problem():
         raise DiinnError(problem())
     if not whole or (writer is not out and writer.lost):
-        raise DiinnError(f"--stats {target!r} lacks lines: nobody read it for too long, or its disk hangs")
+        raise DiinnError(f"--stats {target!r} lacks lines: it was not read for too long, or its disk hangs")
 
 
 @contextmanager

@@ -208,7 +208,7 @@ def unreachable(url: str, seconds: float, *, silent: bool = False) -> str:
     except (OSError, ValueError, UnicodeError) as error:
         return f", {(getattr(error, 'strerror', None) or 'its address is none').lower()}"
     if silent:
-        return ", the server takes the call but says nothing"
+        return ", the server accepts the connection and answers nothing"
     return ", the server answers but gives no such stream: look at path, user and password"
 
 

@@ -79,7 +79,7 @@ def test_statistics_for_a_pipe_that_nobody_reads(opened: bool, ended: str, bundl
         if ours is not None:
             os.close(ours)
     assert process.returncode == 1
-    assert output.decode().endswith("lacks lines: nobody read it for too long, or its disk hangs\n")
+    assert output.decode().endswith("lacks lines: it was not read for too long, or its disk hangs\n")
 
 
 def test_ctrl_c_ends_the_wait_for_a_reader_of_statistics(bundle_path: Path, tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_a_camera_that_hangs_in_open_ends_at_once(silent: str) -> None:
 
 def test_a_camera_that_hangs_in_open_is_tried_again(silent: str) -> None:
     source = started(silent)
-    until(lambda: "the server takes the call but says nothing" in source.trouble)
+    until(lambda: "the server accepts the connection and answers nothing" in source.trouble)
     until(lambda: source.state == RETRYING)
     source.close()
 
