@@ -115,7 +115,7 @@ def check_card(args: argparse.Namespace) -> None:
     strengths = ways(model, args.denoise, degraded=bool(args.degrade))
     if "0" not in strengths or (args.degrade and (scores.CLEAN not in args.degrade or AUTO not in strengths)):
         raise InputError(
-            "--json is a card: it wants clean frames with --denoise 0, and with --degrade also --degrade clean and "
+            "--json is a card: it needs clean frames with --denoise 0, and with --degrade also --degrade clean and "
             "--denoise 0 auto"
         )
 

@@ -1,7 +1,7 @@
 """Peak memory of one frame, each case in a process of its own.
 
 The peak is VmHWM of /proc/self/status, less what is held after loading (VmRSS), less input and output.
-``diinn-bench memory`` prints the table of the README.
+``diinn-bench memory`` prints the table of results/speed.md.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.geometry.grid import Size
 from diinn.runtime.super_resolver import SuperResolver
 from diinn.runtime.util.command_line import Parser
@@ -91,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
         case: list[Any] = json.loads(args.case)
         print(json.dumps(measure(case[0], tuple(case[1]), tuple(case[2]), case[3])))
         return 0
+    bundles.find(args.model)
     table = Table("LR → output", "dtype", "working MiB", "in all MiB", box=box.MARKDOWN)
     for lr, out, dtype in CASES:
         runs = [in_own_process(args.model, lr, out, dtype) for _ in range(RUNS)]

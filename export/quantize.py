@@ -1,6 +1,6 @@
 """INT8 graphs: explicit Q/DQ, scales per channel for weights and from the user's images for activations.
 
-A layer is quantised where its input, weights and product in int8 cost little; the others stay fp16. TensorRT wants
+A layer is quantised where its input, weights and product in int8 cost little; the others stay fp16. TensorRT needs
 symmetric scales, fp32 biases and both Q and DQ before weights.
 """
 

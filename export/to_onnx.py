@@ -14,6 +14,8 @@ from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.errors import InputError
 from diinn.runtime.util.command_line import Parser, guarded
 
+UNSPECIFIED = "unspecified"
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
@@ -30,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE.pth",
         help="estimates a frame's noise, for models with a dial: from diinn-train estimator (default: the shipped)",
     )
-    top.add_argument("--licence", default="unspecified", metavar="TEXT", help="terms of the weights")
+    top.add_argument("--licence", default=UNSPECIFIED, metavar="TEXT", help="terms of the weights")
     return top
 
 
@@ -43,11 +45,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Export, print the parity table, add int8 graphs."""
     model = Path(args.model)
-    if args.calib is None and (model.is_dir() or args.model in bundles.shipped()):
-        raise InputError(f"{args.model} is a bundle already: diinn-build makes its engines, --calib int8 graphs")
-    if args.calib is not None and not model.is_file():
-        path = add_int8(bundles.find(args.model), args.calib, args.out)
+    if model.is_dir() or args.model in bundles.shipped():
+        path = bundles.find(args.model)
+        if args.calib is None:
+            raise InputError(f"{args.model} is a bundle already: diinn-build makes engines, --calib DIR int8 graphs")
+        if args.quality or args.estimator or args.licence != UNSPECIFIED:
+            raise InputError(f"--quality, --estimator and --licence are for checkpoints: {args.model} is a bundle")
+        path = add_int8(path, args.calib, args.out)
     else:
+        if args.calib is not None:
+            check_images(args.calib)
         path = _export(model, args)
         if args.calib is not None:
             add_int8(path, args.calib, path)
@@ -84,6 +91,13 @@ def _export(checkpoint: Path, args: argparse.Namespace) -> Path:
     half = bundles.load(done.path).measured["fp16"]
     print(f"fp16: {half['left_out']}" if "left_out" in half else f"fp16: rms difference {half['rms_to_fp32']:.1e}")
     return done.path
+
+
+def check_images(folder: Path) -> None:
+    """InputError for a folder without images: before the minutes of an export."""
+    from diinn.export import quantize
+
+    quantize.images(folder)
 
 
 def add_int8(path: Path, folder: Path, out: Path | None) -> Path:

@@ -37,7 +37,9 @@ def run(args: argparse.Namespace) -> int:
     """Make the bundle, then its engines."""
     from diinn.export import to_onnx
 
-    build.check(args)  # before the minutes of an export
+    build.check(args)  # before an export, which takes its time
+    if args.calib is not None:
+        to_onnx.check_images(args.calib)
     path = _bundle(args)
     if args.calib is not None:
         path = to_onnx.add_int8(path, args.calib, args.out)

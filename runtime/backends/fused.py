@@ -129,7 +129,7 @@ class OrtEncoder:
         path, content = bundle.graph("encoder", "fp16"), bundle.graph_content("encoder", "fp16")
         remedy = "give --backend onnxruntime --provider cpu"
         self._session: Any = open_session(content, path, provider, remedy=remedy)
-        self.says = f"onnxruntime {ort.__version__} {provider}"
+        self.description = f"onnxruntime {ort.__version__} {provider}"
 
     def encode(self, frames: int, batch: int, size: Size, maps: Sequence[int]) -> bool:
         """float32 [batch, planes, H, W] to the maps; done when this returns."""
@@ -241,12 +241,14 @@ class CudaBackend(DeviceBackend):
             log.warning("the encoder runs by ONNX Runtime: %s", "; ".join(why))
 
     def describe(self) -> str:
-        encoder = f"TensorRT {self._engines.version}" if self._engines else getattr(self._encoder, "says", "")
+        encoder = f"TensorRT {self._engines.version}" if self._engines else getattr(self._encoder, "description", "")
         return f"cuda ({self.device.name}, {self._decoder.plan.kernel}, encoder by {encoder})"
 
     def map_bytes(self) -> int:
         if self._encoder.map_bytes != HALF:
-            raise DiinnError("the encoder engine's maps are not fp16: build it again, diinn-build --force")
+            raise DiinnError(
+                f"the encoder engine's maps are not fp16: build it again, diinn-build {self.bundle.path} --force"
+            )
         return HALF
 
     def prepare_for(self, size: Size) -> None:

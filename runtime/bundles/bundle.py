@@ -203,7 +203,9 @@ def find(model: str | Path) -> Path:
     if path.suffix in (".pth", ".ckpt"):
         raise BundleError(f"no checkpoint {str(model)!r}: give the path of a .pth or .ckpt file")
     if path.name != str(model) or path.suffix:
-        raise BundleError(f"no bundle {str(model)!r}: give the path of a NAME{SUFFIX} folder or one of {shipped()}")
+        raise BundleError(
+            f"no bundle {str(model)!r}: give the path of a NAME{SUFFIX} folder or one of {', '.join(shipped())}"
+        )
     raise BundleError(unknown("model", str(model), shipped()) + " (or the path of a bundle)")
 
 

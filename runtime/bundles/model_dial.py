@@ -10,6 +10,7 @@ from diinn.runtime.errors import InputError
 from diinn.runtime.images.arrays import Image
 from diinn.runtime.noise.estimator import Estimator
 from diinn.runtime.noise.strength import AUTO, NONE, Denoise, Strength, parse_denoise
+from diinn.runtime.util.once import Once
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ class ModelDial:
     def __init__(self, bundle: bundles.Bundle) -> None:
         self._bundle = bundle
         self._estimator: Estimator | None = None
-        self._clamped = False  # which is logged once
+        self._logged = Once()
 
     def strengths(self, frames: Sequence[Image], denoise: Denoise | Sequence[Denoise]) -> list[Strength]:
         """What the network is given beside each frame, [H, W, 3] BGR; InputError for what it does not take."""
@@ -46,8 +47,7 @@ class ModelDial:
                 raise self._missing()
             return wanted
         found = dial.clamped(wanted)
-        if found != wanted and not self._clamped:
-            self._clamped = True
+        if found != wanted and self._logged.first("clamped"):
             log.warning(
                 "denoise %s is beyond what %s was trained for (noise %g, compression %g): clamped",
                 *(wanted, self._bundle.name, dial.noise, dial.compression),

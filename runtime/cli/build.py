@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_command(name: str, remedy: str, args: argparse.Namespace, work: Callable[[], int]) -> int:
-    """The exit code of ``work``, with the log as the arguments want it."""
+    """The exit code of ``work``, with the log at ``--log-level``."""
     logging.basicConfig(level=args.log_level.upper(), format="%(message)s", stream=sys.stderr)
     with ended_by_signals():
         return guarded(name, remedy, work, hint="see --log-level debug")
@@ -126,9 +126,12 @@ def check(args: argparse.Namespace) -> tuple[Size, ...]:
     """Sizes of frames to build for; none where shapes are given as trtexec takes them. InputError for what is wrong."""
     if args.workspace is not None and args.workspace < 1:
         raise InputError(f"--workspace {args.workspace} is not a number of MiB from 1 up")
+    for path in args.trust_engine:
+        if not path.is_file():
+            raise InputError(f"--trust-engine {str(path)!r}: no such file")
     if any((args.minShapes, args.optShapes, args.maxShapes)):
         if args.frame_sizes or args.cameras != 1:
-            raise InputError("--frame-sizes and --cameras say the same as --optShapes and its like: give either")
+            raise InputError("--optShapes and the like replace --frame-sizes and --cameras: give either")
         return ()
     if args.cameras < 1:
         raise InputError(f"--cameras {args.cameras} is not a whole number from 1 up")
@@ -198,7 +201,7 @@ def _trtexec(
         if fp32_layers is None:
             raise InputError(
                 f"for TensorRT {version} these lines name every layer that stays in fp32, which takes the exporter: "
-                "python export/to_trt.py BUNDLE --dry-run"
+                "pip install 'diinn[cpu,export]', then python -m diinn.export.to_trt BUNDLE --dry-run"
             )
         full = ",".join(f"{name}:fp32" for name in fp32_layers(graph))
         line += [f"--layerPrecisions={full}", f"--layerOutputTypes={full}"]
@@ -211,7 +214,7 @@ def tactics(names: str | None) -> tuple[str, ...] | None:
 
 
 def trust(bundle: Bundle, precision: str, files: Sequence[Path]) -> set[str]:
-    """Engines that the user vouches for into the cache, where they are compared like any other; their roles."""
+    """Engines of the user's into the cache, where they are compared like any other; their roles."""
     from diinn.runtime.engines.engine import EngineLoader
     from diinn.runtime.gpu.device import Device
 
@@ -219,16 +222,16 @@ def trust(bundle: Bundle, precision: str, files: Sequence[Path]) -> set[str]:
     if files:
         device = Device()
         try:
-            opener = EngineLoader(build.tensorrt(), device, bundle)
+            loader = EngineLoader(build.tensorrt(), device, bundle)
             identities = [build.identities(bundle, role, precision, device)[0] for role in build.ROLES]
             for path in files:
-                key, data = opener.adopt(path, identities)
+                key, data = loader.adopt(path, identities)
                 role = key.identity.role
                 if role in roles:
                     raise InputError(f"--trust-engine {str(path)!r}: a second {role} engine")
                 roles.add(role)
                 cache.write(key, data, 0)
-                print(f"{role}: {cache.engine(key)}, taken from {path} on your word")
+                print(f"{role}: {cache.engine(key)}, taken from {path}")
         finally:
             device.close()
     return roles

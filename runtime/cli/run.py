@@ -38,7 +38,7 @@ STANDARD_OUTPUT = "-"
 OPENING_STALLS = 3  # a camera may take so many times longer to open than between two frames
 SIGNALLED = 128  # exit codes above are those of signals
 READER_SECONDS = 10.0  # for lines still to be written to a blocked output
-BLOCKED_SECONDS = 0.3  # the same after a signal
+SIGNALLED_SECONDS = 0.3  # the same after a signal
 STARTING_SECONDS = 10.0  # that --duration waits for the first frame
 
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = guarded(name, remedy, lambda: _main(argv, out, err), err.write, hint)
     finally:
         threading.excepthook = before
-    seconds = BLOCKED_SECONDS if code > SIGNALLED else READER_SECONDS
+    seconds = SIGNALLED_SECONDS if code > SIGNALLED else READER_SECONDS
     written = [writer.close(seconds) for writer in (out, err)]
     if not all(written):  # an ordinary end would wait for the blocked output
         os._exit(code or 1)
@@ -171,8 +171,8 @@ def run(args: argparse.Namespace, out: LineWriter, err: LineWriter) -> int:
             else:
                 stream.close(stop)
             if stream is not None and stream.busy:  # a batch of minutes: Ctrl-C is not to wait for it
-                out.close(BLOCKED_SECONDS)
-                err.close(BLOCKED_SECONDS)
+                out.close(SIGNALLED_SECONDS)
+                err.close(SIGNALLED_SECONDS)
                 os._exit(128 + (stop.signal or 2))
             if resolver is not None:
                 resolver.close()
@@ -185,7 +185,7 @@ def _run(
     begun = False
     stop.deadline = time.monotonic() + duration + STARTING_SECONDS
 
-    def tick() -> bool:
+    def tick() -> None:
         nonlocal begun
         if stream.stats.processed and not begun:
             begun = True
@@ -194,10 +194,8 @@ def _run(
             raise out.error
         for do in ticks:
             do()
-        return False
 
-    stop.when = tick
-    stream.run(stop)
+    stream.run(stop, tick)
 
 
 def _checked_backend(args: argparse.Namespace) -> str:
@@ -295,7 +293,7 @@ def _stream(
 
     streams = Streams([(source, list(camera.views)) for source, camera in zip(sources, cameras, strict=True)])
     outputs = ["none"] if args.benchmark and not args.output else args.output
-    sinks = open_sinks(outputs, streams, headless=args.headless, stopped=lambda: stop.requested, viewers=args.viewers)
+    sinks = open_sinks(outputs, streams, headless=args.headless, stop=stop, viewers=args.viewers)
     with ExitStack() as failing:
         for sink, _ in sinks:
             failing.callback(sink.close, failed=True)

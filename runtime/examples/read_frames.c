@@ -34,8 +34,8 @@ struct slot {
 };
 
 static void gone(int number) {
-    static const char said[] = "the segment was cut short\n";
-    _exit(write(2, said, sizeof said - 1) < 0 || number ? 1 : 0);
+    static const char message[] = "the segment was cut short\n";
+    _exit(write(2, message, sizeof message - 1) < 0 || number ? 1 : 0);
 }
 
 /* Whether all that a header speaks of lies within so many bytes. */

@@ -40,7 +40,8 @@ def machine_code(source: Path, capability: str, driver: int) -> bytes:
     if nvcc is None:
         raise InputError(
             f"cannot compile {source.name} for compute capability {capability}: no nvcc on PATH, in CUDA_HOME or in "
-            f"{NVCC.parent}; install the CUDA toolkit, or copy {PREBUILT.name}/ from where 'make kernels' ran"
+            f"{NVCC.parent}; install the CUDA toolkit, or copy {PREBUILT.name}/ from a machine where "
+            "python -m diinn.runtime.gpu.compiler ran"
         )
     toolkit = version(nvcc)
     if toolkit and int(toolkit.split(".")[0]) * 1000 > driver:

@@ -17,6 +17,7 @@ from diinn.runtime.sinks.raw import Pipe, SharedMemory
 from diinn.runtime.sinks.window import Window, has_display
 from diinn.runtime.sources import Source
 from diinn.runtime.stream.sink import NullSink, Sink
+from diinn.runtime.stream.stop import Stop
 from diinn.runtime.util.file_names import as_file, fitting, local
 
 __all__ = ["VIDEO_SUFFIXES", "NullSink", "Sink", "Streams", "open_sinks", "result_paths"]
@@ -54,7 +55,7 @@ class Streams:
 
 
 def open_sinks(
-    outputs: Sequence[str], streams: Streams, *, headless: bool, stopped: Callable[[], bool], viewers: int = 8
+    outputs: Sequence[str], streams: Streams, *, headless: bool, stop: Stop, viewers: int = 8
 ) -> list[Keyed]:
     """The sinks that ``outputs`` name; without any, windows where there is a display.
 
@@ -63,8 +64,8 @@ def open_sinks(
     opened: list[Keyed] = []
     with ExitStack() as failing:
         for keyed in chain.from_iterable(
-            [_open(output, streams, headless, stopped, viewers) for output in outputs]
-            or [_default(streams, headless, stopped)]
+            [_open(output, streams, headless, stop, viewers) for output in outputs]
+            or [_default(streams, headless, stop)]
         ):
             failing.callback(keyed[0].close, failed=True)
             opened.append(keyed)
@@ -87,18 +88,18 @@ def _parts(output: str) -> tuple[str, str, str]:
     return (scheme.lower(), separator, rest) if separator else (output, "", "")
 
 
-def _default(streams: Streams, headless: bool, stopped: Callable[[], bool]) -> Iterator[Keyed]:
+def _default(streams: Streams, headless: bool, stop: Stop) -> Iterator[Keyed]:
     if headless or not has_display():
         yield NullSink(), None
         return
     try:
-        yield from list(_windows(streams, stopped))
+        yield from list(_windows(streams, stop))
     except InputError as error:
         log.warning("%s", error)
         yield NullSink(), None
 
 
-def _open(output: str, streams: Streams, headless: bool, stopped: Callable[[], bool], viewers: int) -> Iterator[Keyed]:
+def _open(output: str, streams: Streams, headless: bool, stop: Stop, viewers: int) -> Iterator[Keyed]:
     """The sinks of one URI, each opened as it is iterated."""
     scheme, separator, rest = _parts(output)
     if output == "none":
@@ -115,7 +116,7 @@ def _open(output: str, streams: Streams, headless: bool, stopped: Callable[[], b
             raise InputError("--headless and --output display:// exclude each other")
         if not has_display():
             raise InputError(f"--output {output}: there is no display here; give a file, a folder or none")
-        yield from _windows(streams, stopped)
+        yield from _windows(streams, stop)
     elif separator and scheme == "http":
         from diinn.runtime.sinks.preview import Preview
 
@@ -140,10 +141,10 @@ def _open(output: str, streams: Streams, headless: bool, stopped: Callable[[], b
             yield _file(path, streams, source, view, folder=folder), frozenset({(source.name, view)})
 
 
-def _windows(streams: Streams, stopped: Callable[[], bool]) -> Iterator[Keyed]:
+def _windows(streams: Streams, stop: Stop) -> Iterator[Keyed]:
     for source, view in streams.each:
         title = f"diinn {streams.labels[source.name, view]}"
-        yield Window(title, bool(source.files), stopped), frozenset({(source.name, view)})
+        yield Window(title, bool(source.files), stop), frozenset({(source.name, view)})
 
 
 def _file(path: Path, streams: Streams, source: Source, view: str, *, folder: bool) -> Sink:

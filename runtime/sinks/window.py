@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
 import cv2
 from diinn.runtime.errors import InputError
 from diinn.runtime.stream.result import Result
 from diinn.runtime.stream.sink import Sink
+from diinn.runtime.stream.stop import Stop
 
 
 class Window(Sink):
     """A window; q or Escape ends the run (``closed``).
 
-    hold: keep a still image until a key is pressed; stopped: whether to give up waiting for one
+    hold: keep a still image until a key is pressed; stop: ends the waiting for one
     """
 
     where = "display://0"
     threaded = False
 
-    def __init__(self, title: str, hold: bool, stopped: Callable[[], bool]) -> None:
-        self._title, self._hold, self._stopped = title, hold, stopped
+    def __init__(self, title: str, hold: bool, stop: Stop) -> None:
+        self._title, self._hold, self._stop = title, hold, stop
         self._shown = False
         try:
             cv2.namedWindow(title, cv2.WINDOW_AUTOSIZE)
@@ -33,7 +33,7 @@ class Window(Sink):
     def write(self, result: Result) -> None:
         cv2.imshow(self._title, result.image)
         self._shown = True
-        while self._hold and not self._look(50) and not self.closed and not self._stopped():
+        while self._hold and not self._look(50) and not self.closed and not self._stop.requested:
             pass
 
     def idle(self) -> None:

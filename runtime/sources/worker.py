@@ -44,7 +44,7 @@ class Wire:
 
     def give(self, image: UInt8, captured: float, arrived: float, count: int, undecodable: int) -> bool:
         """Hand a frame over; False if the parent has not copied the last ones yet."""
-        self._hear(0)
+        self._receive(0)
         if self._unanswered >= PLACES - 1:
             return False
         if self._map is None or len(self._map) < PLACES * image.nbytes:
@@ -60,13 +60,13 @@ class Wire:
 
     def _grow(self, size: int) -> None:
         while self._unanswered:  # the parent must have copied all before the memory is resized
-            self._hear(None)
+            self._receive(None)
         if self._map is not None:
             self._map.close()
         os.ftruncate(self._memory, size)
         self._map = mmap.mmap(self._memory, size)
 
-    def _hear(self, timeout: float | None) -> None:
+    def _receive(self, timeout: float | None) -> None:
         if self._selector.select(timeout):
             answers = self._connection.recv(64)
             if not answers:

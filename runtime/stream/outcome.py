@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 class Outcome:
     """What became of a stream's cameras and sinks.
 
-    error: of the device, or of a camera that nobody waits for; logged: failures that were logged while others went on
+    error: of the device, or of a camera that is not waited for; logged: failures that were logged while others went on
     """
 
     def __init__(self, sources: Sequence[Source], sinks: Sequence[SinkThread], *, wait_for_cameras: bool) -> None:
@@ -26,11 +26,10 @@ class Outcome:
         self._sources, self._sinks, self._wait_for_cameras = sources, sinks, wait_for_cameras
 
     def finished(self, *, sinks_are_all: bool) -> bool:
-        """Whether nobody is left to show anything to, or no camera can be opened; logs what failed.
+        """Whether every sink has ended, or a viewer its window, or no camera can be opened.
 
         sinks_are_all: whether results go to the sinks alone
         """
-        self._log_failures()
         if any(sink.sink.closed for sink in self._sinks):
             return True
         if self._sinks and sinks_are_all and all(sink.done for sink in self._sinks):
@@ -51,7 +50,7 @@ class Outcome:
             self.logged.first(text)
             log.error("%s", text, exc_info=error)
 
-    def _log_failures(self) -> None:
+    def log_failures(self) -> None:
         """Log once which cameras failed, while others go on."""
         if not any(source.captured and source.failure is None for source in self._sources):
             return

@@ -6,9 +6,9 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from diinn.runtime.errors import DiinnError
+from diinn.runtime.errors import DiinnError, InputError
 from diinn.runtime.sources import Source
 from diinn.runtime.stream.batcher import Batcher
 from diinn.runtime.stream.outcome import Outcome
@@ -22,10 +22,11 @@ TICK_SECONDS = 0.05
 
 
 class Shutdown:
-    """Ends a stream once, in the thread that runs it; other threads that want its end wait for that.
+    """Ends a stream once, in the thread that runs it; other threads that close it wait for that.
 
-    begun: whether a thread wants its end; interrupted: whether the user did not wait for all of it
-    batch: the thread of the batcher
+    begun: whether a thread has called ``close``; interrupted: whether that did not wait for all of it
+    batch: the thread of the batcher; started: whether the stream's threads run
+    release: called once everything has ended, or was left
     """
 
     def __init__(
@@ -35,40 +36,45 @@ class Shutdown:
         sources: Sequence[Source],
         sinks: Sequence[SinkThread],
         outcome: Outcome,
+        release: Callable[[], None],
     ) -> None:
-        self.begun = self.interrupted = False
+        self.begun = self.interrupted = self.started = False
         self.batch = batch
         self._batcher, self._sources, self._sinks, self._outcome = batcher, sources, sinks, outcome
+        self._release = release
         self._lock, self._ended = threading.Lock(), threading.Event()
         self._runner: threading.Thread | None = None
         self._closer: threading.Thread | None = None
+
+    def start(self) -> None:
+        """From here on the stream's threads run; InputError where they did before, or it has ended."""
+        with self._lock:
+            if self.started or self._closer is not None:
+                raise InputError("a stream runs once: make another")
+            self.started = True
 
     def run_here(self) -> None:
         """From here on the calling thread runs the stream."""
         self._runner = threading.current_thread()
 
-    def close(self, stop: Stop, *, started: bool) -> bool:
-        """End the stream, or wait until the thread that runs it has; a sink's own thread does not wait for itself.
-
-        Returns whether this call ended it.
-
-        started: whether its threads run
-        """
+    def close(self, stop: Stop) -> None:
+        """End the stream, or wait until the thread that runs it has; a sink's own thread does not wait for itself."""
         here = threading.current_thread()
         self.begun = True
         with self._lock:
             mine = self._closer is None and self._runner in (None, here)
             if mine:
                 self._closer = here
+            started = self.started
         if mine:
             try:
                 self._end(stop, started=started)
+                self._release()
             finally:
                 self._ended.set()
         elif here not in (self._closer, self.batch, *(sink.thread for sink in self._sinks)):
             while not self._ended.wait(TICK_SECONDS) and not stop.interrupted:
                 pass
-        return mine
 
     def _end(self, stop: Stop, *, started: bool) -> None:
         """Cameras at once, then the batch in work, then the sinks, which begin to finish together."""

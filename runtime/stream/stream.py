@@ -115,9 +115,8 @@ class Stream(Closing):
         self._zooms = 0
         self._views_lock = threading.Lock()
         self._shown = threading.Event()  # something for a window has come
-        self._started = False
         self._thread = threading.Thread(target=self._batch, name="diinn-batcher", daemon=True)
-        self._shutdown = Shutdown(self._batcher, self._thread, self.sources, self.outlets, self.outcome)
+        self._shutdown = Shutdown(self._batcher, self._thread, self.sources, self.outlets, self.outcome, self._release)
 
     def start(self) -> None:
         """Begin to capture and process, in other threads.
@@ -125,9 +124,7 @@ class Stream(Closing):
         Raises:
             InputError: It was started before.
         """
-        if self._started or self._shutdown.begun:
-            raise InputError("a stream runs once: make another")
-        self._started = True
+        self._shutdown.start()
         for mailbox in self._mailboxes:
             mailbox.on_taken = self._taken
         for outlet in self.outlets:
@@ -153,13 +150,14 @@ class Stream(Closing):
         except BaseException as error:  # raised where the stream is run or iterated
             self.outcome.error = error
 
-    def run(self, stop: Stop | None = None) -> None:
+    def run(self, stop: Stop | None = None, on_tick: Callable[[], None] = lambda: None) -> None:
         """Run until the sources have ended, a viewer has closed its window, or ``stop``; then close everything.
 
         The calling thread draws windows.
 
         Args:
             stop: Ends it: by its ``when``, its ``deadline``, or at once by ``interrupted``.
+            on_tick: Called several times a second, in this thread.
 
         Raises:
             DiinnError: The first error of the device, a file, the only camera or all sinks.
@@ -172,6 +170,7 @@ class Stream(Closing):
                 for outlet in self.outlets:
                     if not outlet.sink.threaded:
                         outlet.pump()
+                on_tick()
                 self._shown.wait(TICK_SECONDS)  # a window is shown at once
                 self._shown.clear()
         finally:
@@ -200,8 +199,9 @@ class Stream(Closing):
         self.check()
 
     def _finished(self) -> bool:
+        self.outcome.log_failures()
         sinks_are_all = len(self._mailboxes) == len(self.outlets)
-        return self.outcome.finished(sinks_are_all=sinks_are_all) or self._shutdown.begun or not self.busy
+        return self._shutdown.begun or not self.busy or self.outcome.finished(sinks_are_all=sinks_are_all)
 
     def check(self) -> None:
         """Raise what ended the stream, if it was an error.
@@ -296,8 +296,10 @@ class Stream(Closing):
             stop: Once it is ``interrupted``, a batch or a sink that takes long is left; ``busy`` is then True while the
                 batch still runs.
         """
-        ended = self._shutdown.close(stop or Stop(), started=self._started)
-        if ended and self._own and not self.busy:
+        self._shutdown.close(stop or Stop())
+
+    def _release(self) -> None:
+        if self._own and not self.busy:
             self.resolver.close()
 
     @property

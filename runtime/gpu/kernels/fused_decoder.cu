@@ -120,7 +120,7 @@ __device__ __forceinline__ void decode(long long count, int segments, const Segm
                 const float4 bias = *reinterpret_cast<const float4 *>(network.bias + (layer - 1) * K + at);
                 if (!RESIDENT) {
                     copies_done();
-                    __syncthreads();  // this piece is there, and nobody reads the one before any more
+                    __syncthreads();  // this piece is there, and the one before is no longer read
                     fetch(piece + 1 < pieces ? piece + 1 : 0, slot ^ 1);
                 }
                 const uint4 *const here = weights + (RESIDENT ? piece : slot) * PIECE + lane;

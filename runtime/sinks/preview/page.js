@@ -87,7 +87,7 @@ class Pane {
     this.root.querySelector(".waiting").hidden = true;
     const still = new URLSearchParams({ camera: header.camera, view: header.still });
     this.root.querySelector(".save").href = `still?${still}`;
-    // For whoever reads the page by machine.
+    // For programs that read the page.
     Object.assign(canvas.dataset, { sequence: header.sequence, size: header.size.join("x"), zoomed: header.zoomed,
       compared: Boolean(bicubic), quality: header.quality, noise: header.noise });
   }

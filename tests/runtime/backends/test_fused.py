@@ -112,7 +112,7 @@ def test_weights_are_streamed_where_they_do_not_fit(
 
 
 FETCH = "fetch(piece + 1 < pieces ? piece + 1 : 0, slot ^ 1);"
-BARRIER = "__syncthreads();  // this piece is there, and nobody reads the one before any more"
+BARRIER = "__syncthreads();  // this piece is there, and the one before is no longer read"
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_an_engine_that_the_user_trusts_is_taken_and_compared(
     assert run(bundle_path, *words) == 0
     output = capsys.readouterr().out
     assert "built in" not in output
-    assert output.count("on your word") == 2
+    assert output.count(", taken from ") == 2
     assert "tiny: passed" in output
     found = {metadata.key.identity.role: metadata for _, metadata in Cache().entries() if not isinstance(metadata, str)}
     assert found["encoder"].key.profile.most["frame"] == (1, 5, 48, 64)

@@ -21,6 +21,7 @@ from diinn.benchmarks.mjpeg_server import burnt
 from diinn.runtime import CameraSettings, DiinnError, InputError, Stream, SuperResolver
 from diinn.runtime.geometry.view_spec import ViewSpec
 from diinn.runtime.sinks.preview import Preview, jpeg_pair, metrics
+from diinn.runtime.stream.stop import Stop
 from served import Served, until
 
 VIEWS = {"full": ViewSpec(dsize=(320, 240)), "part": ViewSpec.parse("roi:40,30,80,60:160x120")}
@@ -220,7 +221,9 @@ def test_frozen_viewers_do_not_hold_up_the_end(
         )
     until(lambda: len(page._viewers) == 6)
     began = time.monotonic()
-    stream.close(lambda: True)
+    stop = Stop()
+    stop.interrupted = True
+    stream.close(stop)
     assert time.monotonic() - began < 2
     assert stream.outlets[0].failure is None
     for each in frozen:
