@@ -30,7 +30,7 @@ def candidates(name: str, decoder: str | None = None) -> list[str]:
     if not have:
         raise InputError(unknown("decoder", decoder, sorted({d for decoders in DECODERS.values() for d in decoders})))
     if name not in ("auto", *have):
-        raise InputError(f"the {name} backend has no {decoder} decoder, only {' or '.join(have)}: leave out one of them")
+        raise InputError(f"backend {name} has no {decoder} decoder, only {' or '.join(have)}: leave out one of them")
     return have if name == "auto" else [name]
 
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime, with the CPU's own decoder and the encoder on a GPU that works; or any provider the installed build has."""
+"""ONNX Runtime on the CPU, with a decoder of our own and the encoder on a GPU that works; or any of its providers."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ CPU_PIXELS = 4 * 160 * 120  # of all frames encoded together
 class OnnxRuntimeBackend(Backend):
     """Encoder with all threads on one frame; decoder by the CPU's own kernel, or a graph with the gather inside.
 
-    Either decodes one piece a thread. Small matrix products gain little from threads inside an operator, so on the CPU each thread
-    decodes its own chunk: 44 ms instead of 71 for 307,200 queries of a 4 x 32 decoder on two cores. The
-    gather inside the graph saves another tenth over one in NumPy. int8 graphs are gathered for in NumPy.
+    Small matrix products gain little from threads inside an operator, so on the CPU each thread decodes its own piece:
+    by the graph 44 ms instead of 71 for 307,200 queries of a 4 x 32 decoder on two cores. The gather inside the graph
+    saves another tenth over one in NumPy. int8 graphs are gathered for in NumPy.
     """
 
     name = "onnxruntime"

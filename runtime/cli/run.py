@@ -138,7 +138,7 @@ def run(args: argparse.Namespace, out: LineWriter, err: LineWriter) -> int:
     from diinn.runtime.super_resolver import SuperResolver
     from diinn.runtime.util.memory import MIB
 
-    _check(args)
+    _check_arguments(args)
     frames = args.max_frames or (BENCHMARK_FRAMES if args.benchmark and not args.duration else None)
     announcements = report.Announcements(err if STANDARD_OUTPUT in (*args.output, args.stats) else out)
     stream: Stream | None = None
@@ -197,7 +197,7 @@ def _run(stream: Stream, stop: Stop, duration: float, out: LineWriter, ticks: Se
     stream.run(lambda: stop.requested, tick, stop.by_signal)
 
 
-def _check(args: argparse.Namespace) -> None:
+def _check_arguments(args: argparse.Namespace) -> None:
     """InputError for arguments that do not go together."""
     if not (args.camera or args.input or args.cameras):
         raise InputError("no input: give --camera 0, --camera demo or --input FILE")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -10,7 +11,6 @@ import json
 import logging
 import os
 import platform
-import shlex
 import shutil
 import sys
 import tempfile
@@ -46,15 +46,18 @@ class Library:
     """
 
     def __init__(self, data: bytes, origin: str) -> None:
-        self._handle, self._file = _loaded(data)
+        """Raises DiinnError for what does not load. data: the library's bytes."""
         self.origin = origin
-        self.decode, self.sine = self._handle.diinn_decode, self._handle.diinn_sine
+        try:
+            handle = _loaded(data)
+            self.decode, self.sine, named = handle.diinn_decode, handle.diinn_sine, handle.diinn_instructions
+        except (OSError, AttributeError) as error:
+            raise DiinnError(f"the decoder {origin} does not load: {error}") from None
         self.decode.restype = self.sine.restype = None
         self.decode.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_int, *[ctypes.c_longlong] * 2]
         self.sine.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_longlong]
-        named = self._handle.diinn_instructions
         named.restype = ctypes.c_char_p
-        self.instructions = named().decode()
+        self.instructions: str = named().decode()
 
 
 def library() -> Library:
@@ -64,15 +67,16 @@ def library() -> Library:
         InputError: There is neither a compiler nor a library that fits.
         DiinnError: It does not compile, or does not load.
     """
-    found = _library(tuple(find_compiler()), str(PREBUILT), str(SOURCE), os.environ.get("DIINN_CACHE"))
+    found = _library()
     if isinstance(found, DiinnError):
         raise found
     return found
 
 
 @functools.cache
-def _library(command: tuple[str, ...], prebuilt: str, source: str, cache: str | None) -> Library | DiinnError:
+def _library() -> Library | DiinnError:
     """``library``, or why there is none: a compiler that fails is not tried again at every opening."""
+    command = find_compiler()
     failed: DiinnError | None = None
     try:
         if command:
@@ -92,7 +96,7 @@ def _library(command: tuple[str, ...], prebuilt: str, source: str, cache: str | 
 
 def find_compiler() -> list[str]:
     """The command of the C++ compiler: ``$CXX``, or the first on PATH; empty where there is none."""
-    for command in (shlex.split(os.environ.get("CXX", "")), *([name] for name in COMPILERS)):
+    for command in (os.environ.get("CXX", "").split(), *([name] for name in COMPILERS)):
         path = shutil.which(command[0]) if command else None
         if path is not None:
             return [path, *command[1:]]
@@ -160,26 +164,17 @@ def _prebuilt() -> bytes | None:
     return data if fits else None
 
 
-def _loaded(data: bytes) -> tuple[ctypes.CDLL, int]:
-    """A library from memory, as it was read and checked, and the open file behind it; no folder need allow programs."""
-    try:
-        if hasattr(os, "memfd_create"):
-            file = os.memfd_create("diinn-decoder")
-            _write(file, data)
-            # Stays open: a later library under the same number would be taken for this one.
-            return ctypes.CDLL(f"/proc/self/fd/{file}"), file
-        with tempfile.NamedTemporaryFile(suffix=".so") as named:
-            named.write(data)
-            named.flush()
-            return ctypes.CDLL(named.name), -1
-    except OSError as error:
-        raise DiinnError(f"the compiled decoder does not load: {error}") from None
-
-
-def _write(file: int, data: bytes) -> None:
-    at = 0
-    while at < len(data):
-        at += os.write(file, data[at:])
+def _loaded(data: bytes) -> ctypes.CDLL:
+    """A library from memory, as it was read and checked, so that no folder need allow programs; else from a file."""
+    with contextlib.suppress(OSError, AttributeError):  # not on this system, or forbidden
+        file = os.memfd_create("diinn-decoder")
+        with os.fdopen(file, "wb", closefd=False) as writer:  # open: another under its number would pass for this one
+            writer.write(data)
+        return ctypes.CDLL(f"/proc/self/fd/{file}")
+    with tempfile.NamedTemporaryFile(suffix=".so") as named:
+        named.write(data)
+        named.flush()
+        return ctypes.CDLL(named.name)
 
 
 def prebuild(machine: str, command: Sequence[str]) -> Path:

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from diinn.runtime.errors import DiinnError, InputError
+from diinn.runtime.errors import DiinnError
 from diinn.runtime.util.private_files import cache_folder, replace
 
 log = logging.getLogger(__name__)
@@ -23,8 +23,13 @@ def compiled(command: Sequence[str], source: Path) -> tuple[bytes, str]:
         DiinnError: It does not run, or fails: with its first error.
     """
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder) / "out"
+        folder = tempfile.TemporaryDirectory()
+    except OSError as error:
+        where = tempfile.gettempdir()
+        raise DiinnError(f"no room to compile {source.name} in {where}: {error.strerror}") from None
+    with folder:
+        out = Path(folder.name) / "out"
+        try:
             done = subprocess.run(
                 [*command, "-o", str(out), str(source)],
                 capture_output=True,
@@ -34,15 +39,14 @@ def compiled(command: Sequence[str], source: Path) -> tuple[bytes, str]:
                 timeout=LONGEST,
                 stdin=subprocess.DEVNULL,
             )
-            output = done.stdout + done.stderr
-            if done.returncode or not out.exists():
-                wrong = next((line for line in output.splitlines() if "error" in line.lower()), output.strip()[:300])
-                wrong = wrong.strip() or f"exit code {done.returncode}"
-                raise DiinnError(f"{command[0]} cannot compile {source.name}: {wrong}")
-            return out.read_bytes(), output
-    except (OSError, subprocess.TimeoutExpired) as error:
-        why = getattr(error, "strerror", None) or error
-        raise DiinnError(f"{command[0]} does not run: {why}") from None
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise DiinnError(f"{command[0]} does not run: {getattr(error, 'strerror', None) or error}") from None
+        output = done.stdout + done.stderr
+        if done.returncode or not out.exists():
+            wrong = next((line for line in output.splitlines() if "error" in line.lower()), output.strip()[:300])
+            wrong = wrong.strip() or f"exit code {done.returncode}"
+            raise DiinnError(f"{command[0]} cannot compile {source.name}: {wrong}")
+        return out.read_bytes(), output
 
 
 def printed(command: Sequence[str]) -> str:
