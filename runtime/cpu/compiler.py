@@ -49,7 +49,7 @@ class Library:
         """Raises DiinnError for what does not load. data: the library's bytes."""
         self.origin = origin
         try:
-            handle = _loaded(data)
+            handle = loaded(data)
             self.decode, self.sine, named = handle.diinn_decode, handle.diinn_sine, handle.diinn_instructions
         except (OSError, AttributeError) as error:
             raise DiinnError(f"the decoder {origin} does not load: {error}") from None
@@ -71,6 +71,11 @@ def library() -> Library:
     if isinstance(found, DiinnError):
         raise found
     return found
+
+
+def forget() -> None:
+    """Have ``library`` look anew."""
+    _library.cache_clear()
 
 
 @functools.cache
@@ -121,18 +126,23 @@ def features() -> tuple[str, ...]:
     return ()
 
 
+def options() -> tuple[str, ...]:
+    """Of the compiler, for this processor: where it is not known, for any of its kind.
+
+    A cache may move to another machine with its home folder, so nothing is used that the library's key does not name.
+    """
+    return (*FLAGS, "-march=native") if features() and platform.machine() == "x86_64" else FLAGS
+
+
 def _compiled(command: Sequence[str]) -> bytes:
     """The library, from the cache or the compiler."""
-    # Only what the key names may be compiled for: the cache may move to another machine with its home folder.
-    can = features()
-    native = ("-march=native",) if can and platform.machine() == "x86_64" else ()
-    key = " ".join((digest(), *command, version(command), platform.machine(), *native, *can))
+    key = " ".join((digest(), *command, version(command), platform.machine(), *features()))
     kept = compiling.kept(SOURCE.stem, key, ".so")
     try:
         return _unsealed(read_own(kept))
     except FileRejected:
         log.info("compiling %s", SOURCE.name)
-    data, _ = compiling.compiled([*command, *FLAGS, *native], SOURCE)
+    data, _ = compiling.compiled([*command, *options()], SOURCE)
     compiling.keep(kept, data + hashlib.sha256(data).digest(), SOURCE.name)
     return data
 
@@ -164,7 +174,7 @@ def _prebuilt() -> bytes | None:
     return data if fits else None
 
 
-def _loaded(data: bytes) -> ctypes.CDLL:
+def loaded(data: bytes) -> ctypes.CDLL:
     """A library from memory, as it was read and checked, so that no folder need allow programs; else from a file."""
     with contextlib.suppress(OSError, AttributeError):  # not on this system, or forbidden
         file = os.memfd_create("diinn-decoder")

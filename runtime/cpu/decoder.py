@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -34,13 +36,15 @@ class Launch:
     """
 
     def __init__(self, maps: Sequence[Float32], segments: Sequence[Segment]) -> None:
-        self._segments, self._kept = segments, [np.ascontiguousarray(rows, np.float32) for rows in maps]
+        self._kept = [np.ascontiguousarray(rows, np.float32) for rows in maps]
         self.maps = np.array([rows.ctypes.data for rows in self._kept], np.uint64)
         self.records = np.zeros(len(segments), SEGMENT)
-        self._starts = np.cumsum([0, *(segment.count for segment in segments)])
-        self.count = int(self._starts[-1])
+        self._starts = [*accumulate((segment.count for segment in segments), initial=0)]
+        self._firsts = [s.ids.start if isinstance(s.ids, slice) else None for s in segments]
+        self._widths = [segment.queries.shape[1] for segment in segments]
+        self.count = self._starts[-1]
         for record, start, segment in zip(self.records, self._starts, segments, strict=False):
-            self._fill(record, int(start), segment)
+            self._fill(record, start, segment)
 
     def _fill(self, record: Any, start: int, segment: Segment) -> None:
         queries, out = segment.queries, segment.out
@@ -63,10 +67,11 @@ class Launch:
         begin = 0
         while begin < self.count:
             end = min(begin + size, self.count)
-            at = int(np.searchsorted(self._starts, end, "right")) - 1
-            if end < self.count and isinstance(self._segments[at].ids, slice):
-                beyond = (int(self.records["first"][at]) + end - int(self._starts[at])) % int(self.records["width"][at])
-                if end - beyond > max(begin, int(self._starts[at])):
+            if end < self.count:
+                at = bisect_right(self._starts, end) - 1
+                first, start = self._firsts[at], self._starts[at]
+                beyond = 0 if first is None else (first + end - start) % self._widths[at]
+                if end - beyond > max(begin, start):
                     end -= beyond
             yield begin, end
             begin = end

@@ -28,9 +28,9 @@ def fresh(monkeypatch: Patch, tmp_path: Path, caplog: Log) -> Iterator[Path]:
     """A machine whose cache is empty and that has not looked for a decoder yet; the folder of what is kept."""
     monkeypatch.setenv("DIINN_CACHE", str(tmp_path / "cache" / "engines"))
     caplog.set_level("INFO")
-    compiler._library.cache_clear()
+    compiler.forget()
     yield tmp_path / "cache" / "kernels"
-    compiler._library.cache_clear()
+    compiler.forget()
 
 
 def pixels(bundle: Path, decoder: str | None = None) -> tuple[np.ndarray, str]:
@@ -178,7 +178,7 @@ def test_it_is_compiled_once(bundle_path: Path, fresh: Path, monkeypatch: Patch)
     assert "decoder fused" in by
     (kept,) = fresh.iterdir()
     assert kept.stat().st_mode & 0o777 == 0o600
-    compiler._library.cache_clear()
+    compiler.forget()
     monkeypatch.setattr(compiling, "compiled", lambda *_: pytest.fail("compiled again"))
     np.testing.assert_array_equal(pixels(bundle_path)[0], first)
 
@@ -202,7 +202,7 @@ def test_a_kept_library_that_is_not_ours_is_compiled_again(
         kept.symlink_to(fresh / "elsewhere")
     else:
         kept.write_bytes({"cut short": good[:-5000], "changed": b"\x7fELF" + good[5:], "empty": b""}[what])
-    compiler._library.cache_clear()
+    compiler.forget()
     assert "decoder fused" in pixels(bundle_path)[1]
     assert said(caplog) == []
     assert not kept.is_symlink()
@@ -219,14 +219,14 @@ def test_a_library_of_another_processor_is_left_alone(
     (kept,) = fresh.iterdir()
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nflags\t\t: fpu sse2 another\n\n")
     monkeypatch.setattr(compiler, "CPU_FACTS", tmp_path / "cpuinfo")
-    compiler._library.cache_clear()
+    compiler.forget()
     pixels(bundle_path)
     assert len(list(fresh.iterdir())) == 2
     assert kept.exists()
     (tmp_path / "cpuinfo").unlink()  # what is not known is not used
     commands = []
     monkeypatch.setattr(compiling, "compiled", lambda command, source: commands.append(command) or (b"", ""))
-    compiler._library.cache_clear()
+    compiler.forget()
     pixels(bundle_path)
     assert "-march=native" not in commands[0]
 
