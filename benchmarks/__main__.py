@@ -14,6 +14,7 @@ from diinn.runtime.util.command_line import Parser, guarded
 BENCHMARKS = {  # what pip is to install for each
     "speed": "'diinn[cpu,train,export]'",
     "memory": "'diinn[cpu]'",
+    "cpu_decoder": "'diinn[cpu,train,export]'",
     "streaming": "'diinn[cpu]' psutil",
     "denoise": "'diinn[cpu,train,export]'",
     "rectify": "'diinn[cpu,train]'",

@@ -25,9 +25,10 @@ from diinn.runtime.backends.fused import WIDTHS, FusedDecoder
 from diinn.runtime.errors import DiinnError
 from diinn.runtime.geometry import grid
 from diinn.runtime.geometry.grid import Size
+from diinn.runtime.geometry.segments import SEGMENT
 from diinn.runtime.gpu import device as devices
 from diinn.runtime.gpu.memory import Buffers, DeviceMaps
-from diinn.runtime.gpu.segments import SEGMENT, ViewTables
+from diinn.runtime.gpu.segments import ViewTables
 from diinn.runtime.util.command_line import Parser, check_output
 from diinn.train.decoders import Decoder
 from diinn.train.model import SuperResolutionModel

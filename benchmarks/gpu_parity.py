@@ -84,12 +84,14 @@ def check(widths: Sequence[int], depths: Sequence[int]) -> Iterator[Parity]:
                 bundle = writer.export(path).path
                 cpu, gpu, replayed = (
                     stack.enter_context(
-                        SuperResolver.open(bundle, backend=name, provider=provider, check=False, cuda_graphs=replay)
+                        SuperResolver.open(
+                            bundle, backend=name, provider=provider, decoder=decoder, check=False, cuda_graphs=replay
+                        )
                     )
-                    for name, provider, replay in (
-                        ("onnxruntime", "cpu", False),
-                        ("cuda", None, False),
-                        ("cuda", None, True),
+                    for name, provider, decoder, replay in (
+                        ("onnxruntime", "cpu", "onnx", False),
+                        ("cuda", None, None, False),
+                        ("cuda", None, None, True),
                     )
                 )
                 frames = [rng.integers(0, 256, (25, 37, 3)).astype(np.uint8) for _ in range(3)]

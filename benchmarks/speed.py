@@ -163,7 +163,7 @@ def run(args: argparse.Namespace) -> int:
     logging.getLogger("diinn").setLevel(logging.ERROR)  # scales beyond training are the point here
     threads = BackendOptions().thread_count
     torch.set_num_threads(threads)
-    print(f"{_processor()}, {threads} threads, torch {torch.__version__}, NumPy {np.__version__}")
+    print(f"{processor()}, {threads} threads, torch {torch.__version__}, NumPy {np.__version__}")
     console = Console(width=110)
     everything = []
     for name in args.network or NAMES:
@@ -179,7 +179,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name."""
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()

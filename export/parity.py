@@ -40,7 +40,7 @@ class Row:
 
 def compare(model: SuperResolutionModel, bundle: Path) -> list[Row]:
     """Every case of ``CASES`` × ``BATCHES``; DiinnError when one differs by more than ``TOLERANCE``."""
-    with SuperResolver.open(bundle, backend="onnxruntime", provider="cpu") as resolver:
+    with SuperResolver.open(bundle, backend="onnxruntime", provider="cpu", decoder="onnx") as resolver:
         engine = ort.InferenceSession(str(resolver.bundle.graph("decoder")), providers=["CPUExecutionProvider"])
         rows = list(_rows(model, resolver, engine))
     worst = max(rows, key=lambda r: max(r.runtime, r.engine, key=_nan_last))

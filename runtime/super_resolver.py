@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from diinn.runtime import backends
 from diinn.runtime.backends import bands
-from diinn.runtime.backends.base import Backend, BackendOptions, Maps, Segment
+from diinn.runtime.backends.base import Backend, BackendOptions, Maps
 from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.bundles import golden
 from diinn.runtime.bundles.model_dial import ModelDial
@@ -22,6 +22,7 @@ from diinn.runtime.engines.verify import Verdict
 from diinn.runtime.errors import BundleError, DiinnError, InputError
 from diinn.runtime.geometry import grid
 from diinn.runtime.geometry.grid import Size
+from diinn.runtime.geometry.segments import Segment
 from diinn.runtime.geometry.view import Rect, View
 from diinn.runtime.images.arrays import Image, as_bgr, as_dtype
 from diinn.runtime.noise.strength import NONE, Denoise, Strength
@@ -87,6 +88,7 @@ class SuperResolver(Closing):
         memory_budget: int = 512 * MIB,
         chunk: int | None = None,
         precision: str | None = None,
+        decoder: str | None = None,
         cuda_graphs: bool = False,
         check: bool = True,
     ) -> SuperResolver:
@@ -101,6 +103,8 @@ class SuperResolver(Closing):
                 an engine for them is open.
             chunk: Queries decoded at once, default by the model's width.
             precision: "fp32", or with TensorRT "fp16" (its default) or "int8".
+            decoder: "fused" for a kernel of the backend's own, "engine" for TensorRT's, "onnx" for ONNX Runtime's;
+                default the fastest that is there and right. It narrows what "auto" tries.
             cuda_graphs: Replay the work on a GPU as CUDA graphs, where the backend can.
             check: Replay the bundle's golden sample first; engines are compared with the CPU once, too.
 
@@ -114,15 +118,21 @@ class SuperResolver(Closing):
                 raise InputError(f"{what} = {value} is not a whole number from 1 up")
         found = bundles.load(model)
         options = BackendOptions(
-            provider, threads, chunk, precision, cuda_graphs=cuda_graphs, compare=_compared_with_cpu
+            provider,
+            threads,
+            chunk,
+            precision,
+            cuda_graphs=cuda_graphs,
+            decoder=None if decoder == "auto" else decoder,
+            compare=_compared_with_cpu,
         )
-        *better, last = backends.candidates(backend)
+        *better, last = backends.candidates(backend, options.decoder)
         for name in better:
             try:
                 kind = backends.load(name)
                 why_not = kind.not_ready(found, options)
                 if not why_not:
-                    return cls._open(kind(found, replace(options, may_build=False)), memory_budget, check)
+                    return cls._open(kind(found, replace(options, may_build=decoder == "fused")), memory_budget, check)
                 log.info("not %s: %s", name, why_not)
             except DiinnError as error:
                 log.warning("not %s: %s", name, error)
@@ -134,7 +144,12 @@ class SuperResolver(Closing):
         if check:
             try:
                 backend.verify()
-                resolver.check()
+                try:
+                    resolver.check()
+                except BundleError as error:
+                    if not backend.retreat(error):
+                        raise
+                    resolver.check()
             except BaseException:
                 resolver.close()
                 raise
@@ -441,5 +456,7 @@ def _compared_with_cpu(backend: Backend, precision: str, profile: Profile) -> Ve
         return verify.not_compared(precision, str(error))
     ours = SuperResolver(backend.bundle, backend, 2**40)  # never in bands
     same = "int8" if precision == "int8" else None
-    with SuperResolver.open(backend.bundle.path, backend="onnxruntime", provider="cpu", precision=same) as theirs:
+    with SuperResolver.open(
+        backend.bundle.path, backend="onnxruntime", provider="cpu", precision=same, decoder="onnx"
+    ) as theirs:
         return verify.compare(ours, theirs, precision, profile)

@@ -53,12 +53,14 @@ PREPARED = ROOT / "build" / "tiny"  # bundles, see tiny.py
 @pytest.fixture(autouse=True, scope="session")
 def fresh_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Nothing that earlier work left on this machine is found: no cache, no kernels of ``make kernels``."""
+    from diinn.runtime.cpu import compiler as cpu_compiler
     from diinn.runtime.gpu import compiler
 
     empty = tmp_path_factory.mktemp("machine")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DIINN_CACHE", str(empty / "engines"))
-        patch.setattr(compiler, "PREBUILT", empty / "prebuilt")
+        for maker in (compiler, cpu_compiler):
+            patch.setattr(maker, "PREBUILT", empty / "prebuilt")
         yield
 
 

@@ -60,7 +60,7 @@ def test_arrows_run_one_way(room: str) -> None:
 
 
 # Each of the runtime's folders and files may import those that stand before it.
-ORDER = ["errors", "util", "images", "geometry", "noise", "bundles", "sources", "gpu", "engines", "backends"]
+ORDER = ["errors", "util", "images", "geometry", "noise", "bundles", "sources", "gpu", "cpu", "engines", "backends"]
 ORDER += ["super_resolver", "stream", "sinks", "cli", "examples"]
 
 
@@ -236,7 +236,7 @@ def test_the_wheel_holds_every_file(wheel: Path) -> None:
     for room in ROOMS:
         for path in (ROOT / room).rglob("*"):
             data = (
-                path.suffix in (".yaml", ".cu", ".h", ".c", ".html", ".css", ".js")
+                path.suffix in (".yaml", ".cu", ".cpp", ".h", ".c", ".html", ".css", ".js")
                 or path.parent.parent.name == "shipped"
                 or path.name in ("paper.csv", "py.typed")
             )

@@ -59,6 +59,29 @@ def dialless(path: Path, folder: Path) -> Path:
     return made
 
 
+def of_layers(folder: Path, width: int, depth: int, **decoder: object) -> Path:
+    """The bundle of a model with random weights and a decoder of that width and depth, in ``folder``."""
+    import torch
+    from diinn.export import writer
+    from diinn.train import checkpoint
+    from diinn.train.config import parse
+    from diinn.train.model import ModelConfig, SuperResolutionModel
+
+    torch.manual_seed(width + depth)
+    values = {
+        "encoder": {"name": "compact", "channels": 8, "blocks": 1},
+        "decoder": {"name": "diinn", "depth": depth, "width": width, **decoder},
+        "dial": {},
+    }
+    path = folder / f"k{width}n{depth}.pth"
+    model = SuperResolutionModel(parse(ModelConfig, values, "test"))
+    with torch.no_grad():
+        for layer in model.decoder.get_submodule("synthesis"):
+            layer.weight *= 2  # arguments beyond one period
+    checkpoint.save(path, checkpoint.Checkpoint(model, (1.0, 4.0)))
+    return writer.export(path).path
+
+
 if __name__ == "__main__":
     target = Path(sys.argv[1])
     target.mkdir(parents=True, exist_ok=True)

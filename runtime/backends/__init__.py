@@ -16,13 +16,22 @@ BACKENDS = {
     "tensorrt": ("diinn.runtime.backends.tensorrt", "TensorRtBackend", "pip install 'diinn[cuda]'"),
     "onnxruntime": ("diinn.runtime.backends.onnxruntime", "OnnxRuntimeBackend", "pip install 'diinn[cpu]'"),
 }
+# What each of them decodes with: a kernel of its own, a TensorRT engine, a graph.
+DECODERS = {"cuda": ("fused",), "tensorrt": ("engine",), "onnxruntime": ("fused", "onnx")}
 
 
-def candidates(name: str) -> list[str]:
-    """The backends to try for ``name``, in order: itself, or all for "auto"."""
+def candidates(name: str, decoder: str | None = None) -> list[str]:
+    """The backends to try for ``name``, in order: itself, or all for "auto"; those that have ``decoder``."""
     if name != "auto" and name not in BACKENDS:
         raise InputError(unknown("backend", name, [*BACKENDS, "auto"]))
-    return [*BACKENDS] if name == "auto" else [name]
+    if decoder is None:
+        return [*BACKENDS] if name == "auto" else [name]
+    have = [backend for backend, decoders in DECODERS.items() if decoder in decoders]
+    if not have:
+        raise InputError(unknown("decoder", decoder, sorted({d for decoders in DECODERS.values() for d in decoders})))
+    if name not in ("auto", *have):
+        raise InputError(f"backend {name} has no {decoder} decoder, only {' or '.join(have)}: leave out one of them")
+    return have if name == "auto" else [name]
 
 
 def load(name: str) -> type[Backend]:

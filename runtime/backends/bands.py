@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from diinn.runtime.backends.base import Backend, Segment
+from diinn.runtime.backends.base import Backend
 from diinn.runtime.bundles.bundle import Bundle, Levels
 from diinn.runtime.geometry.grid import Size
+from diinn.runtime.geometry.segments import Segment
 from diinn.runtime.images.arrays import Image
 
 

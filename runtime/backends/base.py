@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from threading import Event, Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from diinn.runtime.bundles.bundle import Bundle, Levels
 from diinn.runtime.engines.profiles import Profile
 from diinn.runtime.engines.verify import Verdict, not_compared
-from diinn.runtime.geometry.grid import Float32, Ids, Int32, Queries
+from diinn.runtime.errors import DiinnError
+from diinn.runtime.geometry.grid import Float32, Int32
+from diinn.runtime.geometry.segments import Chunk, Segment, pack
 from diinn.runtime.images.arrays import Image
 
 
@@ -34,6 +35,7 @@ class BackendOptions:
         precision: Which of the bundle's graphs; None for the backend's choice.
         may_build: Whether to build missing engines, which takes minutes.
         cuda_graphs: Whether to replay repeated work on a GPU as CUDA graphs.
+        decoder: Which of the backend's decoders, "fused", "engine" or "onnx"; None for the backend's choice.
         compare: Compares engines of (backend, precision, profile of the encoder) with the CPU.
     """
 
@@ -43,6 +45,7 @@ class BackendOptions:
     precision: str | None = None
     may_build: bool = True
     cuda_graphs: bool = False
+    decoder: str | None = None
     compare: Callable[[Backend, str, Profile], Verdict] = _no_reference
 
     @property
@@ -53,77 +56,8 @@ class BackendOptions:
         return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-@dataclass(frozen=True)
-class Segment:
-    """Queries to decode and where their pixels go.
-
-    Attributes:
-        queries: The queries of a view.
-        ids: Which of them.
-        offset: First row of their frame in the maps.
-        out: [h·w, 3] BGR, uint8 or float32 in units of [0, 1].
-        border: Value of queries outside the frame, in units of [0, 1].
-    """
-
-    queries: Queries
-    ids: Ids
-    offset: int
-    out: npt.NDArray[Any]
-    border: float
-
-    @property
-    def count(self) -> int:
-        return self.ids.stop - self.ids.start if isinstance(self.ids, slice) else len(self.ids)
-
-    def part(self, start: int, stop: int) -> Segment:
-        if isinstance(self.ids, slice):
-            ids: Ids = slice(self.ids.start + start, self.ids.start + stop)
-        else:
-            ids = self.ids[start:stop]
-        return Segment(self.queries, ids, self.offset, self.out, self.border)
-
-    def fill_inputs(self, index: Int32, query: Float32) -> None:
-        """Write the segment's rows of the maps and its queries."""
-        self.queries.fill(self.ids, index, query)
-        index += np.int32(self.offset)
-
-    def write(self, rgb: Float32) -> None:
-        """Store decoded RGB [n, 3] as BGR; uint8 is rounded and clamped, float32 is neither."""
-        outside = self.queries.outside
-        if outside is not None:
-            rgb = np.where(outside[self.ids, None], np.float32(self.border), rgb)
-        bgr = rgb[:, ::-1]
-        if self.out.dtype == np.uint8:
-            bgr = np.clip(np.rint(bgr * np.float32(255)), 0, 255).astype(np.uint8)
-        self.out[self.ids] = bgr
-
-
-Chunk = list[tuple[int, Segment]]  # (position of its first query in the chunk, segment)
 Maps = Any  # what ``encode`` made and ``run_chunk`` takes: the backend's own
-
-
-def write(chunk: Chunk, rgb: Float32) -> None:
-    """Store a chunk's decoded RGB [n, 3]."""
-    for at, segment in chunk:
-        segment.write(rgb[at : at + segment.count])
-
-
-def pack(segments: Sequence[Segment], size: int) -> Iterator[Chunk]:
-    """Segments cut and packed into chunks of at most ``size`` queries; several may share one."""
-    chunk: Chunk = []
-    used = 0
-    for segment in segments:
-        start = 0
-        while start < segment.count:
-            stop = min(segment.count, start + size - used)
-            chunk.append((used, segment.part(start, stop)))
-            used += stop - start
-            start = stop
-            if used == size:
-                yield chunk
-                chunk, used = [], 0
-    if chunk:
-        yield chunk
+Piece = TypeVar("Piece")
 
 
 class Backend(ABC):
@@ -208,10 +142,13 @@ class Backend(ABC):
             maps: What ``encode`` returned.
             segments: Queries, and the arrays their pixels go to.
         """
-        chunks = pack(segments, self.chunk)
+        self.in_workers(pack(segments, self.chunk), lambda chunk: self.run_chunk(maps, chunk))
+
+    def in_workers(self, pieces: Iterator[Piece], run: Callable[[Piece], None]) -> None:
+        """``run`` of every piece, in ``workers`` threads; pieces are made as they are needed."""
         if self.workers == 1:
-            for chunk in chunks:
-                self.run_chunk(maps, chunk)
+            for piece in pieces:
+                run(piece)
             return
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="diinn-decode")
@@ -220,16 +157,16 @@ class Backend(ABC):
 
         def drain() -> None:
             while not stop.is_set():
-                with lock:  # chunks are made as they are needed: their number grows with the output
-                    chunk = next(chunks, None)
-                if chunk is None:
+                with lock:  # their number grows with the output
+                    piece = next(pieces, None)
+                if piece is None:
                     return
-                self.run_chunk(maps, chunk)
+                run(piece)
 
         tasks: list[Future[None]] = [self._pool.submit(drain) for _ in range(self.workers)]
         try:
             wait(tasks, return_when=FIRST_EXCEPTION)
-        finally:  # one worker's failure, or Ctrl-C, ends the others at their next chunk
+        finally:  # one worker's failure, or Ctrl-C, ends the others at their next piece
             stop.set()
             wait(tasks)
         for task in tasks:
@@ -267,6 +204,17 @@ class Backend(ABC):
         Raises:
             DiinnError: A check fails.
         """
+
+    def retreat(self, why: DiinnError) -> bool:
+        """Put something slower in place of what differs from the golden sample.
+
+        Args:
+            why: What was found.
+
+        Returns:
+            Whether there is something: the sample is then replayed once more.
+        """
+        return False
 
     def close(self) -> None:
         """Release threads, graphs and device memory; the backend cannot be used afterwards."""

@@ -186,7 +186,8 @@ class CudaBackend(DeviceBackend):
             log.warning("not the fused decoder: %s", error)
             return str(error)
         else:
-            why = "" if _engine_there(bundle, options, device) else _no_provider("CUDA")
+            asked = options.decoder == "fused"  # then an engine may be built
+            why = "" if asked or _engine_there(bundle, options, device) else _no_provider("CUDA")
             return f"{why}; and no encoder engine: diinn-build {bundle.path}" if why else ""
         finally:
             device.close()

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from diinn.runtime.backends.base import Backend, BackendOptions, Chunk, Segment
+from diinn.runtime.backends.base import Backend, BackendOptions
 from diinn.runtime.bundles.bundle import Bundle, Levels
 from diinn.runtime.engines.profiles import Profile
 from diinn.runtime.engines.verify import Verdict
 from diinn.runtime.errors import OutOfMemory
 from diinn.runtime.geometry.grid import Size
+from diinn.runtime.geometry.segments import SEGMENT, Chunk, Segment
 from diinn.runtime.gpu.device import Device
 from diinn.runtime.gpu.graphs import GraphCache
 from diinn.runtime.gpu.memory import Buffers, DeviceMaps, Pinned
-from diinn.runtime.gpu.segments import FLOAT, INT, SEGMENT, Tables
+from diinn.runtime.gpu.segments import FLOAT, INT, Tables
 from diinn.runtime.images.arrays import Image, as_dtype
 
 log = logging.getLogger(__name__)

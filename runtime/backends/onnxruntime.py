@@ -1,18 +1,22 @@
-"""ONNX Runtime: the CPU, with the encoder on a GPU that works; or any execution provider the installed build offers."""
+"""ONNX Runtime on the CPU, with a decoder of our own and the encoder on a GPU that works; or any of its providers."""
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from diinn.runtime.backends.base import Backend, Chunk, Segment, pack, write
+from diinn.runtime.backends.base import Backend
 from diinn.runtime.bundles import golden
 from diinn.runtime.bundles.bundle import Levels
+from diinn.runtime.cpu import compiler
+from diinn.runtime.cpu.decoder import FusedDecoder, Launch, check_width
 from diinn.runtime.errors import BundleError, DiinnError, InputError, unknown
 from diinn.runtime.geometry.grid import Float32
+from diinn.runtime.geometry.segments import Chunk, Segment, write
 from diinn.runtime.geometry.view import View
 from diinn.runtime.images.arrays import Image, planar_rgb
 from diinn.runtime.noise.strength import NONE
@@ -21,15 +25,17 @@ from diinn.runtime.util.onnx_runtime import SUFFIX, failed, open_session, ort
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int32)": np.int32}
 log = logging.getLogger(__name__)
+CHOICE = "DIINN_CPU_DECODER"  # of the environment: where no decoder is asked for
+CHOICES = {"fused": "fused", "onnxruntime": "onnx"}
 CPU_PIXELS = 4 * 160 * 120  # of all frames encoded together
 
 
 class OnnxRuntimeBackend(Backend):
-    """Encoder with all threads on one frame; decoder with the gather inside, one chunk a thread.
+    """Encoder with all threads on one frame; decoder by the CPU's own kernel, or a graph with the gather inside.
 
-    Small matrix products gain little from threads inside an operator, so on the CPU each thread
-    decodes its own chunk: 44 ms instead of 71 for 307,200 queries of a 4 x 32 decoder on two cores. The
-    gather inside the graph saves another tenth over one in NumPy. int8 graphs are gathered for in NumPy.
+    Small matrix products gain little from threads inside an operator, so on the CPU each thread decodes its own piece:
+    by the graph 44 ms instead of 71 for 307,200 queries of a 4 x 32 decoder on two cores. The gather inside the graph
+    saves another tenth over one in NumPy. int8 graphs are gathered for in NumPy.
     """
 
     name = "onnxruntime"
@@ -39,7 +45,6 @@ class OnnxRuntimeBackend(Backend):
         if precision not in ("fp32", "int8"):
             raise InputError(f"the onnxruntime backend computes in fp32, not {precision}: use --backend tensorrt")
         self._gathers = precision == "fp32"
-        decoder = "gather_decoder" if self._gathers else "decoder"
         if not self._gathers:
             self.tolerance = golden.SATURATED
         self.provider = self.encoder_provider = _provider(self.options.provider)
@@ -47,19 +52,61 @@ class OnnxRuntimeBackend(Backend):
         threads = self.options.thread_count
         self.workers = threads if cpu else 1
         self._encoder = self._session("encoder", precision, threads, self.provider)
-        self._decoder = self._session(decoder, precision, 1, self.provider)
-        query = len(self.bundle.layout.columns)
-        maps: dict[str, list[Any]] = {m.name: [None, m.channels] for m in self.bundle.maps}
         self._check(
             "encoder",
             self._encoder,
             {"frame": [None, self.bundle.planes, None, None]},
             {m.name: [None, None, None, m.channels] for m in self.bundle.maps},
         )
-        index: dict[str, list[Any]] = {"index": [None]} if self._gathers else {}
-        self._check(decoder, self._decoder, {**maps, **index, "query": [None, query]}, {"rgb": [None, 3]})
+        self._decoder: ort.InferenceSession | None = None
+        self._fused = self._own_decoder()
+        if self._fused is None:
+            self._open_decoder()
         if self.options.provider is None and precision == "fp32":
             self._take_encoder_to_gpu()
+
+    def _own_decoder(self) -> FusedDecoder | None:
+        """The CPU's own kernel, unless another decoder is asked for or it cannot be had."""
+        wanted = self.options.decoder
+        if wanted is None and CHOICE in os.environ:
+            chosen = os.environ[CHOICE]
+            if chosen not in CHOICES:
+                raise InputError(unknown(CHOICE, chosen, CHOICES))
+            wanted = CHOICES[chosen]
+        if wanted == "onnx":
+            return None
+        try:
+            if not self._gathers or self.provider != "CPU" + SUFFIX:
+                what = f"on {self.provider.removesuffix(SUFFIX)}" if self._gathers else "in int8"
+                raise InputError(f"the fused decoder of a CPU does not compute {what}: leave out --decoder")
+            layers = self.bundle.layers()
+            check_width(layers["first"].shape[0])  # before anything is compiled
+            return FusedDecoder(layers, compiler.library())
+        except BundleError:
+            raise
+        except DiinnError as error:
+            if wanted == "fused":
+                raise
+            missing = isinstance(error, InputError)  # else it is there and broken
+            log.log(logging.INFO if missing else logging.WARNING, "ONNX Runtime decodes: %s", error)
+            return None
+
+    def _open_decoder(self) -> None:
+        role = "gather_decoder" if self._gathers else "decoder"
+        self._decoder = self._session(role, self.options.precision or "fp32", 1, self.provider)
+        inputs: dict[str, list[Any]] = {m.name: [None, m.channels] for m in self.bundle.maps}
+        if self._gathers:
+            inputs["index"] = [None]
+        inputs["query"] = [None, len(self.bundle.layout.columns)]
+        self._check(role, self._decoder, inputs, {"rgb": [None, 3]})
+
+    def retreat(self, why: DiinnError) -> bool:
+        if self._fused is None or self.options.decoder == "fused":
+            return False
+        log.warning("ONNX Runtime decodes, not the compiled decoder: %s", why)
+        self._fused = None
+        self._open_decoder()
+        return True
 
     def _take_encoder_to_gpu(self) -> None:
         """Move the encoder, which is most of the work, to a GPU if one works and gives what the CPU gives.
@@ -101,8 +148,7 @@ class OnnxRuntimeBackend(Backend):
         out = np.empty((*queries.shape, 3), np.float32)
         maps = self.encode([frame], [self.bundle.levels(NONE)])
         segment = Segment(queries, slice(0, queries.count), 0, out.reshape(-1, 3), 0.0)
-        for chunk in pack([segment], self.chunk):
-            self.run_chunk(maps, chunk)
+        self.decode(maps, [segment])
         return out
 
     def _session(self, role: str, precision: str, threads: int, provider: str) -> ort.InferenceSession:
@@ -146,12 +192,14 @@ class OnnxRuntimeBackend(Backend):
     def close(self) -> None:
         if not self.closed:
             super().close()
-            del self._encoder, self._decoder
+            del self._encoder, self._decoder, self._fused
 
     def describe(self) -> str:
         threads = f", {self.workers} threads" if self.workers > 1 else ""
-        where, encoder = (name.removesuffix(SUFFIX) for name in (self.provider, self.encoder_provider))
-        return f"onnxruntime {ort.__version__} ({f'encoder {encoder}, ' if encoder != where else ''}{where}{threads})"
+        encoder, decoder = (name.removesuffix(SUFFIX) for name in (self.encoder_provider, self.provider))
+        if self._fused is not None:
+            decoder = f"fused {self._fused.instructions}"
+        return f"onnxruntime {ort.__version__} (encoder {encoder}, decoder {decoder}{threads})"
 
     def max_batch(self, size: tuple[int, int]) -> int | None:
         """On the CPU as many as keep a layer's activations small.
@@ -166,6 +214,14 @@ class OnnxRuntimeBackend(Backend):
         maps = self._call(self._encoder, [m.name for m in self.bundle.maps], {"frame": batch})
         return [m.reshape(-1, m.shape[-1]) for m in maps]
 
+    def decode(self, maps: list[Float32], segments: Sequence[Segment]) -> None:
+        fused = self._fused
+        if fused is None:
+            super().decode(maps, segments)
+            return
+        launch = Launch(maps, segments)
+        self.in_workers(launch.pieces(self.chunk), lambda piece: fused.decode(launch, *piece))
+
     def run_chunk(self, maps: list[Float32], chunk: Chunk) -> None:
         index, query = self.fill_inputs(chunk)
         feed: dict[str, Any] = {spec.name: rows for spec, rows in zip(self.bundle.maps, maps, strict=True)}
@@ -173,6 +229,7 @@ class OnnxRuntimeBackend(Backend):
             feed["index"] = index
         else:
             feed = {name: rows[index] for name, rows in feed.items()}
+        assert self._decoder is not None
         write(chunk, self._call(self._decoder, ["rgb"], {**feed, "query": query})[0])
 
     @staticmethod

@@ -138,7 +138,7 @@ def run(args: argparse.Namespace, out: LineWriter, err: LineWriter) -> int:
     from diinn.runtime.super_resolver import SuperResolver
     from diinn.runtime.util.memory import MIB
 
-    backend = _checked_backend(args)
+    _check_arguments(args)
     frames = args.max_frames or (BENCHMARK_FRAMES if args.benchmark and not args.duration else None)
     announcements = report.Announcements(err if STANDARD_OUTPUT in (*args.output, args.stats) else out)
     stream: Stream | None = None
@@ -150,7 +150,8 @@ def run(args: argparse.Namespace, out: LineWriter, err: LineWriter) -> int:
                 cameras, sources = settings(args)
                 resolver = SuperResolver.open(
                     args.model,
-                    backend=backend,
+                    backend=args.backend,
+                    decoder=args.decoder,
                     precision=args.precision,
                     cuda_graphs=args.cuda_graphs,
                     provider=args.provider,
@@ -198,13 +199,10 @@ def _run(
     stream.run(stop, tick)
 
 
-def _checked_backend(args: argparse.Namespace) -> str:
-    """The backend of the arguments; InputError for arguments that do not go together."""
+def _check_arguments(args: argparse.Namespace) -> None:
+    """InputError for arguments that do not go together."""
     if not (args.camera or args.input or args.cameras):
         raise InputError("no input: give --camera 0, --camera demo or --input FILE")
-    backend: str = {"fused": "cuda", "engine": "tensorrt", None: args.backend}[args.decoder]
-    if args.backend not in ("auto", backend):
-        raise InputError(f"--decoder {args.decoder} is --backend {backend}, not {args.backend}: leave out one of them")
     if args.view and (args.out_size or args.scale or args.roi):
         raise InputError("--view says size and part of each view: leave out --out-size, --scale and --roi")
     if args.stats == STANDARD_OUTPUT and sys.stdout is None:
@@ -217,7 +215,6 @@ def _checked_backend(args: argparse.Namespace) -> str:
         raise InputError(f"--output {twice} is given twice: leave out one of them")
     if args.stats not in (None, STANDARD_OUTPUT):
         check_output(Path(args.stats))
-    return backend
 
 
 def settings(args: argparse.Namespace) -> tuple[list[CameraSettings], list[Source]]:

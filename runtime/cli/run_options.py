@@ -106,7 +106,9 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--list-models", action="store_true", help="list the shipped models and exit")
     model.add_argument("--backend", default="auto", help="cuda, tensorrt, onnxruntime or auto (default)")
     model.add_argument(
-        "--decoder", choices=("fused", "engine"), help="on a GPU: one kernel (--backend cuda) or TensorRT's engine"
+        "--decoder",
+        choices=("auto", "fused", "engine", "onnx"),
+        help="the backend's own kernel, TensorRT's engine or ONNX Runtime's graph (default: the fastest that is there)",
     )
     model.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="of TensorRT engines (default: fp16)")
     model.add_argument(

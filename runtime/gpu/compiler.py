@@ -10,12 +10,12 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from diinn.runtime.errors import DiinnError, InputError
-from diinn.runtime.util.private_files import FileRejected, cache_folder, read_own, replace
+from diinn.runtime.util import compiling
+from diinn.runtime.util.private_files import FileRejected, read_own
 
 log = logging.getLogger(__name__)
 FOLDER = Path(__file__).parent / "kernels"
@@ -61,11 +61,7 @@ def machine_code(source: Path, capability: str, driver: int) -> bytes:
     except FileRejected:
         log.info("compiling %s for compute capability %s", source.name, capability)
     data = compiled(nvcc, source, ["-cubin", f"-arch=sm_{capability.replace('.', '')}"])[0]
-    try:
-        kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        replace(kept, data)
-    except OSError as error:
-        log.warning("cannot keep the compiled %s: %s", source.name, error.strerror or error)
+    compiling.keep(kept, data, source.name)
     return data
 
 
@@ -80,33 +76,17 @@ def find_nvcc() -> Path | None:
 
 def compiled(nvcc: Path, source: Path, arguments: Sequence[str]) -> tuple[bytes, str]:
     """What nvcc compiles a source to, and its output. Raises DiinnError with its first error."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out"
-        command = [str(nvcc), *FLAGS, *arguments, "-o", str(out), str(source)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-        except OSError as error:
-            raise DiinnError(f"{nvcc} does not run: {error.strerror}") from None
-        output = done.stdout + done.stderr
-        if done.returncode or not out.exists():
-            wrong = next((line for line in output.splitlines() if "error" in line.lower()), output.strip()[:300])
-            raise DiinnError(f"{nvcc} cannot compile {source.name}: {wrong.strip() or f'exit code {done.returncode}'}")
-        return out.read_bytes(), output
+    return compiling.compiled([str(nvcc), *FLAGS, *arguments], source)
 
 
 def digest(source: Path) -> str:
     """sha256 of a source and of every header beside it."""
-    text = b"".join(path.read_bytes() for path in [source, *sorted(source.parent.glob("*.h"))])
-    return hashlib.sha256(text + " ".join(FLAGS).encode()).hexdigest()
+    return compiling.digest([source, *sorted(source.parent.glob("*.h"))], FLAGS)
 
 
 def version(nvcc: Path) -> str:
     """Of the toolkit, like "13.0"; empty where it is not known."""
-    try:
-        done = subprocess.run([str(nvcc), "--version"], capture_output=True, text=True, errors="replace", check=False)
-    except OSError:
-        return ""
-    found = re.search(r"release (\d+\.\d+)", done.stdout)
+    found = re.search(r"release (\d+\.\d+)", compiling.printed([str(nvcc), "--version"]))
     return found[1] if found else ""
 
 
@@ -131,8 +111,7 @@ def _codes(nvcc: Path) -> set[str]:
 
 
 def _kept(source: Path, capability: str, toolkit: str) -> Path:
-    key = f"{digest(source)} {capability} {toolkit}"
-    return cache_folder().parent / "kernels" / f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.cubin"
+    return compiling.kept(source.stem, f"{digest(source)} {capability} {toolkit}", ".cubin")
 
 
 def _prebuilt(source: Path, capability: str, driver: int) -> bytes | None:

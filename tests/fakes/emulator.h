@@ -10,7 +10,7 @@
 
 #pragma once
 
-#define DIINN_EMULATED
+#define DIINN_HOST
 
 #include <math.h>
 #include <stdint.h>

@@ -7,8 +7,8 @@
 
 #include "portable.h"
 
-// Queries of one view over one frame, as a launch takes them; several stand one after another. ``on_device.SEGMENT``
-// is the same in NumPy.
+// Queries of one view over one frame, as a launch takes them; several stand one after another. ``SEGMENT`` of
+// geometry/segments.py is the same in NumPy.
 struct Segment {
     long long start;         // its first query among those of the launch
     long long first;         // which query of its view that is, where ``ids`` is null

@@ -1,5 +1,5 @@
-// What the kernels ask of the machine, each thing under one name: on a GPU here, for tests on a CPU in an emulator
-// that is included before this file and defines DIINN_EMULATED.
+// What the kernels ask of the machine, each thing under one name: on a GPU here; on a CPU what is needed is defined before
+// this file is included, with DIINN_HOST: by the tests' emulator, or by cpu/decoder.cpp, which takes the geometry alone.
 //
 // mma_m16n8k16  one warp: D[16, 8] += A[16, 16] B[16, 8], operands fp16, accumulated in fp32; fragments as PTX lays them out
 // copy_async    16 bytes from device to shared memory, done when copies_done returns (and for other threads at a barrier)
@@ -15,7 +15,7 @@ typedef unsigned long long uint64_t;
 #include <stdint.h>
 #endif
 
-#ifndef DIINN_EMULATED
+#ifndef DIINN_HOST
 
 #include <cuda_fp16.h>
 

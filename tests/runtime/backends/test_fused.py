@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+import tiny
 from conftest import ramp
-from diinn.export import writer
 from diinn.runtime import DiinnError, InputError, SuperResolver
 from diinn.runtime.backends import fused as fused_backend
 from diinn.runtime.backends import gpu_base
@@ -22,9 +21,6 @@ from diinn.runtime.engines import verify
 from diinn.runtime.engines.cache import Cache
 from diinn.runtime.geometry.view import View
 from diinn.runtime.noise.strength import Strength
-from diinn.train import checkpoint
-from diinn.train.config import parse
-from diinn.train.model import ModelConfig, SuperResolutionModel
 
 Make = Callable[..., Path]
 pytestmark = pytest.mark.device
@@ -38,25 +34,9 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
     @cache
     def made(width: int, depth: int, **decoder: object) -> Path:
-        return _made(tmp_path_factory.mktemp("bundle"), width, depth, decoder)
+        return tiny.of_layers(tmp_path_factory.mktemp("bundle"), width, depth, **decoder)
 
     return made
-
-
-def _made(folder: Path, width: int, depth: int, decoder: dict[str, object]) -> Path:
-    torch.manual_seed(width + depth)
-    values = {
-        "encoder": {"name": "compact", "channels": 8, "blocks": 1},
-        "decoder": {"name": "diinn", "depth": depth, "width": width, **decoder},
-        "dial": {},
-    }
-    path = folder / f"k{width}n{depth}.pth"
-    model = SuperResolutionModel(parse(ModelConfig, values, "test"))
-    with torch.no_grad():
-        for layer in model.decoder.get_submodule("synthesis"):
-            layer.weight *= 2  # arguments beyond one period
-    checkpoint.save(path, checkpoint.Checkpoint(model, (1.0, 4.0)))
-    return writer.export(path).path
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 from conftest import play
 from diinn.runtime import SuperResolver
 from diinn.runtime.cli import doctor
+from diinn.runtime.cpu import compiler
 from diinn.runtime.engines.cache import Cache
 
 Patch, Output = pytest.MonkeyPatch, pytest.CaptureFixture[str]
@@ -26,8 +27,28 @@ def test_a_laptop_with_nothing(bundle_path: Path, tmp_path: Path, monkeypatch: P
     assert "tensorrt      no: TensorRT is not installed" in output
     assert "cuda          no: no NVIDIA driver here" in output
     assert "onnxruntime   works: onnxruntime" in output
+    assert re.search(r"CPU, onnx     \d+\.\d ms to decode 320x240 from 160x120", output)
     assert "Verdict: onnxruntime will be used" in output
     assert not (tmp_path / "none").exists()
+
+
+def test_the_cpus_own_decoder_is_timed_or_named_as_missing(
+    bundle_path: Path, tmp_path: Path, monkeypatch: Patch, capsys: Output
+) -> None:
+    if compiler.find_compiler():
+        assert doctor.main([str(bundle_path)]) == 0
+        output = capsys.readouterr().out
+        assert f"C++ compiler  {compiler.find_compiler()[0]}, " in output
+        assert re.search(r"onnxruntime   works: .*decoder fused \w+", output)
+        assert re.search(r"CPU, fused    \d+\.\d ms to decode 320x240 from 160x120", output)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    compiler.forget()
+    assert doctor.main([str(bundle_path)]) == 0
+    compiler.forget()
+    output = capsys.readouterr().out
+    assert "C++ compiler  none: apt-get install g++" in output
+    assert re.search(r"CPU, fused    no: no C\+\+ compiler .*: apt-get install g\+\+ \(.*ONNX Runtime's time", output)
+    assert re.search(r"onnxruntime   works: .*decoder CPU", output)
 
 
 def test_engines_are_listed_judged_and_cleaned(

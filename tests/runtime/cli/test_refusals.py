@@ -41,9 +41,14 @@ BAD = {
     "backend": (["--camera", "demo", "--backend", "tensorflow"], "unknown backend 'tensorflow'"),
     "decoder and backend": (
         ["--camera", "demo", "--decoder", "fused", "--backend", "tensorrt"],
-        "--decoder fused is --backend cuda, not tensorrt: leave out one of them",
+        "backend tensorrt has no fused decoder, only cuda or onnxruntime: leave out one of them",
     ),
-    "no gpu": (["--camera", "demo", "--decoder", "fused"], "no NVIDIA driver here"),
+    "no gpu": (["--camera", "demo", "--backend", "cuda", "--decoder", "fused"], "no NVIDIA driver here"),
+    "no engine": (["--camera", "demo", "--decoder", "engine"], "TensorRT is not installed"),
+    "decoder on a provider": (
+        ["--camera", "demo", "--decoder", "fused", "--backend", "onnxruntime", "--precision", "int8"],
+        "has no int8 graphs",
+    ),
     "provider": (["--camera", "demo", "--provider", "cpuu"], "unknown provider 'cpuu': did you mean 'cpu'"),
     "threads": (["--camera", "demo", "--threads", "0"], "'0' is not a whole number"),
     "duration": (["--camera", "demo", "--duration", "-1"], "--duration"),

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from conftest import ROOT, play_device
 from diinn.runtime import DiinnError, InputError
-from diinn.runtime.backends.base import Segment
 from diinn.runtime.geometry import grid
+from diinn.runtime.geometry.segments import SEGMENT, Segment
 from diinn.runtime.gpu import compiler
 from diinn.runtime.gpu.memory import Buffers
-from diinn.runtime.gpu.segments import SEGMENT, ViewTables
+from diinn.runtime.gpu.segments import ViewTables
 from diinn.runtime.images.arrays import planar_rgb
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -74,12 +74,12 @@ def test_the_encoder_goes_to_a_gpu_that_answers(
     monkeypatch: Patch, asked: list[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     for missing, wanted, message in (
-        ("", [CPU, CPU, CUDA], "encoder CUDA, CPU"),
-        ("no NVIDIA driver here", [CPU, CPU], "(CPU"),
+        ("", [CPU, CPU, CUDA], "encoder CUDA, decoder CPU"),
+        ("no NVIDIA driver here", [CPU, CPU], "encoder CPU, decoder CPU"),
     ):
         monkeypatch.setattr(cuda_driver, "missing", lambda missing=missing: missing)
         asked.clear()
-        with SuperResolver.open("nano", backend="onnxruntime") as resolver:
+        with SuperResolver.open("nano", backend="onnxruntime", decoder="onnx") as resolver:
             assert asked == wanted
             assert message in resolver.backend.describe()
             warned = [f"the encoder runs on the CPU: {missing}"] if missing else []
@@ -88,7 +88,7 @@ def test_the_encoder_goes_to_a_gpu_that_answers(
             assert many is None if CUDA in wanted else many == 1
     asked.clear()
     caplog.clear()
-    SuperResolver.open("nano", backend="onnxruntime", provider="cpu").close()
+    SuperResolver.open("nano", backend="onnxruntime", provider="cpu", decoder="onnx").close()
     assert asked == [CPU, CPU]
     assert not caplog.records
 
@@ -112,7 +112,7 @@ def test_a_gpu_that_opens_and_does_not_work_leaves_the_cpu(
         right = resolver.resize(frame, (60, 50))
     monkeypatch.setattr(ort.InferenceSession, "broken", broken)
     with SuperResolver.open("nano", backend="onnxruntime") as resolver:
-        assert "encoder" not in resolver.backend.describe()
+        assert "encoder CPU" in resolver.backend.describe()
         np.testing.assert_array_equal(resolver.resize(frame, (60, 50)), right)
     (message,) = [r.message for r in caplog.records if r.levelname == "WARNING"]
     assert re.match(f"the encoder runs on the CPU: .*{reason}", message)
