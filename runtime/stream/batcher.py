@@ -286,7 +286,7 @@ class Batcher:
 
     def _views(self, lane: CameraLane, frame: Frame) -> tuple[dict[str, View], dict[str, View]]:
         """A frame's views, and with a deadline the same at half their size; those that do not fit are left out."""
-        new, lane.size, lane.trouble = lane.size != frame.size, frame.size, ""
+        new = lane.look_at(frame)
         whole: dict[str, View] = {}
         half: dict[str, View] = {}
         refused: list[InputError] = []
@@ -314,7 +314,8 @@ class Batcher:
             if job.quality == REDUCED:
                 image = bicubic(image, View.resize(whole.dsize))
             expires = job.frame.arrived + bound
-            self._put(Result(image, job.lane.name, name, job.frame, job.quality, whole, now, expires, strength))
+            held = job.lane.calibration
+            self._put(Result(image, job.lane.name, name, job.frame, job.quality, whole, now, expires, strength, held))
 
     def _put(self, result: Result) -> None:
         for shared in (result.image, result.frame.image):  # by sinks, callbacks and viewers

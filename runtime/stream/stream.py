@@ -330,9 +330,10 @@ class Stream:
         made: dict[tuple[ViewSpec, int], Made] = {}
         if (size := lane.size) is not None:
             for spec, reduce in itertools.product(specs, (1, 2) if self._batcher.deadline else (1,)):
-                view = spec.view(size, lane.calibration, reduce=reduce)
+                calibration = lane.calibration
+                view = spec.view(size, calibration, reduce=reduce)
                 view.queries(size, self.resolver.bundle.scales, self.resolver.bundle.layout)
-                made[spec, reduce] = size, view
+                made[spec, reduce] = size, calibration, view
         return made
 
     def unzoom(self, camera: str, name: str) -> None:
