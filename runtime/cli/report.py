@@ -174,6 +174,12 @@ def statistics(
         raise DiinnError(f"--stats {target!r} lacks lines: nobody read it for too long, or its disk hangs")
 
 
+def _total(stream: Stream) -> int | None:
+    """How many frames there are to process; None where a source does not say."""
+    counts = [len(source.files) or source.total for source in stream.sources]
+    return sum(filter(None, counts)) if all(counts) else None
+
+
 @contextmanager
 def progress(
     stream: Stream, frames: int | None, out: LineWriter, err: LineWriter, *, wanted: bool
@@ -187,12 +193,21 @@ def progress(
         return
     try:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
     except ImportError:  # a system that brings its own OpenCV and backend needs nothing else
         yield lambda: None
         return
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    total = frames or _total(stream)
+    left = (TimeRemainingColumn(),) if total else ()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), *left)
     bar = Progress(
         *columns,
         console=Console(file=err.file),
@@ -201,7 +216,7 @@ def progress(
         redirect_stdout=False,
         redirect_stderr=False,
     )
-    task = bar.add_task("waiting for frames", total=frames)
+    task = bar.add_task("waiting for frames", total=total)
     due = 0.0
     waiting = False
 

@@ -1,4 +1,4 @@
-"""The camera that a view is: what a ``camera_info`` beside it says, so that points in space land where the view shows them."""
+"""The camera that a view is: what a ``camera_info`` beside it says, so that points land where the view shows them."""
 
 from __future__ import annotations
 

@@ -12,10 +12,12 @@ from pathlib import Path
 
 from diinn.runtime.errors import InputError, unknown
 from diinn.runtime.images import files as image_files
+from diinn.runtime.sinks import bag
 from diinn.runtime.sinks.files import VIDEO_SUFFIXES, ImageFile, ImageFolder, VideoFile, check_folder, still_name
 from diinn.runtime.sinks.raw import Pipe, SharedMemory
 from diinn.runtime.sinks.window import Window, has_display
 from diinn.runtime.sources import Source
+from diinn.runtime.sources.bag import BagTopic
 from diinn.runtime.stream.sink import NullSink, Sink
 from diinn.runtime.util.file_names import as_file, fitting, local
 
@@ -74,11 +76,16 @@ def open_sinks(
 
 def result_paths(outputs: Sequence[str]) -> tuple[Path, ...]:
     """The files and folders that ``outputs`` name."""
-    named = [_parts(output) for output in outputs if output not in ("", "none", "-")]
+    named = [_parts(_without_options(output)) for output in outputs if output not in ("", "none", "-")]
     paths = [
         Path(rest if separator else scheme) for scheme, separator, rest in named if scheme == "file" or not separator
     ]
     return tuple(path.parent if path.name.startswith("*.") else path for path in paths)
+
+
+def _without_options(output: str) -> str:
+    found = bag.split(output)
+    return found[0] if found else output
 
 
 def _parts(output: str) -> tuple[str, str, str]:
@@ -124,6 +131,8 @@ def _open(output: str, streams: Streams, headless: bool, stopped: Callable[[], b
         for source, view in streams.each:
             name = rest if len(streams.each) == 1 else f"{rest}.{streams.labels[source.name, view]}"
             yield SharedMemory(name, source.name, view), frozenset({(source.name, view)})
+    elif separator in ("", "://") and scheme in ("", "file", output) and (found := bag.split(rest or output)):
+        yield _bag(found, streams), None
     elif separator and scheme != "file":
         raise InputError(unknown("output scheme", scheme, SCHEMES))
     elif not (rest if separator else output):
@@ -138,6 +147,17 @@ def _open(output: str, streams: Streams, headless: bool, stopped: Callable[[], b
         path, folder = Path(text), text.endswith(("/", "/."))
         for source, view in streams.each:
             yield _file(path, streams, source, view, folder=folder), frozenset({(source.name, view)})
+
+
+def _bag(found: tuple[str, str], streams: Streams) -> Sink:
+    path = Path(found[0])
+    if path.exists() and not path.is_file():
+        raise InputError(f"--output {str(path)!r} is there and is no file: give another, or none to write nothing")
+    check_folder(path.parent)
+    for source, _ in streams.views:
+        if isinstance(source, BagTopic) and path.exists() and path.resolve() == source.path.resolve():
+            raise InputError(f"--output would replace the input {str(path)!r}: choose another")
+    return bag.BagFile(path, found[1], [(source, list(views)) for source, views in streams.views])
 
 
 def _windows(streams: Streams, stopped: Callable[[], bool]) -> Iterator[Keyed]:
