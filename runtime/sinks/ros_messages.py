@@ -15,7 +15,7 @@ from diinn.runtime.geometry.view_camera import ViewCamera, of_view, quaternion
 from diinn.runtime.images.arrays import UInt8
 from diinn.runtime.sources import Source
 from diinn.runtime.sources.base import Frame
-from diinn.runtime.sources.ros_messages import NANO, base_topic
+from diinn.runtime.sources.ros_messages import NANO, TOPIC, base_topic
 from diinn.runtime.stream.result import Result
 from diinn.runtime.util.opencv import cv2
 
@@ -23,7 +23,6 @@ RAW, JPEG, PNG = "raw", "jpeg", "png"
 FORMATS = (RAW, JPEG, PNG)
 QUALITY = 95  # of JPEGs
 RESULTS = "sr"  # what the topics of results are below, where none is named
-NAME = re.compile(r"(/[A-Za-z_][A-Za-z0-9_]*)+")
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def token(name: str) -> str:
 def check_topic(topic: str, what: str) -> str:
     """A topic's whole name, beginning with a slash; InputError where it is none."""
     name = "/" + topic.strip("/")
-    if not NAME.fullmatch(name):
+    if not TOPIC.fullmatch(name):
         raise InputError(f"{what}: {topic!r} is no name of a topic: use letters, digits, _ and /, such as /front/sr")
     return name
 

@@ -49,6 +49,7 @@ class Frame:
         arrived: When it reached this process: ``time.monotonic`` seconds.
         path: Of an image file, relative to the folder that was opened; None for cameras and videos.
         header: Of one that came as a message of ROS.
+        lag: Seconds from its capture to its arrival, where its stamp tells that; 0 where nothing does.
     """
 
     image: UInt8
@@ -58,6 +59,7 @@ class Frame:
     arrived: float
     path: Path | None = None
     header: Header | None = None
+    lag: float = 0.0
 
     @property
     def size(self) -> Size:

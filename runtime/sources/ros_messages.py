@@ -6,6 +6,7 @@ A message is an object with the fields that ROS gives its type, whether rclpy or
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ INFO = "sensor_msgs/msg/CameraInfo"
 IMAGES = (IMAGE, COMPRESSED)
 TRANSPORTS = ("/compressed",)  # what image_transport appends to the topic of an image
 NANO = 10**9
+TOPIC = re.compile(r"(/[A-Za-z_][A-Za-z0-9_]*)+")  # the whole name of one
 # By name: channels, and OpenCV's conversion to BGR where it is not one of ``to_bgr``'s.
 ENCODINGS: dict[str, tuple[int, int | None]] = {
     "rgb8": (3, cv2.COLOR_RGB2BGR),

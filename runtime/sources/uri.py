@@ -19,7 +19,7 @@ from diinn.runtime.geometry.grid import Size
 from diinn.runtime.geometry.view import check_size
 from diinn.runtime.images import files as image_files
 from diinn.runtime.images import folders
-from diinn.runtime.sources import bag, demo
+from diinn.runtime.sources import bag, demo, ros_topic
 from diinn.runtime.sources.bag import BagTopic
 from diinn.runtime.sources.bag_file import is_bag
 from diinn.runtime.sources.base import Source
@@ -27,6 +27,7 @@ from diinn.runtime.sources.camera import Camera, RetryPolicy
 from diinn.runtime.sources.capture import DEMO, DEMO_RATE, CaptureRequest
 from diinn.runtime.sources.files import DemoFile, ImageFiles, VideoFile
 from diinn.runtime.sources.pixel_formats import CODECS, FLIPS
+from diinn.runtime.util import ros
 from diinn.runtime.util.file_names import local
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ OTHER_STILLS = frozenset(
         ".xcf",
     ]
 )
-SCHEMES = ("v4l2", "csi", "gst", "rtsp", "http", "https", "file", DEMO)
+SCHEMES = ("v4l2", "csi", "gst", "rtsp", "http", "https", "file", ros_topic.SCHEME, DEMO)
 DEMO_SIZE = (160, 120)
 MOST_NOISE = 100
 DEMO_PIXELS = demo.WIDTH * demo.HEIGHT
@@ -111,7 +112,8 @@ def open_source(uri: str, options: CaptureOptions | None = None) -> Source:
 
     Args:
         uri: ``0``, ``/dev/video0``, ``v4l2:///dev/video0``, ``csi://0``, ``gst://PIPELINE``, ``rtsp://…``,
-            ``http://…``, ``demo``; ``file://PATH``, a folder, a file, a glob or a bag (``PATH?topic=/NAME``).
+            ``http://…``, ``ros2:///TOPIC``, ``demo``; ``file://PATH``, a folder, a file, a glob or a bag
+            (``PATH?topic=/NAME``).
         options: How it is opened.
 
     Raises:
@@ -142,6 +144,8 @@ def open_camera(uri: str, options: CaptureOptions | None = None) -> Source:
         raise SourceError(unknown("camera scheme", scheme, SCHEMES))
     if scheme in ("v4l2", "gst") and not rest.strip():
         raise SourceError(f"camera {uri} names nothing: write v4l2:///dev/video0 or gst://PIPELINE")
+    if scheme == ros_topic.SCHEME:
+        return _topic(f"{scheme}://{rest}", options)
     size: Size | None = options.size
     address: int | str = uri
     api, name = cv2.CAP_ANY, uri
@@ -165,6 +169,14 @@ def open_camera(uri: str, options: CaptureOptions | None = None) -> Source:
         if options.size is not None or options.codec is not None:
             log.warning("%s: the stream decides its frame size and codec, what is asked is ignored", name)
     return Camera(name, CaptureRequest(address, api, size, options.rate, options.codec, options.flip), options.retry)
+
+
+def _topic(uri: str, options: CaptureOptions) -> Source:
+    topic, _ = ros_topic.split(uri)
+    ros.check()
+    if options.size is not None or options.codec is not None:
+        log.warning("%s: its publisher decides its frame size and encoding, what is asked is ignored", topic)
+    return Camera(topic, CaptureRequest(uri, rate=options.rate, flip=options.flip), options.retry)
 
 
 def _demo(options: CaptureOptions) -> Source:
@@ -299,7 +311,7 @@ def public(uri: str) -> str:
     found = re.match(r"\s*([a-z][a-z0-9+.-]*:/+)(.*)", uri, flags=re.DOTALL | re.IGNORECASE)
     if found is None:  # a path, or an address whose scheme was mistyped or forgotten
         return re.sub(r"\?[^?]*=.*", "?…", re.sub(r"^([^/]*:|[^/]*//).*@", "", uri, flags=re.DOTALL), flags=re.DOTALL)
-    if found[1].lower().startswith(("file:", "v4l2:")):
+    if found[1].lower().startswith(("file:", "v4l2:", "ros2:")):
         return uri
     scheme, rest = found.groups()
     if scheme.lower() == "gst://":

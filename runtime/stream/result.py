@@ -65,5 +65,5 @@ class Result:
 
     @property
     def age(self) -> float:
-        """Seconds since the frame arrived, until now."""
-        return time.monotonic() - self.frame.arrived
+        """Seconds since the frame arrived, until now; since it was captured, where its stamp tells that."""
+        return time.monotonic() - self.frame.arrived + self.frame.lag
