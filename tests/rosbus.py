@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import importlib.util
 import json
 import os
 import signal
@@ -13,11 +14,22 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 TESTS = Path(__file__).resolve().parent
 INSTALL = (
     "no ROS 2 here: pip install ros-jazzy-rclpy ros-jazzy-rmw-fastrtps-cpp ros-jazzy-sensor-msgs "
     "ros-jazzy-geometry-msgs ros-jazzy-diagnostic-msgs, or make test-ros"
 )
+
+
+@pytest.fixture
+def bus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bus of the test's own, on the loopback."""
+    if importlib.util.find_spec("rclpy") is None:
+        pytest.skip(INSTALL)
+    for name, value in environment(1 + os.getpid() % 100).items():
+        monkeypatch.setenv(name, value)
 
 
 def environment(domain: int) -> dict[str, str]:
@@ -105,7 +117,11 @@ def publish(topic: str, options: dict[str, Any]) -> None:
     qos = profile(options.get("reliability", "best_effort"), options.get("durability", "volatile"))
     compressed = encoding in ("jpeg", "png")
     pictures = here.create_publisher(CompressedImage if compressed else Image, topic, qos)
-    infos = here.create_publisher(CameraInfo, topic.rpartition("/")[0] + "/camera_info", qos) if options.get("info") else None
+    infos = (
+        here.create_publisher(CameraInfo, topic.rpartition("/")[0] + "/camera_info", qos)
+        if options.get("info")
+        else None
+    )
     raws = [numbered(number % 256, size) for number in range(min(options.get("count", 64), 64))]
     number = 0
     print(json.dumps({"ready": True}))
@@ -122,11 +138,12 @@ def publish(topic: str, options: dict[str, Any]) -> None:
                 data = cv2.imencode(f".{encoding}", picture)[1]
             else:
                 data = encode(picture, encoding)
+                data = data.reshape(picture.shape[0], -1).view(np.uint8)
                 message.encoding, message.height, message.width = encoding, picture.shape[0], picture.shape[1]
                 message.step = data.nbytes // picture.shape[0] + options.get("padding", 0)
                 if options.get("padding"):
                     rows = np.zeros((picture.shape[0], message.step), np.uint8)
-                    rows[:, : data.nbytes // picture.shape[0]] = data.reshape(picture.shape[0], -1)
+                    rows[:, : data.shape[1]] = data
                     data = rows
             import array
 
@@ -180,7 +197,13 @@ def subscribe(topic: str, kind: str, options: dict[str, Any]) -> None:
     import rclpy
     from diinn.benchmarks.mjpeg_server import burnt
 
-    package = "tf2_msgs.msg" if kind == "TFMessage" else "diagnostic_msgs.msg" if kind.startswith("Diag") else "sensor_msgs.msg"
+    package = (
+        "tf2_msgs.msg"
+        if kind == "TFMessage"
+        else "diagnostic_msgs.msg"
+        if kind.startswith("Diag")
+        else "sensor_msgs.msg"
+    )
     message_type = getattr(importlib.import_module(package), kind)
     here = node("subscriber")
     count = 0
@@ -204,7 +227,12 @@ def subscribe(topic: str, kind: str, options: dict[str, Any]) -> None:
             said |= {key: list(map(float, getattr(message, key))) for key in ("d", "k", "r", "p")}
         elif kind.startswith("Diag"):
             said["status"] = [
-                {"name": s.name, "level": s.level[0], "message": s.message, "values": {v.key: v.value for v in s.values}}
+                {
+                    "name": s.name,
+                    "level": s.level[0],
+                    "message": s.message,
+                    "values": {v.key: v.value for v in s.values},
+                }
                 for s in message.status
             ]
         print(json.dumps(said))

@@ -44,7 +44,8 @@ def finish(
         for outlet in stream.outlets
         if outlet.failure is not None and not (outlet.abandoned and stopped_by is not None)
     ]
-    if not summary["processed"] and stopped_by is None and not (failures or lost):
+    unwanted = sum(camera["unwanted"] for camera in summary["cameras"].values())
+    if not (summary["processed"] or unwanted) and stopped_by is None and not (failures or lost):
         raise DiinnError("no frame arrived: check the camera, or give it more time with a longer --duration")
     announcements.print(shown(_closing_line(summary)))
     if {output["where"] for output in summary["outputs"]} == {"none"} and not asked and not benchmark:
@@ -66,7 +67,10 @@ def finish(
 
 
 def _closing_line(summary: dict[str, Any]) -> str:
+    unwanted = sum(camera["unwanted"] for camera in summary["cameras"].values())
     if not summary["processed"]:
+        if unwanted:
+            return f"{unwanted} frames came, and nobody subscribed to a view of one: nothing was made"
         return "ended before the first frame: nothing was written"
     age = summary["ms"].get("age", {"p50": 0.0, "p95": 0.0})
     done = f"{summary['processed']} frame{'s' * (summary['processed'] > 1)}"
@@ -77,7 +81,8 @@ def _closing_line(summary: dict[str, Any]) -> str:
     given_up = "".join(f", {count} {quality}" for quality, count in lowered.items() if count)
     written = {o["where"] for o in summary["outputs"] if o["written"] and not o["failure"]}
     return (
-        f"{done}, {speed}frame age {age['p50']:.0f} ms (p95 {age['p95']:.0f}), {summary['dropped']} dropped{given_up}; "
+        f"{done}, {speed}frame age {age['p50']:.0f} ms (p95 {age['p95']:.0f}), {summary['dropped']} dropped{given_up}"
+        f"{f', {unwanted} that nobody subscribed to' if unwanted else ''}; "
         f"output: {', '.join(sorted(written)) or 'none'}"
     )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from diinn.runtime.errors import InputError, unknown
 from diinn.runtime.images import files as image_files
-from diinn.runtime.sinks import bag
+from diinn.runtime.sinks import bag, ros_topic
 from diinn.runtime.sinks.files import VIDEO_SUFFIXES, ImageFile, ImageFolder, VideoFile, check_folder, still_name
 from diinn.runtime.sinks.raw import Pipe, SharedMemory
 from diinn.runtime.sinks.window import Window, has_display
@@ -24,7 +24,7 @@ from diinn.runtime.util.file_names import as_file, fitting, local
 __all__ = ["VIDEO_SUFFIXES", "NullSink", "Sink", "Streams", "open_sinks", "result_paths"]
 log = logging.getLogger(__name__)
 OTHER_VIDEOS = (".webm", ".m4v", ".wmv", ".flv", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv", ".mjpeg", ".h264", ".gif")
-SCHEMES = ("display", "file", "http", "shm")
+SCHEMES = ("display", "file", "http", "shm", ros_topic.SCHEME)
 Keyed = tuple[Sink, frozenset[tuple[str, str]] | None]  # a sink and the (camera, view) it takes, None for all
 
 
@@ -69,6 +69,7 @@ def open_sinks(
             or [_default(streams, headless, stopped)]
         ):
             failing.callback(keyed[0].close, failed=True)
+            _check_topics(keyed[0], [sink for sink, _ in opened])
             opened.append(keyed)
         failing.pop_all()
     return opened
@@ -81,6 +82,14 @@ def result_paths(outputs: Sequence[str]) -> tuple[Path, ...]:
         Path(rest if separator else scheme) for scheme, separator, rest in named if scheme == "file" or not separator
     ]
     return tuple(path.parent if path.name.startswith("*.") else path for path in paths)
+
+
+def _check_topics(sink: Sink, others: Sequence[Sink]) -> None:
+    """InputError where two outputs publish one topic."""
+    if isinstance(sink, ros_topic.RosTopics):
+        taken = {topic for other in others if isinstance(other, ros_topic.RosTopics) for topic in other.topics}
+        if twice := sorted(taken & sink.topics):
+            raise InputError(f"two outputs publish {twice[0]}: choose another topic for one of them")
 
 
 def _without_options(output: str) -> str:
@@ -131,6 +140,8 @@ def _open(output: str, streams: Streams, headless: bool, stopped: Callable[[], b
         for source, view in streams.each:
             name = rest if len(streams.each) == 1 else f"{rest}.{streams.labels[source.name, view]}"
             yield SharedMemory(name, source.name, view), frozenset({(source.name, view)})
+    elif separator and scheme == ros_topic.SCHEME:
+        yield ros_topic.RosTopics(rest, streams.views), None
     elif separator in ("", "://") and scheme in ("", "file", output) and (found := bag.split(rest or output)):
         yield _bag(found, streams), None
     elif separator and scheme != "file":

@@ -99,12 +99,23 @@ class Batcher:
         """
         while not self._stop and (self.most is None or self.stats.processed < self.most):
             taken = self._take()
-            if taken:
-                self._process(taken)
+            if wanted := [(lane, frame) for lane, frame in taken if self._wanted(lane, frame)]:
+                self._process(wanted)
             while not self._stop and self._zooms.due(frames_wait=self._frames_wait()):
                 self._zooms.step()
             if not taken and all(lane.source.ended for lane in self.lanes):
                 break
+
+    def _wanted(self, lane: CameraLane, frame: Frame) -> bool:
+        """Whether anybody takes a view of a frame; otherwise it is not even encoded."""
+        if lane.zooms or any(self._takers((lane.name, view)) for view in lane.specs):
+            return True
+        lane.look_at(frame)
+        lane.unwanted += 1
+        return False
+
+    def _takers(self, key: tuple[str, str]) -> bool:
+        return not self.outlets or any(outlet.wants(key) for outlet in self.outlets)
 
     def _others(self, lane: CameraLane) -> bool:
         """Whether a live camera goes on without it."""
@@ -291,6 +302,8 @@ class Batcher:
         half: dict[str, View] = {}
         refused: list[InputError] = []
         for name, spec in lane.specs.items():
+            if not (lane.zooms or self._takers((lane.name, name))):
+                continue
             try:
                 view = lane.view(spec, frame.size)
                 if self.deadline:

@@ -28,6 +28,7 @@ class CameraLane:
     interval: seconds between two of its frames at least
     calibration: what was given, else what came with its last frame
     size: (width, height) of its last frame; dropped: frames of a live source that newer ones have replaced
+    unwanted: frames of which nobody took a view
     denoise: what the network is given beside its frames
     trouble: what is wrong with its views; zoom_troubles: with a viewer's, by name
     """
@@ -50,7 +51,7 @@ class CameraLane:
         self.zoom_troubles: dict[str, str] = {}
         self.size: Size | None = None
         self.trouble = ""
-        self.dropped = 0
+        self.dropped = self.unwanted = 0
         self._next = 0  # the frame that would be taken if none were dropped
         self._views: dict[tuple[ViewSpec, int], Made] = {}  # by the spec and what divides its size
         self._lock = threading.Lock()
