@@ -269,21 +269,14 @@ def settings(args: argparse.Namespace) -> tuple[list[CameraSettings], list[Sourc
 
 
 def _views(args: argparse.Namespace) -> dict[str, ViewSpec]:
+    from diinn.runtime.cli.run_options import named_views
     from diinn.runtime.geometry.view_spec import FULL, ROI, ViewSpec
     from diinn.runtime.stream.settings import DEFAULT_SCALE
 
     if not args.view:
         scale = args.scale or (None if args.out_size else DEFAULT_SCALE)
         return {"full": ViewSpec(ROI if args.roi else FULL, args.out_size, scale, args.roi)}
-    views: dict[str, ViewSpec] = {}
-    for text in args.view:
-        name, separator, view = text.partition("=")
-        if not separator:
-            name, view = text.partition(":")[0], text
-        if name in views:
-            raise InputError(f"two views are called {name!r}: give them names, --view NAME=…")
-        views[name] = ViewSpec.parse(view)
-    return views
+    return named_views(args.view)
 
 
 def _stream(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from diinn.runtime.errors import InputError
-from diinn.runtime.geometry.view_spec import EXAMPLES, parse_rect, parse_size
+from diinn.runtime.geometry.view_spec import EXAMPLES, ViewSpec, parse_rect, parse_size
 from diinn.runtime.noise.strength import Denoise, parse_denoise
 from diinn.runtime.sources.pixel_formats import CODECS, FLIPS
 from diinn.runtime.sources.uri import MOST_NOISE
@@ -162,6 +163,19 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--log-level", default="warning", choices=("debug", "info", "warning", "error"))
     run.add_argument("--version", action="version", version=f"diinn {_version()}")
     return top
+
+
+def named_views(texts: Sequence[str]) -> dict[str, ViewSpec]:
+    """Views by name, of ``NAME=VIEW`` or ``VIEW`` each; InputError where two have one name."""
+    views: dict[str, ViewSpec] = {}
+    for text in texts:
+        name, separator, view = text.partition("=")
+        if not separator:
+            name, view = text.partition(":")[0], text
+        if name in views:
+            raise InputError(f"two views are called {name!r}: give them names, --view NAME=…")
+        views[name] = ViewSpec.parse(view)
+    return views
 
 
 def size(text: str) -> tuple[int, int]:

@@ -17,3 +17,11 @@ def doctor() -> int:
     from diinn.runtime.cli.doctor import main
 
     return main()
+
+
+def ros2() -> int:
+    """Entry point of ``diinn-ros2``; the exit code."""
+    quietly()
+    from diinn.runtime.cli.ros2 import main
+
+    return main()

@@ -45,29 +45,49 @@ class RosTopics(Sink):
         what = f"--output {self.where}"
         base = ros_messages.check_topic(path, what)
         chosen = ros_messages.options(query, what, OPTIONS)
-        self._form = chosen.get("format", RAW)
+        self._form, self._base = chosen.get("format", RAW), base
         self._quality = ros_messages.quality(chosen.get("quality", str(QUALITY)), what)
-        self._below = ros_messages.base_topics(views, base)
-        self.topics = {f"{below}/{name}" for below in self._below.values() for name in (self._image, "camera_info")}
-        for source, _ in views:
-            if source.topic in self.topics:
-                raise InputError(f"{what} would publish {source.topic}, which is its own input: a loop; choose another")
+        self.topics = self._planned(views)
         ros.check()
         self._bus = Bus("diinn_views")
+        self._profile = _profile(chosen.get("reliability", "best_effort"))
+        self._named: dict[str, tuple[Any, Any]] = {}  # publishers of image and camera_info, by what they are below
         self._publishers: dict[tuple[str, str], tuple[Any, Any]] = {}
         self._turns: dict[str, tuple[str, Float64]] = {}  # by the view's frame: the camera's, and the rotation
         self._static: Any = None
         try:
-            profile = _profile(chosen.get("reliability", "best_effort"))
-            kind = message_type(IMAGE if self._form == RAW else COMPRESSED)
-            for key, below in self._below.items():
-                self._publishers[key] = (
-                    self._bus.node.create_publisher(kind, f"{below}/{self._image}", profile),
-                    self._bus.node.create_publisher(message_type(INFO), f"{below}/camera_info", profile),
-                )
+            self.offer(views)
         except BaseException:
             self._bus.close()
             raise
+
+    def offer(self, views: Sequence[tuple[Source, Sequence[str]]]) -> None:
+        """Publish these views of each source from now on, and no others.
+
+        Raises InputError, and changes nothing, where a topic would be its own input.
+        """
+        self.topics = self._planned(views)
+        belows = ros_messages.base_topics(views, self._base)
+        kind = message_type(IMAGE if self._form == RAW else COMPRESSED)
+        create = self._bus.node.create_publisher
+        for below in {*belows.values()} - {*self._named}:
+            image = create(kind, f"{below}/{self._image}", self._profile)
+            self._named[below] = image, create(message_type(INFO), f"{below}/camera_info", self._profile)
+        self._publishers = {key: self._named[below] for key, below in belows.items()}
+        for below in {*self._named} - {*belows.values()}:
+            for publisher in self._named.pop(below):
+                self._bus.node.destroy_publisher(publisher)
+
+    def _planned(self, views: Sequence[tuple[Source, Sequence[str]]]) -> set[str]:
+        """The topics of views; InputError where one is an input."""
+        belows = ros_messages.base_topics(views, self._base).values()
+        topics = {f"{below}/{name}" for below in belows for name in (self._image, "camera_info")}
+        for source, _ in views:
+            if source.topic in topics:
+                raise InputError(
+                    f"--output {self.where} would publish {source.topic}, its own input: a loop; choose another"
+                )
+        return topics
 
     @property
     def _image(self) -> str:
@@ -77,10 +97,11 @@ class RosTopics(Sink):
         return any(p.get_subscription_count() for p in self._publishers.get((camera, view), ()))
 
     def write(self, result: Result) -> None:
-        if result.key not in self._publishers:
-            return  # a view that was added while it runs
+        found = self._publishers.get(result.key)
+        if found is None:
+            return  # a view that is offered no more
+        images, infos = found
         made = ros_messages.outgoing(result)
-        images, infos = self._publishers[result.key]
         if made.turn is not None:
             self._publish_turn(made)
         header = _header(made.stamp, made.frame_id)
@@ -125,8 +146,9 @@ class RosTopics(Sink):
         return {"subscribers": found}
 
     def close(self, *, failed: bool = False) -> None:
-        publishers, self._publishers = self._publishers, {}
-        if publishers:
+        self._publishers = {}
+        if self._named:
+            self._named = {}
             self._bus.close()
 
 

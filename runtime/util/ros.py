@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -53,8 +54,12 @@ def message_type(kind: str) -> Any:
 class Bus:
     """A node of ours on the robot's bus. It does something while it is spun, by one thread at a time."""
 
-    def __init__(self, name: str, *, sim_time: bool = False) -> None:
-        """Raises InputError where ROS 2 is not there, SourceError where it does not start."""
+    def __init__(self, name: str, *, sim_time: bool = False, arguments: Sequence[str] | None = None) -> None:
+        """Raises InputError where ROS 2 is not there, SourceError where it does not start.
+
+        sim_time: whether its clock is that of a simulation, from ``/clock``
+        arguments: of a node that others configure, as ``--ros-args`` has them: its name, namespace and parameters
+        """
         check()
         try:
             rclpy = importlib.import_module("rclpy")
@@ -63,16 +68,14 @@ class Bus:
         except ImportError as error:  # a library of its own is missing, or of another Python
             raise InputError(f"ROS 2 cannot be imported ({' '.join(str(error).split())[:150]}): {REMEDY}") from None
         self._context = rclpy.Context()
+        hidden: dict[str, Any] = {"use_global_arguments": False, "start_parameter_services": False}
+        hidden |= {"enable_rosout": False, "parameter_overrides": [parameter("use_sim_time", value=sim_time)]}
         try:
-            rclpy.init(args=[], context=self._context)  # without handlers of signals, which are ours
-            self.node = nodes.Node(
-                f"{name}_{os.getpid()}",
-                context=self._context,
-                use_global_arguments=False,
-                start_parameter_services=False,
-                enable_rosout=False,
-                parameter_overrides=[parameter("use_sim_time", value=sim_time)],
-            )
+            rclpy.init(args=[*(arguments or [])], context=self._context)  # without handlers of signals, which are ours
+            if arguments is None:
+                self.node = nodes.Node(f"{name}_{os.getpid()}", context=self._context, **hidden)
+            else:
+                self.node = nodes.Node(name, context=self._context)
         except Exception as error:  # of the middleware
             raise SourceError(f"ROS 2 does not start: {' '.join(str(error).split())[:200]}") from None
         self._executor = executors.SingleThreadedExecutor(context=self._context)
