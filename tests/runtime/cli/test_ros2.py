@@ -84,7 +84,9 @@ def test_a_namespace_and_topics_below_it() -> None:
 
 
 def test_several_topics_and_views() -> None:
-    words = parameters(image="['/a/image','/b/image']", output="/sr", views="['plate=roi:0,0,80,60:160x120','all=full:80x60']")
+    words = parameters(
+        image="['/a/image','/b/image']", output="/sr", views="['plate=roi:0,0,80,60:160x120','all=full:80x60']"
+    )
     with publisher("/a/image", rate=5), publisher("/b/image", rate=5), node(*words):
         (plate,) = received("/sr/a_image/plate/image")
         (small,) = received("/sr/b_image/all/image")
@@ -143,7 +145,9 @@ WRONG = {
 def test_wrong_parameters(name: str, tmp_path: Path) -> None:
     values, words = WRONG[name]
     given = parameters(**{"image": "/a/image", "output": "/a/sr", **values})
-    done = subprocess.run(command("--ros-args", *given), cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command("--ros-args", *given), cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 2
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
@@ -156,4 +160,3 @@ def test_help_names_every_parameter_and_words_of_other_commands_are_refused() ->
     done = subprocess.run(command("--camera", "0"), capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "parameters are given as --ros-args -p NAME:=VALUE" in done.stderr
-
