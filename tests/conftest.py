@@ -40,7 +40,7 @@ NEEDS = {
     "selenium": ["runtime/sinks/preview/test_page.py"],
 }
 collect_ignore = [file for library, files in NEEDS.items() if not importlib.util.find_spec(library) for file in files]
-pytest_plugins = ("served", "commanded")
+pytest_plugins = ("served", "commanded", "rosbus")
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
 ROOT = Path(__file__).resolve().parent.parent

@@ -45,7 +45,8 @@ def finish(
         for outlet in stream.outlets
         if outlet.failure is not None and not (outlet.abandoned and stopped_by is not None)
     ]
-    if not summary["processed"] and stopped_by is None and not (failures or lost):
+    unwanted = sum(camera["unwanted"] for camera in summary["cameras"].values())
+    if not (summary["processed"] or unwanted) and stopped_by is None and not (failures or lost):
         raise DiinnError("no frame arrived: check the camera, or give it more time with a longer --duration")
     announcements.print(shown(_closing_line(summary)))
     if {output["where"] for output in summary["outputs"]} == {"none"} and not asked and not benchmark:
@@ -67,7 +68,10 @@ def finish(
 
 
 def _closing_line(summary: dict[str, Any]) -> str:
+    unwanted = sum(camera["unwanted"] for camera in summary["cameras"].values())
     if not summary["processed"]:
+        if unwanted:
+            return f"{unwanted} frames came, and nobody subscribed to a view of one: nothing was made"
         return "ended before the first frame: nothing was written"
     age = summary["ms"].get("age", {"p50": 0.0, "p95": 0.0})
     done = f"{summary['processed']} frame{'s' * (summary['processed'] > 1)}"
@@ -78,7 +82,8 @@ def _closing_line(summary: dict[str, Any]) -> str:
     given_up = "".join(f", {count} {quality}" for quality, count in lowered.items() if count)
     written = {o["where"] for o in summary["outputs"] if o["written"] and not o["failure"]}
     return (
-        f"{done}, {speed}frame age {age['p50']:.0f} ms (p95 {age['p95']:.0f}), {summary['dropped']} dropped{given_up}; "
+        f"{done}, {speed}frame age {age['p50']:.0f} ms (p95 {age['p95']:.0f}), {summary['dropped']} dropped{given_up}"
+        f"{f', {unwanted} that nobody subscribed to' if unwanted else ''}; "
         f"output: {', '.join(sorted(written)) or 'none'}"
     )
 
@@ -173,6 +178,12 @@ def statistics(target: str | None, stream: Stream, out: LineWriter, stop: Stop) 
         raise DiinnError(f"--stats {target!r} lacks lines: it was not read for too long, or its disk hangs")
 
 
+def _total(stream: Stream) -> int | None:
+    """How many frames there are to process; None where a source does not say."""
+    counts = [len(source.files) or source.total for source in stream.sources]
+    return sum(filter(None, counts)) if all(counts) else None
+
+
 @contextmanager
 def progress(
     stream: Stream, frames: int | None, out: LineWriter, err: LineWriter, *, wanted: bool
@@ -186,12 +197,21 @@ def progress(
         return
     try:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
     except ImportError:  # a system that brings its own OpenCV and backend needs nothing else
         yield lambda: None
         return
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    total = frames or _total(stream)
+    left = (TimeRemainingColumn(),) if total else ()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), *left)
     bar = Progress(
         *columns,
         console=Console(file=err.file),
@@ -200,7 +220,7 @@ def progress(
         redirect_stdout=False,
         redirect_stderr=False,
     )
-    task = bar.add_task("waiting for frames", total=frames)
+    task = bar.add_task("waiting for frames", total=total)
     due = 0.0
     waiting = False
 

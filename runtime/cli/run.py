@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -161,7 +162,8 @@ def run(args: argparse.Namespace, out: LineWriter, err: LineWriter) -> int:
                 stream = _stream(args, stop, cameras, sources, resolver, frames, announcements)
             with report.statistics(args.stats, stream, out, stop) as count:
                 with report.progress(stream, frames, out, err, wanted=not args.no_progress) as show:
-                    _run(stream, stop, args.duration or math.inf, out, (count, show))
+                    own = all(source.timed for source in sources)  # then it is seconds of the bags
+                    _run(stream, stop, math.inf if own else args.duration or math.inf, out, (count, show))
                 return report.finish(
                     stream, stop.signal, announcements, asked=bool(args.output), benchmark=args.benchmark
                 )
@@ -221,7 +223,7 @@ def settings(args: argparse.Namespace) -> tuple[list[CameraSettings], list[Sourc
     """The settings of each camera and input by the arguments, and their sources."""
     from diinn.runtime.geometry.calibration import Calibration
     from diinn.runtime.sinks import result_paths
-    from diinn.runtime.sources import CaptureOptions, RetryPolicy, open_camera, open_input
+    from diinn.runtime.sources import CaptureOptions, RetryPolicy, each_topic, open_camera, open_input
     from diinn.runtime.stream import settings as files
     from diinn.runtime.stream.settings import CameraSettings, check_apart, name_apart, open_sources
 
@@ -237,6 +239,8 @@ def settings(args: argparse.Namespace) -> tuple[list[CameraSettings], list[Sourc
         not args.benchmark,
         retry,
         result_paths(args.output),
+        args.start,
+        args.duration,
     )
     calibration = Calibration.load(args.calibration) if args.calibration else None
     base = CameraSettings(
@@ -248,32 +252,30 @@ def settings(args: argparse.Namespace) -> tuple[list[CameraSettings], list[Sourc
     with ExitStack() as failing:
         for source in opened:
             failing.callback(source.close)
-        for open_one, uris in ((open_camera, args.camera), (open_input, args.input)):
+        for open_one, uris in (
+            (open_camera, args.camera),
+            (open_input, chain.from_iterable(map(each_topic, args.input))),
+        ):
             for uri in uris:
                 opened.append(open_one(uri, options))
                 failing.callback(opened[-1].close)
                 cameras.append(replace(base, uri=uri))
         name_apart(opened)
+        if args.start and not any(source.timed for source in opened):
+            raise InputError(f"--start {args.start:g} is for bags, and there is none: leave it out")
         failing.pop_all()
     return cameras, opened
 
 
 def _views(args: argparse.Namespace) -> dict[str, ViewSpec]:
+    from diinn.runtime.cli.run_options import named_views
     from diinn.runtime.geometry.view_spec import FULL, ROI, ViewSpec
     from diinn.runtime.stream.settings import DEFAULT_SCALE
 
     if not args.view:
         scale = args.scale or (None if args.out_size else DEFAULT_SCALE)
         return {"full": ViewSpec(ROI if args.roi else FULL, args.out_size, scale, args.roi)}
-    views: dict[str, ViewSpec] = {}
-    for text in args.view:
-        name, separator, view = text.partition("=")
-        if not separator:
-            name, view = text.partition(":")[0], text
-        if name in views:
-            raise InputError(f"two views are called {name!r}: give them names, --view NAME=…")
-        views[name] = ViewSpec.parse(view)
-    return views
+    return named_views(args.view)
 
 
 def _stream(

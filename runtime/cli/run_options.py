@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from diinn.runtime.errors import InputError
-from diinn.runtime.geometry.view_spec import EXAMPLES, parse_rect, parse_size
+from diinn.runtime.geometry.view_spec import EXAMPLES, ViewSpec, parse_rect, parse_size
 from diinn.runtime.noise.strength import Denoise, parse_denoise
 from diinn.runtime.sources.pixel_formats import CODECS, FLIPS
 from diinn.runtime.sources.uri import MOST_NOISE
@@ -43,7 +44,11 @@ def parser() -> argparse.ArgumentParser:
         "--cameras", type=Path, metavar="FILE.yaml", help="cameras with settings of their own, a block each"
     )
     source.add_argument(
-        "--input", action="append", default=[], metavar="PATH", help="image, video, folder or quoted glob; repeatable"
+        "--input",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="image, video, folder, quoted glob, or a bag of ROS (BAG?topic=/NAME); repeatable",
     )
     source.add_argument("--input-size", type=size, metavar="WxH", help="frame size asked of the cameras")
     source.add_argument("--input-rate", type=rate, metavar="FPS", help="frames a second asked of the cameras")
@@ -142,7 +147,8 @@ def parser() -> argparse.ArgumentParser:
     )
     run = top.add_argument_group("run")
     run.add_argument("--max-frames", type=count, metavar="N", help="end after N frames")
-    run.add_argument("--duration", type=seconds, metavar="S", help="end after S seconds")
+    run.add_argument("--start", type=start, default=0.0, metavar="S", help="leave out the first S seconds of a bag")
+    run.add_argument("--duration", type=seconds, metavar="S", help="end after S seconds, of a bag after S of its own")
     run.add_argument("--max-fps", type=rate, metavar="FPS", help="frames a second processed of each camera, at most")
     run.add_argument(
         "--deadline-ms",
@@ -159,6 +165,19 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--log-level", default="warning", choices=("debug", "info", "warning", "error"))
     run.add_argument("--version", action="version", version=f"diinn {_version()}")
     return top
+
+
+def named_views(texts: Sequence[str]) -> dict[str, ViewSpec]:
+    """Views by name, of ``NAME=VIEW`` or ``VIEW`` each; InputError where two have one name."""
+    views: dict[str, ViewSpec] = {}
+    for text in texts:
+        name, separator, view = text.partition("=")
+        if not separator:
+            name, view = text.partition(":")[0], text
+        if name in views:
+            raise InputError(f"two views are called {name!r}: give them names, --view NAME=…")
+        views[name] = ViewSpec.parse(view)
+    return views
 
 
 def size(text: str) -> tuple[int, int]:
@@ -218,6 +237,11 @@ def threads(text: str) -> int:
 def seconds(text: str) -> float:
     """A time above 0, at most some years."""
     return _above_zero(text, 1e8, "a number of seconds above 0 and up to 100000000")
+
+
+def start(text: str) -> float:
+    """A time from 0 up."""
+    return 0.0 if _number(text) == 0 else seconds(text)
 
 
 def milliseconds(text: str) -> float:

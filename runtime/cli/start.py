@@ -25,3 +25,11 @@ def build() -> int:
     from diinn.runtime.cli.build import main
 
     return main()
+
+
+def ros2() -> int:
+    """Entry point of ``diinn-ros2``; the exit code."""
+    quietly()
+    from diinn.runtime.cli.ros2 import main
+
+    return main()

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -36,6 +38,7 @@ class Calibration(CameraInfo):
         fisheye: Whether these are of OpenCV's fisheye model (ROS: ``equidistant``), else of the pinhole model.
         rotation: Of the rectified camera (ROS: R), [3, 3]; unit without one.
         projection: Of the rectified camera (ROS: the left of P), [3, 3]; ``k`` without one.
+        offset: The right of P, [3]: of the second camera of a stereo pair, zeros of any other.
     """
 
     @staticmethod
@@ -46,6 +49,23 @@ class Calibration(CameraInfo):
             InputError: It cannot be read or is no calibration; the message names what is wrong.
         """
         return Calibration(**vars(calibration_file.load(Path(path))))
+
+    @staticmethod
+    def of_message(name: str, values: Mapping[str, Any]) -> Calibration:
+        """A ``camera_info`` message, whose ``roi`` and ``binning`` are heeded.
+
+        Args:
+            name: Its topic, for messages.
+            values: Its fields by name.
+
+        Raises:
+            InputError: It is no calibration; the message names what is wrong.
+        """
+        try:
+            return Calibration(**vars(calibration_file.of_message(name, values)))
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+            what = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
+            raise InputError(f"{name!r} is no camera calibration: {what}") from None
 
     @staticmethod
     def assumed(size: Size) -> Calibration:
@@ -70,7 +90,9 @@ class Calibration(CameraInfo):
             )
         _warn_scaled(self.name, self.size, size)
         scale = scaling(across, down)
-        return replace(self, size=size, k=scale @ self.k, projection=scale @ self.projection)
+        return replace(
+            self, size=size, k=scale @ self.k, projection=scale @ self.projection, offset=scale @ self.offset
+        )
 
     def rectified(self, size: tuple[float, float]) -> tuple[Float64, Float64]:
         """The undistorted camera whose whole picture has a given size.

@@ -7,7 +7,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -45,6 +45,7 @@ class CameraInfo:
     name: where it is from, for messages; size: (width, height) of the frames it holds for
     k: camera matrix [3, 3]; distortion: OpenCV's coefficients; fisheye: whose model they are
     rotation, projection: [3, 3] each, of the rectified camera (ROS: R and the left of P); unit and k without one
+    offset: [3], the right of P: of the second camera of a stereo pair, zeros of any other
     """
 
     name: str
@@ -54,6 +55,7 @@ class CameraInfo:
     fisheye: bool
     rotation: Float64
     projection: Float64
+    offset: Float64 = field(default_factory=lambda: np.zeros(3))
 
 
 def load(path: Path) -> CameraInfo:
@@ -84,17 +86,24 @@ def _from_ros(path: Path, text: str) -> CameraInfo:
     if len(found) > 1:
         names = ", ".join(repr(name) for name, _ in found)[:100]
         raise ValueError(f"it holds several, {names}: a file each is wanted")
-    info = found[0][1] if found else document
+    return of_message(str(path), found[0][1] if found else document)
+
+
+def of_message(name: str, info: Mapping[str, Any]) -> CameraInfo:
+    """The values of a camera_info of ROS, by their names in a file or a message.
+
+    Raises InputError or one of the errors of ``load`` with what is wrong with them.
+    """
     k = _matrix(_numbers(info, "camera_matrix"), (3, 3))
     if not k.any():
         raise ValueError("the camera is not calibrated, its matrix is all zeros")
     coefficients = _numbers(info, "distortion_coefficients", ())
-    fisheye = _is_fisheye(path, info)
+    fisheye = _is_fisheye(name, info)
     r, p = _numbers(info, "rectification_matrix", ()), _numbers(info, "projection_matrix", ())
     rotation = _matrix(r, (3, 3)) if np.any(r) else np.eye(3)
-    projection = _matrix(p, (3, 4))[:, :3] if np.any(p) else k
+    projection = _matrix(p, (3, 4)) if np.any(p) else np.column_stack([k, np.zeros(3)])
     size = (_key(info, "image_width"), _key(info, "image_height"))
-    return _read_out(_checked(path, size, k, coefficients, fisheye, rotation, projection), info)
+    return _read_out(_checked(name, size, k, coefficients, fisheye, rotation, projection), info)
 
 
 def _infos(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -128,7 +137,7 @@ def _numbers(info: Mapping[str, Any], wanted: str, default: Any = None) -> Float
     return np.asarray([] if value is None else value, np.float64).reshape(-1)
 
 
-def _is_fisheye(path: Path, info: Mapping[str, Any]) -> bool:
+def _is_fisheye(name: str, info: Mapping[str, Any]) -> bool:
     """Which of the two models, by ``distortion_model`` or, in files of older ROS, ``camera_model``.
 
     A file that states neither is taken for a pinhole, with a warning: the numbers do not show which it is. An unknown
@@ -137,21 +146,21 @@ def _is_fisheye(path: Path, info: Mapping[str, Any]) -> bool:
     distortion, camera = (_model(info.get(key)) for key in ("distortion_model", "camera_model"))
     for key, model in (("distortion_model", distortion), ("camera_model", "" if distortion else camera)):
         if model and model not in MODELS:
-            raise InputError(f"{str(path)!r}: " + unknown(key, model, [*FISHEYE, *PINHOLE[:2]]))
+            raise InputError(f"{name!r}: " + unknown(key, model, [*FISHEYE, *PINHOLE[:2]]))
     if camera and camera not in MODELS:
         log.warning(
             "%r: camera_model %r is none that is known here; its distortion_model %r is followed, remove camera_model "
             "if that is right",
-            *(str(path), camera, distortion),
+            *(name, camera, distortion),
         )
     if distortion in PINHOLE and camera in MODELS and camera not in PINHOLE:
         raise InputError(
-            f"{str(path)!r}: camera_model {camera!r} and distortion_model {distortion!r} contradict each other: "
+            f"{name!r}: camera_model {camera!r} and distortion_model {distortion!r} contradict each other: "
             "remove the wrong one"
         )
     stated = distortion or camera
     if not stated:
-        _warn_unstated(path, "distortion_model", "distortion_model: equidistant")
+        _warn_unstated(name, "distortion_model", "distortion_model: equidistant")
     return bool(stated) and stated not in PINHOLE
 
 
@@ -159,8 +168,8 @@ def _model(value: Any) -> str:
     return "" if value is None else str(value).strip().lower()
 
 
-def _warn_unstated(path: Path, key: str, remedy: str) -> None:
-    log.warning("%r states no %s and is taken for a pinhole: write '%s' if it is a fisheye", str(path), key, remedy)
+def _warn_unstated(name: str, key: str, remedy: str) -> None:
+    log.warning("%r states no %s and is taken for a pinhole: write '%s' if it is a fisheye", name, key, remedy)
 
 
 def _read_out(whole: CameraInfo, info: Mapping[str, Any]) -> CameraInfo:
@@ -183,7 +192,9 @@ def _read_out(whole: CameraInfo, info: Mapping[str, Any]) -> CameraInfo:
     if (x, y, size) == (0, 0, whole.size):
         return whole
     scale = scaling(1 / across, 1 / down, x, y)
-    return replace(whole, size=size, k=scale @ whole.k, projection=scale @ whole.projection)
+    return replace(
+        whole, size=size, k=scale @ whole.k, projection=scale @ whole.projection, offset=scale @ whole.offset
+    )
 
 
 def _from_opencv(path: Path, text: str) -> CameraInfo:
@@ -197,9 +208,10 @@ def _from_opencv(path: Path, text: str) -> CameraInfo:
     coefficients = _numbers(info, "distortion_coefficients")
     stated = info.get("fisheye_model")
     if stated is None and coefficients.size == 4:  # more are a pinhole's for certain
-        _warn_unstated(path, "fisheye_model", "fisheye_model: 1")
+        _warn_unstated(str(path), "fisheye_model", "fisheye_model: 1")
     size = (_key(info, "image_width"), _key(info, "image_height"))
-    return _checked(path, size, k, coefficients, float(stated or 0) == 1, np.eye(3), k)
+    p = np.column_stack([k, np.zeros(3)])
+    return _checked(str(path), size, k, coefficients, float(stated or 0) == 1, np.eye(3), p)
 
 
 def _values(path: Path, text: str) -> dict[str, Any]:
@@ -246,9 +258,10 @@ def _check_depth(text: str) -> None:
 
 
 def _checked(
-    path: Path, size: tuple[Any, Any], k: Float64, distortion: Float64, fisheye: bool, r: Float64, p: Float64
+    name: str, size: tuple[Any, Any], k: Float64, distortion: Float64, fisheye: bool, r: Float64, p: Float64
 ) -> CameraInfo:
-    width, height = (_whole(value, name) for value, name in zip(size, ("image_width", "image_height"), strict=True))
+    """p: [3, 4]."""
+    width, height = (_whole(value, key) for value, key in zip(size, ("image_width", "image_height"), strict=True))
     if not all(np.isfinite(values).all() for values in (k, distortion, r, p)):
         raise ValueError("it holds values that are not finite")
     if max(np.abs(values).max(initial=0) for values in (k, distortion, p)) > LARGEST_VALUE:
@@ -259,13 +272,13 @@ def _checked(
         raise ValueError(f"{len(distortion)} distortion coefficients, {wanted} are wanted")
     if min(width, height, k[0, 0], k[1, 1], p[0, 0], p[1, 1]) <= 0:
         raise ValueError("its size and focal lengths must be above 0")
-    if abs(np.linalg.det(k)) < 1e-9 or abs(np.linalg.det(p)) < 1e-9:
+    if abs(np.linalg.det(k)) < 1e-9 or abs(np.linalg.det(p[:, :3])) < 1e-9:
         raise ValueError("its camera or projection matrix cannot be inverted")
     if np.abs(r @ r.T - np.eye(3)).max() > 1e-2 or np.linalg.det(r) < 0:
         raise ValueError("its rectification matrix is no rotation")
     padded = np.zeros(max(len(distortion), 4 if fisheye else 5))
     padded[: len(distortion)] = distortion
-    return CameraInfo(str(path), (width, height), k, padded, fisheye, r, p)
+    return CameraInfo(name, (width, height), k, padded, fisheye, r, p[:, :3], p[:, 3])
 
 
 def _whole(value: Any, name: str) -> int:

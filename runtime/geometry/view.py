@@ -28,6 +28,8 @@ class View:
         maps: (map_x, map_y) of a remap.
         replicate: Whether positions of a remap outside the frame take its nearest edge.
         border_value: What they become otherwise, in units of [0, 1], all channels.
+        camera: Of a rectified or virtual view of a calibrated camera (rotation [3, 3] from the camera's axes to the
+            view's, projection [3, 4]); None of any other.
     """
 
     dsize: Size
@@ -35,6 +37,7 @@ class View:
     maps: tuple[npt.NDArray[np.generic], npt.NDArray[np.generic] | None] | None = None
     replicate: bool = False
     border_value: float = 0.0
+    camera: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None = None
     _cache: dict[object, grid.Queries] = field(default_factory=dict, repr=False)
 
     @staticmethod

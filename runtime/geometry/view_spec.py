@@ -103,6 +103,11 @@ class ViewSpec:
             return ViewSpec(VIRTUAL, dsize, pan=pan, tilt=tilt, fov=fov)
         raise InputError(f"view {text!r}: write {EXAMPLES[kind]}")
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether a camera's calibration makes a difference to it."""
+        return self.kind in (RECTIFY, VIRTUAL) and self.calibration is None
+
     def cropped(self, part: Rect, dsize: Size) -> ViewSpec:
         """A part of this view.
 
@@ -175,7 +180,9 @@ class ViewSpec:
         map_x, map_y = camera.maps(rotation, projection, dsize)
         if self.kind == VIRTUAL and self.crop == WHOLE and not _meets(map_x, map_y, src_size):
             raise InputError(f"a view turned by {self.pan:g},{self.tilt:g} degrees sees nothing of this camera")
-        return View.remap(map_x, map_y)
+        offset = projection @ np.linalg.inv(camera.projection) @ camera.offset if self.kind == RECTIFY else np.zeros(3)
+        whole_projection = np.column_stack([projection, offset])
+        return replace(View.remap(map_x, map_y), camera=(rotation, whole_projection) if known else None)
 
 
 def _within(start: float, extent: float, limit: float) -> tuple[float, float]:

@@ -90,6 +90,24 @@ def read_bgr(path: Path) -> UInt8:
     return image.astype(np.uint8, copy=False)
 
 
+def decode_bgr(data: bytes, what: str) -> UInt8:
+    """A JPEG or PNG that did not come as a file, as uint8 [H, W, 3] BGR, with what ``read_bgr`` drops.
+
+    Raises SourceError for anything else, and for one that is cut short; ``what`` is it, for the message.
+    """
+    if not data.startswith((b"\xff\xd8", headers.PNG)):
+        raise SourceError(f"{what} is neither a JPEG nor a PNG")
+    if headers.cut_short(data):
+        raise SourceError(f"{what} is cut short or damaged")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error as error:
+        raise SourceError(f"{what} cannot be decoded ({error.err})") from None
+    if image is None:
+        raise SourceError(f"{what} cannot be decoded")
+    return image.astype(np.uint8, copy=False)
+
+
 def _decoded(path: Path, data: bytes) -> tuple[npt.NDArray[Any] | None, headers.Facts]:
     """An image [H, W, 3] BGR, None where it is none, and what was dropped of it."""
     found = headers.facts(data)

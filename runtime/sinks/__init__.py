@@ -12,10 +12,12 @@ from pathlib import Path
 
 from diinn.runtime.errors import InputError, unknown
 from diinn.runtime.images import files as image_files
+from diinn.runtime.sinks import bag, ros_topic
 from diinn.runtime.sinks.files import VIDEO_SUFFIXES, ImageFile, ImageFolder, VideoFile, check_folder, still_name
 from diinn.runtime.sinks.raw import Pipe, SharedMemory
 from diinn.runtime.sinks.window import Window, has_display
 from diinn.runtime.sources import Source
+from diinn.runtime.sources.bag import BagTopic
 from diinn.runtime.stream.sink import NullSink, Sink
 from diinn.runtime.stream.stop import Stop
 from diinn.runtime.util.file_names import as_file, fitting, local
@@ -23,7 +25,7 @@ from diinn.runtime.util.file_names import as_file, fitting, local
 __all__ = ["VIDEO_SUFFIXES", "NullSink", "Sink", "Streams", "open_sinks", "result_paths"]
 log = logging.getLogger(__name__)
 OTHER_VIDEOS = (".webm", ".m4v", ".wmv", ".flv", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv", ".mjpeg", ".h264", ".gif")
-SCHEMES = ("display", "file", "http", "shm")
+SCHEMES = ("display", "file", "http", "shm", ros_topic.SCHEME)
 Keyed = tuple[Sink, frozenset[tuple[str, str]] | None]  # a sink and the (camera, view) it takes, None for all
 
 
@@ -68,6 +70,7 @@ def open_sinks(
             or [_default(streams, headless, stop)]
         ):
             failing.callback(keyed[0].close, failed=True)
+            _check_topics(keyed[0], [sink for sink, _ in opened])
             opened.append(keyed)
         failing.pop_all()
     return opened
@@ -75,11 +78,24 @@ def open_sinks(
 
 def result_paths(outputs: Sequence[str]) -> tuple[Path, ...]:
     """The files and folders that ``outputs`` name."""
-    named = [_parts(output) for output in outputs if output not in ("", "none", "-")]
+    named = [_parts(_without_options(output)) for output in outputs if output not in ("", "none", "-")]
     paths = [
         Path(rest if separator else scheme) for scheme, separator, rest in named if scheme == "file" or not separator
     ]
     return tuple(path.parent if path.name.startswith("*.") else path for path in paths)
+
+
+def _check_topics(sink: Sink, others: Sequence[Sink]) -> None:
+    """InputError where two outputs publish one topic."""
+    if isinstance(sink, ros_topic.RosTopics):
+        taken = {topic for other in others if isinstance(other, ros_topic.RosTopics) for topic in other.topics}
+        if twice := sorted(taken & sink.topics):
+            raise InputError(f"two outputs publish {twice[0]}: choose another topic for one of them")
+
+
+def _without_options(output: str) -> str:
+    found = bag.split(output)
+    return found[0] if found else output
 
 
 def _parts(output: str) -> tuple[str, str, str]:
@@ -125,6 +141,10 @@ def _open(output: str, streams: Streams, headless: bool, stop: Stop, viewers: in
         for source, view in streams.each:
             name = rest if len(streams.each) == 1 else f"{rest}.{streams.labels[source.name, view]}"
             yield SharedMemory(name, source.name, view), frozenset({(source.name, view)})
+    elif separator and scheme == ros_topic.SCHEME:
+        yield ros_topic.RosTopics(rest, streams.views), None
+    elif separator in ("", "://") and scheme in ("", "file", output) and (found := bag.split(rest or output)):
+        yield _bag(found, streams), None
     elif separator and scheme != "file":
         raise InputError(unknown("output scheme", scheme, SCHEMES))
     elif not (rest if separator else output):
@@ -139,6 +159,17 @@ def _open(output: str, streams: Streams, headless: bool, stop: Stop, viewers: in
         path, folder = Path(text), text.endswith(("/", "/."))
         for source, view in streams.each:
             yield _file(path, streams, source, view, folder=folder), frozenset({(source.name, view)})
+
+
+def _bag(found: tuple[str, str], streams: Streams) -> Sink:
+    path = Path(found[0])
+    if path.exists() and not path.is_file():
+        raise InputError(f"--output {str(path)!r} is there and is no file: give another, or none to write nothing")
+    check_folder(path.parent)
+    for source, _ in streams.views:
+        if isinstance(source, BagTopic) and path.exists() and path.resolve() == source.path.resolve():
+            raise InputError(f"--output would replace the input {str(path)!r}: choose another")
+    return bag.BagFile(path, found[1], [(source, list(views)) for source, views in streams.views])
 
 
 def _windows(streams: Streams, stop: Stop) -> Iterator[Keyed]:

@@ -4,6 +4,7 @@ from diinn.runtime.sources.base import Frame, Source
 from diinn.runtime.sources.camera import Camera, RetryPolicy
 from diinn.runtime.sources.uri import (
     CaptureOptions,
+    each_topic,
     open_camera,
     open_input,
     open_source,
@@ -18,6 +19,7 @@ __all__ = [
     "Frame",
     "RetryPolicy",
     "Source",
+    "each_topic",
     "open_camera",
     "open_input",
     "open_source",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import cv2
 from diinn.runtime.errors import DiinnError
+from diinn.runtime.geometry.calibration import Calibration
 from diinn.runtime.geometry.grid import Size
 from diinn.runtime.images.arrays import UInt8
 from diinn.runtime.sources.slot import Slot
@@ -17,6 +18,23 @@ from diinn.runtime.util.file_names import readable
 
 # States of a source. A live one that fails is "retrying" until it comes back, or "failed" when it has given up.
 STATES = OPENING, LIVE, RETRYING, ENDED, FAILED = "opening", "live", "retrying", "ended", "failed"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a message of ROS says of the frame it holds.
+
+    Attributes:
+        stamp: When it was captured, by its sender: nanoseconds.
+        frame_id: The coordinate frame of its camera.
+        recorded: When a bag received it: nanoseconds; 0 for what comes from a topic.
+        calibration: Of its camera, by the ``camera_info`` beside it; None without one.
+    """
+
+    stamp: int
+    frame_id: str
+    recorded: int = 0
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True)
@@ -30,6 +48,8 @@ class Frame:
         captured: When it was captured: wall clock, seconds since the epoch.
         arrived: When it reached this process: ``time.monotonic`` seconds.
         path: Of an image file, relative to the folder that was opened; None for cameras and videos.
+        header: Of one that came as a message of ROS.
+        lag: Seconds from its capture to its arrival, where its stamp tells that; 0 where nothing does.
     """
 
     image: UInt8
@@ -38,6 +58,8 @@ class Frame:
     captured: float
     arrived: float
     path: Path | None = None
+    header: Header | None = None
+    lag: float = 0.0
 
     @property
     def size(self) -> Size:
@@ -65,11 +87,17 @@ class Source(ABC):
         undecodable: Frames of a video or live source that could not be decoded and were left out.
         files: Of still images: (file, its path below the folder that was opened).
         remedy: What to check where it does not open, for messages.
+        topic: Of a bag or a robot's bus, the topic it takes; empty for others.
+        total: How many frames a file holds, as far as that is known; None where it is not.
+        timed: Whether ``--start`` and ``--duration`` are seconds of its own and not of the clock.
     """
 
     live: bool
     rate: float | None
     remedy = "that it is connected and not in use"
+    topic = ""
+    total: int | None = None
+    timed = False
 
     def __init__(self, name: str) -> None:
         self.name = readable(name)

@@ -23,8 +23,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from diinn.runtime.errors import DiinnError, SourceError
 from diinn.runtime.images.arrays import UInt8
-from diinn.runtime.sources.base import FAILED, LIVE, OPENING, RETRYING, Frame, Source
-from diinn.runtime.sources.capture import CaptureRequest
+from diinn.runtime.sources import ros_topic
+from diinn.runtime.sources.base import FAILED, LIVE, OPENING, RETRYING, Frame, Header, Source
+from diinn.runtime.sources.capture import LEAVE, CaptureRequest
+from diinn.runtime.sources.ros_messages import Calibrations, info_topic
 from diinn.runtime.util.once import Once
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ log = logging.getLogger(__name__)
 # As ``python -m diinn.runtime.sources.worker``, but a module in the current folder hides none.
 START = "import sys; sys.path[:1] == [''] and sys.path.pop(0); from diinn.runtime.sources.worker import main; main()"
 STARTING_SECONDS = 60.0  # for a process to have Python and OpenCV; several start at once
+LEAVE_SECONDS = 0.7  # for one that was asked to end
 REAP_SECONDS = 1.0  # for a process that was killed to be gone
 
 
@@ -73,6 +76,7 @@ class Worker:
         self._map: mmap.mmap | None = None
         self._received = b""
         self._connection = ours
+        self._leaves = device.bus  # by itself, so that others on the bus know at once, and its memory is freed
         try:
             with theirs:
                 numbers = [theirs.fileno(), self._memory]
@@ -129,8 +133,11 @@ class Worker:
         return copy
 
     def kill(self) -> None:
-        """End the process at once, from any thread."""
-        self._process.kill()
+        """End the process at once, from any thread; one on a robot's bus is asked to."""
+        if self._leaves:
+            self._process.send_signal(LEAVE)
+        else:
+            self._process.kill()
 
     def _end(self) -> str:
         """How the process ended: by itself, or killed now. One that a driver holds is left to the system."""
@@ -147,6 +154,10 @@ class Worker:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.kill()
+        if self._leaves:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(LEAVE_SECONDS)
         self._process.kill()
         self._end()
         self._connection.close()
@@ -165,6 +176,8 @@ class Camera(Source):
         self.retry = retry or RetryPolicy()
         self.device = replace(device, opening=self.retry.opening, stall=self.retry.stall)
         self.rate, self.remedy = device.rate, device.remedy
+        self.topic = ros_topic.split(str(device.address))[0] if device.bus else ""
+        self._calibrations = Calibrations(info_topic(self.topic))
         self._logged = Once()
         self._stop = threading.Event()
         self._worker: Worker | None = None
@@ -241,6 +254,9 @@ class Camera(Source):
                 # At a low frame rate, two frame intervals.
                 stall = max(self.retry.stall, 2 / self.device.rate if self.device.rate else 0.0)
                 while (message := self._next(worker, stall, "stalled, no frame")) is not None:
+                    if "info" in message:
+                        self._calibrations.take(message["info"])
+                        continue
                     image = worker.image(message)
                     self.captured = before + message["count"]
                     self.undecodable = undecodable_before + message["undecodable"]
@@ -256,10 +272,27 @@ class Camera(Source):
                         self.state, self.trouble = LIVE, ""
                     counted = message["count"]
                     self._first, self._last = self._first or times[1], times[1]
-                    self.slot.put(Frame(image, self.name, self.captured - 1, *times))
+                    header, lag = self._header(message.get("header"))
+                    self.slot.put(Frame(image, self.name, self.captured - 1, *times, header=header, lag=lag))
             finally:
                 with self._lock:
                     self._worker = None
+
+    def _header(self, said: dict[str, Any] | None) -> tuple[Header | None, float]:
+        """What a message of ROS said of its frame, and how many seconds before its arrival it was captured."""
+        if said is None:
+            return None, 0.0
+        # A mirrored or turned picture is another camera's.
+        calibration = None if self.device.flip else self._calibrations.latest
+        if not said["agrees"] and self._logged.first("clock"):
+            why = "bear a stamp of zero" if said["lag"] is None else f"bear stamps {said['lag']:.1f} s old on arrival"
+            log.warning(
+                "camera %s: images %s; clocks do not agree, ages count from their arrival (chrony, PTP or "
+                "?use_sim_time=true set that right)",
+                *(self.name, why),
+            )
+        lag = max(0.0, said["lag"]) if said["agrees"] else 0.0
+        return Header(said["stamp"], said["frame_id"], 0, calibration), lag
 
     def _next(self, worker: Worker, timeout: float, what: str) -> dict[str, Any] | None:
         """The next message; None when we stop; SourceError after ``timeout`` seconds without one."""

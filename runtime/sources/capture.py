@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import time
 from abc import ABC, abstractmethod
@@ -26,6 +27,7 @@ DEMO = "demo"
 DEMO_RATE = 30.0
 # No buffering: a frame is wanted when it arrives. A value that the user has set is kept.
 FFMPEG_OPTIONS = "rtsp_transport;tcp|fflags;nobuffer|flags;low_delay"
+LEAVE = signal.SIGUSR1  # asks a worker process to end by itself
 MOST_MISSES = 50  # reads in a row without a frame that took no time: the connection is gone
 OLDEST_STAMP = 1.0  # seconds a frame may be old by its driver's clock; beyond, it is another clock
 
@@ -63,8 +65,15 @@ class CaptureRequest:
         return self.api == cv2.CAP_FFMPEG
 
     @property
+    def bus(self) -> bool:
+        """Whether it is a topic on a robot's bus."""
+        return isinstance(self.address, str) and self.address.startswith("ros2://")
+
+    @property
     def remedy(self) -> str:
         """What to check where it does not open or stops."""
+        if self.bus:
+            return "its publisher with 'ros2 topic info -v', and that both have the same ROS_DOMAIN_ID"
         if self.api == cv2.CAP_GSTREAMER:
             return "the pipeline, as gst-launch-1.0 runs it alone"
         return "the address and that it is on" if self.network else Source.remedy
@@ -74,10 +83,14 @@ class OpenCapture(ABC):
     """An opened device.
 
     rate: frames per second that it states; undecodable: frames that were left out since they could not be decoded
+    header, info: of a topic of ROS what a message says of the frame that was read last, and of its camera; as plain
+        JSON values
     """
 
     rate: float
     undecodable = 0
+    header: dict[str, Any] | None = None
+    info: dict[str, Any] | None = None
 
     @abstractmethod
     def read(self) -> tuple[UInt8, float, float]:
@@ -86,6 +99,9 @@ class OpenCapture(ABC):
         Returns:
             The image, uint8 [H, W, 3] BGR, its capture time (wall clock) and its arrival (monotonic), both in seconds.
         """
+
+    def close(self) -> None:  # noqa: B027  most end with their process
+        """Take leave of others who know of it."""
 
 
 def open_capture(device: CaptureRequest) -> OpenCapture:

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
@@ -18,12 +19,15 @@ from diinn.runtime.geometry.grid import Size
 from diinn.runtime.geometry.view import check_size
 from diinn.runtime.images import files as image_files
 from diinn.runtime.images import folders
-from diinn.runtime.sources import demo
+from diinn.runtime.sources import bag, demo, ros_topic
+from diinn.runtime.sources.bag import BagTopic
+from diinn.runtime.sources.bag_file import is_bag
 from diinn.runtime.sources.base import Source
 from diinn.runtime.sources.camera import Camera, RetryPolicy
 from diinn.runtime.sources.capture import DEMO, DEMO_RATE, CaptureRequest
 from diinn.runtime.sources.files import DemoFile, ImageFiles, VideoFile
 from diinn.runtime.sources.pixel_formats import CODECS, FLIPS
+from diinn.runtime.util import ros
 from diinn.runtime.util.file_names import local
 
 log = logging.getLogger(__name__)
@@ -50,7 +54,7 @@ OTHER_STILLS = frozenset(
         ".xcf",
     ]
 )
-SCHEMES = ("v4l2", "csi", "gst", "rtsp", "http", "https", "file", DEMO)
+SCHEMES = ("v4l2", "csi", "gst", "rtsp", "http", "https", "file", ros_topic.SCHEME, DEMO)
 DEMO_SIZE = (160, 120)
 MOST_NOISE = 100
 DEMO_PIXELS = demo.WIDTH * demo.HEIGHT
@@ -70,6 +74,8 @@ class CaptureOptions:
         paced: Whether the demo keeps its frame rate.
         retry: When a camera counts as failed, and how it is tried again.
         results: Files and folders where results go; they are skipped where a folder of images holds them.
+        start: Seconds of a bag that are left out.
+        duration: Seconds of a bag that are taken; None for all.
 
     Raises:
         InputError: A value is out of its range or unknown.
@@ -84,6 +90,8 @@ class CaptureOptions:
     paced: bool = True
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     results: tuple[Path, ...] = ()
+    start: float = 0.0
+    duration: float | None = None
 
     def __post_init__(self) -> None:
         if self.size is not None:
@@ -104,7 +112,8 @@ def open_source(uri: str, options: CaptureOptions | None = None) -> Source:
 
     Args:
         uri: ``0``, ``/dev/video0``, ``v4l2:///dev/video0``, ``csi://0``, ``gst://PIPELINE``, ``rtsp://…``,
-            ``http://…``, ``demo``; ``file://PATH``, a folder, a file or a glob.
+            ``http://…``, ``ros2:///TOPIC``, ``demo``; ``file://PATH``, a folder, a file, a glob or a bag
+            (``PATH?topic=/NAME``).
         options: How it is opened.
 
     Raises:
@@ -135,6 +144,8 @@ def open_camera(uri: str, options: CaptureOptions | None = None) -> Source:
         raise SourceError(unknown("camera scheme", scheme, SCHEMES))
     if scheme in ("v4l2", "gst") and not rest.strip():
         raise SourceError(f"camera {uri} names nothing: write v4l2:///dev/video0 or gst://PIPELINE")
+    if scheme == ros_topic.SCHEME:
+        return _topic(f"{scheme}://{rest}", options)
     size: Size | None = options.size
     address: int | str = uri
     api, name = cv2.CAP_ANY, uri
@@ -158,6 +169,14 @@ def open_camera(uri: str, options: CaptureOptions | None = None) -> Source:
         if options.size is not None or options.codec is not None:
             log.warning("%s: the stream decides its frame size and codec, what is asked is ignored", name)
     return Camera(name, CaptureRequest(address, api, size, options.rate, options.codec, options.flip), options.retry)
+
+
+def _topic(uri: str, options: CaptureOptions) -> Source:
+    topic, _ = ros_topic.split(uri)
+    ros.check()
+    if options.size is not None or options.codec is not None:
+        log.warning("%s: its publisher decides its frame size and encoding, what is asked is ignored", topic)
+    return Camera(topic, CaptureRequest(uri, rate=options.rate, flip=options.flip), options.retry)
 
 
 def _demo(options: CaptureOptions) -> Source:
@@ -192,9 +211,9 @@ def same_device(uri: str) -> str | None:
 
 
 def open_input(pattern: str, options: CaptureOptions | None = None) -> Source:
-    """A file, a folder (searched recursively) or a glob of images, or a video file.
+    """A file, a folder (searched recursively) or a glob of images, a video file, or a bag.
 
-    Of the options ``loop`` and ``flip`` apply.
+    Of the options ``loop`` and ``flip`` apply, and those of bags.
     """
     options, pattern = options or CaptureOptions(), local(pattern)
     if options.noise:
@@ -205,7 +224,9 @@ def open_input(pattern: str, options: CaptureOptions | None = None) -> Source:
         raise SourceError(f"--input takes files, {public(pattern)!r} is a stream: give it as --camera")
     if not pattern:
         raise SourceError("--input is empty: give a file, a folder or a quoted glob")
-    path = Path(pattern)
+    path, topics = Path(pattern), bag.split(pattern)[1]
+    if topics or (os.path.exists(pattern) and is_bag(path)):  # noqa: PTH110  never raises
+        return _bag(Path(bag.split(pattern)[0]), topics, options)
     if os.path.isdir(pattern):  # noqa: PTH112  never raises
         return _folder(path, options)
     if os.path.isfile(pattern):  # noqa: PTH113
@@ -215,6 +236,23 @@ def open_input(pattern: str, options: CaptureOptions | None = None) -> Source:
     if os.path.exists(pattern):  # noqa: PTH110
         raise SourceError(f"{pattern!r} is neither a file nor a folder: copy what it gives into a file")
     return _glob(pattern, options)
+
+
+def _bag(path: Path, topics: Sequence[str], options: CaptureOptions) -> Source:
+    if not os.path.exists(path):  # noqa: PTH110
+        raise SourceError(f"no bag {str(path)!r}: check the path")
+    if len(topics) > 1:
+        raise SourceError(f"{str(path)!r}: a camera is one topic: give {', '.join(topics)} to cameras of their own")
+    if options.loop:
+        raise SourceError(f"{str(path)!r} is a bag, which is read once: leave out --loop")
+    topic = topics[0] if topics else None
+    return BagTopic(path, topic, flip=options.flip, start=options.start, duration=options.duration)
+
+
+def each_topic(uri: str) -> list[str]:
+    """``uri`` itself, or of a bag's with several topics one for each."""
+    path, topics = bag.split(local(uri))
+    return [f"{path}?topic={topic}" for topic in topics] if len(topics) > 1 else [uri]
 
 
 def _still(path: Path) -> bool:
@@ -273,7 +311,7 @@ def public(uri: str) -> str:
     found = re.match(r"\s*([a-z][a-z0-9+.-]*:/+)(.*)", uri, flags=re.DOTALL | re.IGNORECASE)
     if found is None:  # a path, or an address whose scheme was mistyped or forgotten
         return re.sub(r"\?[^?]*=.*", "?…", re.sub(r"^([^/]*:|[^/]*//).*@", "", uri, flags=re.DOTALL), flags=re.DOTALL)
-    if found[1].lower().startswith(("file:", "v4l2:")):
+    if found[1].lower().startswith(("file:", "v4l2:", "ros2:")):
         return uri
     scheme, rest = found.groups()
     if scheme.lower() == "gst://":

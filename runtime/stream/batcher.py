@@ -99,12 +99,23 @@ class Batcher:
         """
         while not self._stop and (self.most is None or self.stats.processed < self.most):
             taken = self._take()
-            if taken:
-                self._process(taken)
+            if wanted := [(lane, frame) for lane, frame in taken if self._wanted(lane, frame)]:
+                self._process(wanted)
             while not self._stop and self._zooms.due(frames_wait=self._frames_wait()):
                 self._zooms.step()
             if not taken and all(lane.source.ended for lane in self.lanes):
                 break
+
+    def _wanted(self, lane: CameraLane, frame: Frame) -> bool:
+        """Whether anybody takes a view of a frame; otherwise it is not even encoded."""
+        if lane.zooms or any(self._takers((lane.name, view)) for view in lane.specs):
+            return True
+        lane.look_at(frame)
+        lane.unwanted += 1
+        return False
+
+    def _takers(self, key: tuple[str, str]) -> bool:
+        return not self.outlets or any(outlet.accepts(key) for outlet in self.outlets)
 
     def _others(self, lane: CameraLane) -> bool:
         """Whether a live camera goes on without it."""
@@ -286,11 +297,13 @@ class Batcher:
 
     def _views(self, lane: CameraLane, frame: Frame) -> tuple[dict[str, View], dict[str, View]]:
         """A frame's views, and with a deadline the same at half their size; those that do not fit are left out."""
-        new, lane.size, lane.trouble = lane.size != frame.size, frame.size, ""
+        new = lane.look_at(frame)
         whole: dict[str, View] = {}
         half: dict[str, View] = {}
         refused: list[InputError] = []
         for name, spec in lane.specs.items():
+            if not (lane.zooms or self._takers((lane.name, name))):
+                continue
             try:
                 view = lane.view(spec, frame.size)
                 if self.deadline:
@@ -314,7 +327,8 @@ class Batcher:
             if job.quality == REDUCED:
                 image = bicubic(image, View.resize(whole.dsize))
             expires = job.frame.arrived + bound
-            self._put(Result(image, job.lane.name, name, job.frame, job.quality, whole, now, expires, strength))
+            held = job.lane.calibration
+            self._put(Result(image, job.lane.name, name, job.frame, job.quality, whole, now, expires, strength, held))
 
     def _put(self, result: Result) -> None:
         for shared in (result.image, result.frame.image):  # by sinks, callbacks and viewers

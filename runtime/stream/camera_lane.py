@@ -18,7 +18,8 @@ from diinn.runtime.stream.camera_denoise import CameraDenoise
 from diinn.runtime.util.once import Once
 
 log = logging.getLogger(__name__)
-Made = tuple[Size, "View | InputError"]  # a view made for frames of a size, or why it cannot be
+# A view made for frames of a size and a calibration, or why it cannot be.
+Made = tuple[Size, "Calibration | None", "View | InputError"]
 
 
 class CameraLane:
@@ -26,8 +27,10 @@ class CameraLane:
 
     specs: its views by name; zooms: those of viewers; both are replaced, never changed
     weight: its share when there is not time for all
-    interval: seconds between two of its frames at least; calibration: the camera's own
+    interval: seconds between two of its frames at least
+    calibration: what was given, else what came with its last frame
     size: (width, height) of its last frame; dropped: frames of a live source that newer ones have replaced
+    unwanted: frames of which nobody took a view
     denoise: what the network is given beside its frames
     trouble: what is wrong with its views; zoom_troubles: with a viewer's, by name
     """
@@ -43,13 +46,14 @@ class CameraLane:
         calibration: Calibration | None = None,
     ) -> None:
         self.source, self.specs, self.weight, self.calibration = source, dict(specs), weight, calibration
+        self._calibrated = calibration is not None
         self.denoise = denoise
         self.interval = 1 / max_fps if max_fps else 0.0
         self.zooms: dict[str, ViewSpec] = {}
         self.zoom_troubles: dict[str, str] = {}
         self.size: Size | None = None
         self.trouble = ""
-        self.dropped = 0
+        self.dropped = self.unwanted = 0
         self._next = 0  # the frame that would be taken if none were dropped
         self._views: dict[tuple[ViewSpec, int], Made] = {}  # by the spec and what divides its size
         self._lock = threading.Lock()
@@ -87,19 +91,26 @@ class CameraLane:
             self.due = max(self.due + self.interval, now + self.interval / 2)
         return frame
 
+    def look_at(self, frame: Frame) -> bool:
+        """Note a frame's size, and the calibration that came with it; whether the size is new."""
+        new, self.size, self.trouble = self.size != frame.size, frame.size, ""
+        if not self._calibrated and frame.header is not None:
+            self.calibration = frame.header.calibration
+        return new
+
     def view(self, spec: ViewSpec, size: Size, reduce: int = 1) -> View:
         """A view of frames of ``size``, made once; InputError, each time, where it does not fit them."""
         key = spec, reduce
-        known = self._views.get(key)
-        if known is None or known[0] != size:
+        known, calibration = self._views.get(key), self.calibration
+        if known is None or known[0] != size or (spec.calibrated and known[1] is not calibration):
             try:
-                made: View | InputError = spec.view(size, self.calibration, reduce=reduce)
+                made: View | InputError = spec.view(size, calibration, reduce=reduce)
             except InputError as error:
                 made = error
-            known = self._views[key] = (size, made)
-        if isinstance(known[1], InputError):
-            raise known[1]
-        return known[1]
+            known = self._views[key] = (size, calibration, made)
+        if isinstance(known[2], InputError):
+            raise known[2]
+        return known[2]
 
     def make(
         self, specs: Sequence[ViewSpec], bundle: Bundle, divisors: Sequence[int]
@@ -113,9 +124,10 @@ class CameraLane:
         made: dict[tuple[ViewSpec, int], Made] = {}
         if (size := self.size) is not None:
             for spec, reduce in itertools.product(specs, divisors):
-                view = spec.view(size, self.calibration, reduce=reduce)
+                calibration = self.calibration
+                view = spec.view(size, calibration, reduce=reduce)
                 view.queries(size, bundle.scales, bundle.layout)
-                made[spec, reduce] = size, view
+                made[spec, reduce] = size, calibration, view
         return made
 
     def publish(

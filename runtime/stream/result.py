@@ -6,6 +6,7 @@ import math
 import time
 from dataclasses import dataclass
 
+from diinn.runtime.geometry.calibration import Calibration
 from diinn.runtime.geometry.view import View
 from diinn.runtime.images.arrays import UInt8
 from diinn.runtime.noise.strength import NONE, Strength
@@ -33,6 +34,7 @@ class Result:
         finished: ``time.monotonic`` seconds.
         expires: ``time.monotonic`` seconds after which it is too old to be taken.
         strength: What the network was given beside the frame, so how much was cleaned; none of a bicubic one.
+        calibration: Of the camera, where it is known.
     """
 
     image: UInt8
@@ -44,6 +46,7 @@ class Result:
     finished: float
     expires: float = math.inf
     strength: Strength = NONE
+    calibration: Calibration | None = None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -62,5 +65,5 @@ class Result:
 
     @property
     def age(self) -> float:
-        """Seconds since the frame arrived, until now."""
-        return time.monotonic() - self.frame.arrived
+        """Seconds since the frame arrived, until now; since it was captured, where its stamp tells that."""
+        return time.monotonic() - self.frame.arrived + self.frame.lag

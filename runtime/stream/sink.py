@@ -71,6 +71,15 @@ class Sink(ABC):
             DiinnError: Nothing more can be written here; the stream goes on without this sink.
         """
 
+    def wanted(self, camera: str, view: str) -> bool:
+        """Whether anybody takes a view here, asked for each frame; one that nobody takes is not made.
+
+        Args:
+            camera: The camera's name.
+            view: The view's.
+        """
+        return True
+
     def idle(self) -> None:  # noqa: B027  most have nothing to do between two results
         """Called often where ``threaded`` is False."""
 

@@ -96,6 +96,9 @@ class SinkThread(Mailbox):
         """Whether nothing more is written: it failed, or its viewer has closed it."""
         return self.failure is not None or self.sink.closed
 
+    def accepts(self, key: Key) -> bool:
+        return super().accepts(key) and self.sink.wanted(*key)
+
     def start(self) -> None:
         if self.sink.threaded:
             self.thread.start()

@@ -143,7 +143,8 @@ class Stats:
     def _of(self, lane: CameraLane, now: float, final: bool) -> dict[str, Any]:
         since = 0.0 if final else now - RECENT
         camera, source = self._cameras.setdefault(lane.name, _Camera()), lane.source
-        captured = source.captured if source.live else camera.processed  # files are read ahead, none is dropped
+        # Files are read ahead, none is dropped.
+        captured = source.captured if source.live else camera.processed + lane.unwanted
         return {
             "state": source.state,
             "trouble": lane.trouble or source.trouble,
@@ -151,7 +152,8 @@ class Stats:
             "captured": captured,
             "processed": camera.processed,
             # At last, what was not processed; before, what is in work or waits may still be.
-            "dropped": max(0, captured - camera.processed) if final else lane.dropped,
+            "dropped": max(0, captured - camera.processed - lane.unwanted) if final else lane.dropped,
+            "unwanted": lane.unwanted,
             "undecodable": source.undecodable,
             "reconnects": source.reconnects,
             "fps": camera.fps(now, final),

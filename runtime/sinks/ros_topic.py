@@ -1,0 +1,182 @@
+"""Views as topics of ROS 2: images with their ``camera_info`` beside them, made only while somebody subscribes."""
+
+from __future__ import annotations
+
+import logging
+from array import array
+from collections.abc import Sequence
+from typing import Any
+
+from diinn.runtime.errors import InputError
+from diinn.runtime.geometry.calibration_file import Float64
+from diinn.runtime.sinks import ros_messages
+from diinn.runtime.sinks.ros_messages import FORMATS, QUALITY, RAW, Outgoing
+from diinn.runtime.sources import Source
+from diinn.runtime.sources.ros_messages import COMPRESSED, IMAGE, INFO, NANO
+from diinn.runtime.stream.result import Result
+from diinn.runtime.stream.sink import Sink
+from diinn.runtime.util import ros
+from diinn.runtime.util.ros import Bus, message_type
+
+log = logging.getLogger(__name__)
+SCHEME = "ros2"
+OPTIONS: dict[str, Sequence[str] | None] = {
+    "format": FORMATS,
+    "quality": None,
+    "reliability": ("best_effort", "reliable"),
+}
+DEPTH = 5  # messages that wait for a slow subscriber, as for sensors
+TF = "tf2_msgs/msg/TFMessage"
+
+
+class RosTopics(Sink):
+    """All views below one topic: ``image`` or ``image/compressed``, and ``camera_info``.
+
+    With several cameras or views their names stand before these.
+    """
+
+    def __init__(self, rest: str, views: Sequence[tuple[Source, Sequence[str]]]) -> None:
+        """Raises InputError where ROS 2 is not there, or a topic would be its own input.
+
+        rest: ``/front/sr?format=jpeg``, what is behind the scheme
+        """
+        path, _, query = rest.partition("?")
+        self.where = f"{SCHEME}://{path}"
+        what = f"--output {self.where}"
+        base = ros_messages.check_topic(path, what)
+        chosen = ros_messages.options(query, what, OPTIONS)
+        self._form, self._base = chosen.get("format", RAW), base
+        self._quality = ros_messages.quality(chosen.get("quality", str(QUALITY)), what)
+        self.topics = self._planned(views)
+        ros.check()
+        self._bus = Bus("diinn_views")
+        self._profile = _profile(chosen.get("reliability", "best_effort"))
+        self._named: dict[str, tuple[Any, Any]] = {}  # publishers of image and camera_info, by what they are below
+        self._publishers: dict[tuple[str, str], tuple[Any, Any]] = {}
+        self._turns: dict[str, tuple[str, Float64]] = {}  # by the view's frame: the camera's, and the rotation
+        self._static: Any = None
+        try:
+            self.offer(views)
+        except BaseException:
+            self._bus.close()
+            raise
+
+    def offer(self, views: Sequence[tuple[Source, Sequence[str]]]) -> None:
+        """Publish these views of each source from now on, and no others.
+
+        Raises InputError, and changes nothing, where a topic would be its own input.
+        """
+        self.topics = self._planned(views)
+        belows = ros_messages.base_topics(views, self._base)
+        kind = message_type(IMAGE if self._form == RAW else COMPRESSED)
+        create = self._bus.node.create_publisher
+        for below in {*belows.values()} - {*self._named}:
+            image = create(kind, f"{below}/{self._image}", self._profile)
+            self._named[below] = image, create(message_type(INFO), f"{below}/camera_info", self._profile)
+        self._publishers = {key: self._named[below] for key, below in belows.items()}
+        for below in {*self._named} - {*belows.values()}:
+            for publisher in self._named.pop(below):
+                self._bus.node.destroy_publisher(publisher)
+
+    def _planned(self, views: Sequence[tuple[Source, Sequence[str]]]) -> set[str]:
+        """The topics of views; InputError where one is an input."""
+        belows = ros_messages.base_topics(views, self._base).values()
+        topics = {f"{below}/{name}" for below in belows for name in (self._image, "camera_info")}
+        for source, _ in views:
+            if source.topic in topics:
+                raise InputError(
+                    f"--output {self.where} would publish {source.topic}, its own input: a loop; choose another"
+                )
+        return topics
+
+    @property
+    def _image(self) -> str:
+        return "image" if self._form == RAW else "image/compressed"
+
+    def wanted(self, camera: str, view: str) -> bool:
+        return any(p.get_subscription_count() for p in self._publishers.get((camera, view), ()))
+
+    def write(self, result: Result) -> None:
+        found = self._publishers.get(result.key)
+        if found is None:
+            return  # a view that is offered no more
+        images, infos = found
+        made = ros_messages.outgoing(result)
+        if made.turn is not None:
+            self._publish_turn(made)
+        header = _header(made.stamp, made.frame_id)
+        if infos.get_subscription_count():
+            infos.publish(_info(header, made))
+        if images.get_subscription_count():
+            images.publish(self._message(header, result))
+
+    def _message(self, header: Any, result: Result) -> Any:
+        data = array("B")  # the type that rclpy takes without a look at each byte
+        if self._form == RAW:
+            message = message_type(IMAGE)(header=header, encoding="bgr8", is_bigendian=0)
+            message.height, message.width = result.image.shape[:2]
+            message.step = 3 * message.width
+            data.frombytes(result.image.reshape(-1).data)
+        else:
+            message = message_type(COMPRESSED)(header=header, format=f"bgr8; {self._form} compressed bgr8")
+            data.frombytes(ros_messages.encoded(result.image, self._form, self._quality))
+        message.data = data
+        return message
+
+    def _publish_turn(self, made: Outgoing) -> None:
+        """Tell where a turned view looks, once; all that are known in one message, which late subscribers get."""
+        assert made.turn is not None
+        known = self._turns.get(made.frame_id)
+        if known is not None and known[0] == made.parent and (known[1] == made.turn).all():
+            return
+        first = not self._turns
+        self._turns[made.frame_id] = made.parent, made.turn
+        if first:
+            try:
+                kept = _profile("reliable", kept=True)
+                self._static = self._bus.node.create_publisher(message_type(TF), "/tf_static", kept)
+            except InputError as error:
+                log.warning("the transform of frame %s is not published: %s", made.frame_id, error)
+        if self._static is not None:
+            transforms = [transform(made.stamp, parent, child, turn) for child, (parent, turn) in self._turns.items()]
+            self._static.publish(message_type(TF)(transforms=transforms))
+
+    def statistics(self) -> dict[str, Any]:
+        found = {"/".join(key): p[0].get_subscription_count() for key, p in self._publishers.items()}
+        return {"subscribers": found}
+
+    def close(self, *, failed: bool = False) -> None:
+        self._publishers = {}
+        if self._named:
+            self._named = {}
+            self._bus.close()
+
+
+def _profile(reliability: str, *, kept: bool = False) -> Any:
+    from rclpy import qos
+
+    return qos.QoSProfile(
+        depth=1 if kept else DEPTH,
+        reliability=qos.ReliabilityPolicy[reliability.upper()],
+        durability=qos.DurabilityPolicy.TRANSIENT_LOCAL if kept else qos.DurabilityPolicy.VOLATILE,
+    )
+
+
+def _header(stamp: int, frame_id: str) -> Any:
+    header = message_type("std_msgs/msg/Header")(frame_id=frame_id)
+    header.stamp.sec, header.stamp.nanosec = divmod(stamp, NANO)
+    return header
+
+
+def _info(header: Any, made: Outgoing) -> Any:
+    values = ros_messages.info_values(made.camera)
+    plain = {key: value if isinstance(value, int | str) else value.tolist() for key, value in values.items()}
+    return message_type(INFO)(header=header, **plain)
+
+
+def transform(stamp: int, parent: str, child: str, turn: Float64) -> Any:
+    """A ``TransformStamped`` from a camera's frame to that of a view, which is turned by ``turn``."""
+    message = message_type("geometry_msgs/msg/TransformStamped")(header=_header(stamp, parent), child_frame_id=child)
+    rotation = message.transform.rotation
+    rotation.x, rotation.y, rotation.z, rotation.w = ros_messages.pose(turn)
+    return message

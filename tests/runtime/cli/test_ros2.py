@@ -1,0 +1,162 @@
+"""``diinn-ros2`` as a launch file starts it: parameters, diagnostics, changes while it runs, and its end."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rosbus import publisher, subscriber
+
+pytestmark = pytest.mark.usefixtures("bus")
+INFO = {"k": [150.0, 0.0, 79.0, 0.0, 152.0, 61.0, 0.0, 0.0, 1.0], "d": [0.0] * 5}
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "diinn.runtime.cli.ros2", *words]
+
+
+def parameters(**values: str) -> list[str]:
+    return [word for name, value in values.items() for word in ("-p", f"{name}:={value}")]
+
+
+@contextlib.contextmanager
+def node(*words: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        command("--ros-args", "-p", "model:=nano", *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def received(topic: str, kind: str = "Image", count: int = 1, **options: object) -> list[dict[str, Any]]:
+    with subscriber(topic, kind, **options) as process:
+        assert process.line() == {"ready": True}
+        return [process.line() for _ in range(count)]
+
+
+def changed(name: str, value: Any) -> tuple[bool, str]:
+    """Set a parameter of the node, as ``ros2 param set`` does."""
+    import rclpy.parameter
+    from diinn.runtime.util.ros import Bus
+    from rcl_interfaces.srv import SetParameters
+
+    with Bus("asks") as bus:
+        client = bus.node.create_client(SetParameters, "/diinn/set_parameters")
+        assert client.wait_for_service(30)
+        parameter = rclpy.parameter.Parameter(name, value=value).to_parameter_msg()
+        future = client.call_async(SetParameters.Request(parameters=[parameter]))
+        until = time.monotonic() + 30
+        while not future.done():
+            assert time.monotonic() < until
+            bus.spin()
+        (result,) = future.result().results
+        return result.successful, result.reason
+
+
+def test_a_topic_in_and_a_topic_out_with_its_diagnostics() -> None:
+    words = parameters(image="/front/image_raw", output="/front/sr")
+    with publisher("/front/image_raw", info=INFO, rate=10), node(*words):
+        (picture,) = received("/front/sr/image")
+        assert (picture["size"], picture["frame_id"]) == ([320, 240], "front_optical")
+        (camera,) = received("/front/sr/camera_info", "CameraInfo")
+        assert camera["k"][0] == 300
+        (found,) = received("/diagnostics", "DiagnosticArray", reliability="reliable")
+    (status,) = found["status"]
+    assert status["name"] == "diinn: /front/image_raw"
+    assert (status["level"], status["message"]) == (0, "live")
+    assert int(status["values"]["processed"]) > 0
+    assert float(status["values"]["age_ms.p50"]) > 0
+
+
+def test_a_namespace_and_topics_below_it() -> None:
+    with publisher("/rig/front/image_raw", rate=10), node("-r", "__ns:=/rig", *parameters(image="front/image_raw")):
+        (picture,) = received("/rig/sr/image")
+    assert picture["size"] == [320, 240]
+
+
+def test_several_topics_and_views() -> None:
+    words = parameters(
+        image="['/a/image','/b/image']", output="/sr", views="['plate=roi:0,0,80,60:160x120','all=full:80x60']"
+    )
+    with publisher("/a/image", rate=5), publisher("/b/image", rate=5), node(*words):
+        (plate,) = received("/sr/a_image/plate/image")
+        (small,) = received("/sr/b_image/all/image")
+    assert (plate["size"], small["size"]) == ([160, 120], [80, 60])
+
+
+def test_views_and_denoise_change_while_it_runs() -> None:
+    with publisher("/c/image", info=INFO, rate=10), node(*parameters(image="/c/image", output="/c/sr")):
+        received("/c/sr/image")
+        assert changed("views", ["flat=rectify:200x150", "part=roi:0,0,40,30:80x60"]) == (True, "")
+        (flat,) = received("/c/sr/flat/image")
+        (part,) = received("/c/sr/part/image")
+        assert (flat["size"], part["size"]) == ([200, 150], [80, 60])
+        done, why = changed("views", ["part=roi:0,0,4000,30:80x60"])
+        assert (done, "ROI" in why) == (False, True)
+        received("/c/sr/part/image")  # what was there goes on
+        assert changed("denoise", 5.0) == (True, "")
+        done, why = changed("denoise", "much")
+        assert not done
+        assert why
+        assert changed("model", "small") == (False, "model is read at the start: start the node anew")
+
+
+def test_a_publisher_that_comes_late_is_waited_for() -> None:
+    with node(*parameters(image="/l/image", output="/l/sr")):
+        (found,) = received("/diagnostics", "DiagnosticArray", reliability="reliable")
+        assert found["status"][0]["level"] == 1
+        with publisher("/l/image", rate=10):
+            received("/l/sr/image")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_well(number: int) -> None:
+    with publisher("/e/image", rate=10), node(*parameters(image="/e/image", output="/e/sr")) as process:
+        received("/e/sr/image")
+        os.kill(process.pid, number)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert out == "diinn-ros2: ros2:///e/image -> ros2:///e/sr\n"
+    assert err == ""
+
+
+WRONG = {
+    "no such model": ({"model": "smal"}, "smal"),
+    "a view that is none": ({"views": "['x=oval:1x1']"}, "unknown kind of view 'oval'"),
+    "two views of a name": ({"views": "['full:8x8','full:9x9']"}, "two views are called 'full'"),
+    "a loop": ({"image": "/sr/image", "output": "/sr"}, "its own input: a loop"),
+    "no number": ({"max_fps": "fast"}, "max_fps: 'fast' is not a number"),
+    "no topic": ({"image": "''"}, "give a topic of images"),
+    "no format": ({"format": "bmp"}, "unknown format 'bmp'"),
+    "no calibration": ({"calibration": "none.yaml"}, "none.yaml"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_parameters(name: str, tmp_path: Path) -> None:
+    values, words = WRONG[name]
+    given = parameters(**{"image": "/a/image", "output": "/a/sr", **values})
+    done = subprocess.run(
+        command("--ros-args", *given), cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_names_every_parameter_and_words_of_other_commands_are_refused() -> None:
+    done = subprocess.run(command("--help"), capture_output=True, text=True, timeout=60, check=True)
+    for name in ("image", "views", "deadline_ms", "reliability"):
+        assert f"\n  {name} " in done.stdout
+    done = subprocess.run(command("--camera", "0"), capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "parameters are given as --ros-args -p NAME:=VALUE" in done.stderr
