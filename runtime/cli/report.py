@@ -41,9 +41,9 @@ def finish(
     failures = [line for source in stream.sources for line in source.failures]
     lost = [str(source.failure) for source in stream.sources if source.failure is not None]
     broken = [
-        f"output {outlet.sink.where}: {outlet.failure}"
-        for outlet in stream.outlets
-        if outlet.failure is not None and not (outlet.abandoned and stopped_by is not None)
+        f"output {sink_thread.sink.where}: {sink_thread.failure}"
+        for sink_thread in stream.sink_threads
+        if sink_thread.failure is not None and not (sink_thread.abandoned and stopped_by is not None)
     ]
     unwanted = sum(camera["unwanted"] for camera in summary["cameras"].values())
     if not (summary["processed"] or unwanted) and stopped_by is None and not (failures or lost):
@@ -114,7 +114,7 @@ def _announcement(stream: Stream, frame: Frame, name: str, view: View) -> Iterat
     part = f" ROI {','.join(f'{v:g}' for v in view.rect)}" if view.rect else ""
     lane = stream.lane(frame.source)
     label = f"{frame.source} {name}" if len(lane.specs) > 1 else frame.source
-    sinks = [outlet.sink for outlet in stream.outlets if outlet.accepts((frame.source, name))]
+    sinks = [sink_thread.sink for sink_thread in stream.sink_threads if sink_thread.accepts((frame.source, name))]
     where = [_written(sink, view) for sink in sinks]
     wanted = lane.denoise.wanted
     cleaned = "" if wanted == NONE else f"denoise {wanted}, "

@@ -62,14 +62,14 @@ class Batcher:
         self,
         resolver: SuperResolver,
         lanes: Sequence[CameraLane],
-        outlets: Sequence[Mailbox],
+        mailboxes: Sequence[Mailbox],
         stats: Stats,
         *,
         deadline: float | None = None,
         most: int | None = None,
         announce: Callable[[Frame, str, View], None] = lambda frame, name, view: None,
     ) -> None:
-        self.resolver, self.lanes, self.outlets, self.stats = resolver, list(lanes), outlets, stats
+        self.resolver, self.lanes, self.mailboxes, self.stats = resolver, list(lanes), mailboxes, stats
         self.most, self._announce = most, announce
         self.deadline = Deadline(deadline, {lane.name: lane.weight for lane in lanes}) if deadline else None
         self._changed = threading.Condition()
@@ -115,7 +115,7 @@ class Batcher:
         return False
 
     def _takers(self, key: tuple[str, str]) -> bool:
-        return not self.outlets or any(outlet.accepts(key) for outlet in self.outlets)
+        return not self.mailboxes or any(mailbox.accepts(key) for mailbox in self.mailboxes)
 
     def _others(self, lane: CameraLane) -> bool:
         """Whether a live camera goes on without it."""
@@ -171,7 +171,7 @@ class Batcher:
         if lane.source.live:
             return True
         keys = [(lane.name, view) for view in lane.specs]
-        return all(outlet.has_room(key) for outlet in self.outlets for key in keys if outlet.accepts(key))
+        return all(mailbox.has_room(key) for mailbox in self.mailboxes for key in keys if mailbox.accepts(key))
 
     def _wait(self) -> float:
         """Seconds until a camera or a zoom may be due."""
@@ -333,9 +333,9 @@ class Batcher:
     def _put(self, result: Result) -> None:
         for shared in (result.image, result.frame.image):  # by sinks, callbacks and viewers
             shared.setflags(write=False)
-        for outlet in self.outlets:
-            if outlet.accepts(result.key):
-                outlet.put(result)
+        for mailbox in self.mailboxes:
+            if mailbox.accepts(result.key):
+                mailbox.put(result)
 
 
 def _parts(jobs: Sequence[_Job], most: int) -> list[Sequence[_Job]]:

@@ -20,19 +20,19 @@ class Outcome:
     error: of the device, or of a camera that is not waited for; logged: failures that were logged while others went on
     """
 
-    def __init__(self, sources: Sequence[Source], sinks: Sequence[SinkThread], *, wait_for_cameras: bool) -> None:
+    def __init__(self, sources: Sequence[Source], threads: Sequence[SinkThread], *, wait_for_cameras: bool) -> None:
         self.error: BaseException | None = None
         self.logged = Once()
-        self._sources, self._sinks, self._wait_for_cameras = sources, sinks, wait_for_cameras
+        self._sources, self._threads, self._wait_for_cameras = sources, threads, wait_for_cameras
 
     def finished(self, *, sinks_are_all: bool) -> bool:
         """Whether every sink has ended, or a viewer its window, or no camera can be opened.
 
         sinks_are_all: whether results go to the sinks alone
         """
-        if any(sink.sink.closed for sink in self._sinks):
+        if any(thread.sink.closed for thread in self._threads):
             return True
-        if self._sinks and sinks_are_all and all(sink.done for sink in self._sinks):
+        if self._threads and sinks_are_all and all(thread.done for thread in self._threads):
             return True
         if self._wait_for_cameras or any(
             not s.live or s.captured or s.state not in (RETRYING, FAILED) for s in self._sources
@@ -46,7 +46,7 @@ class Outcome:
 
     def sink_failed(self, text: str, error: Exception | None) -> None:
         """Log why a sink takes no more; where it was the last one the stream ends with that error."""
-        if any(not sink.done for sink in self._sinks):
+        if any(not thread.done for thread in self._threads):
             self.logged.first(text)
             log.error("%s", text, exc_info=error)
 
@@ -68,8 +68,8 @@ class Outcome:
         """
         if self.error is not None:
             raise self.error
-        if self._sinks and all(sink.failure and not (sink.abandoned and interrupted) for sink in self._sinks):
-            failure = self._sinks[0].failure
+        if self._threads and all(thread.failure and not (thread.abandoned and interrupted) for thread in self._threads):
+            failure = self._threads[0].failure
             assert failure is not None
             raise failure
         lost = [source.failure for source in self._sources if source.failure is not None]

@@ -34,13 +34,13 @@ class Shutdown:
         batcher: Batcher,
         batch: threading.Thread,
         sources: Sequence[Source],
-        sinks: Sequence[SinkThread],
+        sink_threads: Sequence[SinkThread],
         outcome: Outcome,
         release: Callable[[], None],
     ) -> None:
         self.begun = self.interrupted = self.started = False
         self.batch = batch
-        self._batcher, self._sources, self._sinks, self._outcome = batcher, sources, sinks, outcome
+        self._batcher, self._sources, self._sink_threads, self._outcome = batcher, sources, sink_threads, outcome
         self._release = release
         self._lock, self._ended = threading.Lock(), threading.Event()
         self._runner: threading.Thread | None = None
@@ -72,7 +72,7 @@ class Shutdown:
                 self._release()
             finally:
                 self._ended.set()
-        elif here not in (self._closer, self.batch, *(sink.thread for sink in self._sinks)):
+        elif here not in (self._closer, self.batch, *(sink_thread.thread for sink_thread in self._sink_threads)):
             while not self._ended.wait(TICK_SECONDS) and not stop.interrupted:
                 pass
 
@@ -87,15 +87,15 @@ class Shutdown:
         limit = ShutdownDeadline(stop, seconds)
         if started and self.batch is not threading.current_thread():
             join(self.batch, lambda: limit.after(BATCH_SECONDS))
-        for sink in self._sinks:
-            sink.end(failed=self._outcome.error is not None or not started)
+        for sink_thread in self._sink_threads:
+            sink_thread.end(failed=self._outcome.error is not None or not started)
         limit = ShutdownDeadline(stop, seconds)
-        for sink in self._sinks:
+        for sink_thread in self._sink_threads:
             if started:
-                sink.wait(limit.after)
+                sink_thread.wait(limit.after)
             else:
                 with contextlib.suppress(DiinnError):
-                    sink.sink.close(failed=True)
+                    sink_thread.sink.close(failed=True)
         self.interrupted = stop.interrupted
         for closer in closers:
             closer.join(max(0.0, limit.began + CAMERA_SECONDS - time.monotonic()))

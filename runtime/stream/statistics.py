@@ -99,7 +99,7 @@ class Stats:
         return times[-1] if times else 0.0
 
     def snapshot(
-        self, lanes: Sequence[CameraLane], outlets: Sequence[SinkThread], *, final: bool = False
+        self, lanes: Sequence[CameraLane], sink_threads: Sequence[SinkThread], *, final: bool = False
     ) -> dict[str, Any]:
         """Everything so far, as plain JSON values."""
         now = time.monotonic()
@@ -122,13 +122,13 @@ class Stats:
             "cameras": each,
             "outputs": [
                 {
-                    "where": outlet.sink.where,
-                    "written": outlet.written,
-                    "dropped": outlet.dropped,
-                    "failure": str(outlet.failure) if outlet.failure else "",
-                    **outlet.sink.statistics(),
+                    "where": sink_thread.sink.where,
+                    "written": sink_thread.written,
+                    "dropped": sink_thread.dropped,
+                    "failure": str(sink_thread.failure) if sink_thread.failure else "",
+                    **sink_thread.sink.statistics(),
                 }
-                for outlet in outlets
+                for sink_thread in sink_threads
             ],
             "memory_mib": round(memory.held(os.getpid()) / MIB, 1),
             "workers_mib": round(self.workers / MIB, 1),

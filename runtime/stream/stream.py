@@ -98,10 +98,10 @@ class Stream(Closing):
             for source, s, dial in zip(self.sources, settings, dials, strict=True)
         ]
         self.stats = Stats()
-        self.outlets = [SinkThread(*(sink if isinstance(sink, tuple) else (sink, None))) for sink in sinks]
+        self.sink_threads = [SinkThread(*(sink if isinstance(sink, tuple) else (sink, None))) for sink in sinks]
         if on_result is not None:
-            self.outlets.append(SinkThread(CallbackSink(on_result)))
-        self._mailboxes: list[Mailbox] = list(self.outlets)
+            self.sink_threads.append(SinkThread(CallbackSink(on_result)))
+        self._mailboxes: list[Mailbox] = list(self.sink_threads)
         self._batcher = Batcher(
             self.resolver,
             self.lanes,
@@ -111,12 +111,14 @@ class Stream(Closing):
             most=max_frames,
             announce=announce,
         )
-        self.outcome = Outcome(self.sources, self.outlets, wait_for_cameras=wait_for_cameras)
+        self.outcome = Outcome(self.sources, self.sink_threads, wait_for_cameras=wait_for_cameras)
         self._zooms = 0
         self._views_lock = threading.Lock()
         self._shown = threading.Event()  # something for a window has come
         self._thread = threading.Thread(target=self._batch, name="diinn-batcher", daemon=True)
-        self._shutdown = Shutdown(self._batcher, self._thread, self.sources, self.outlets, self.outcome, self._release)
+        self._shutdown = Shutdown(
+            self._batcher, self._thread, self.sources, self.sink_threads, self.outcome, self._release
+        )
 
     def start(self) -> None:
         """Begin to capture and process, in other threads.
@@ -127,14 +129,14 @@ class Stream(Closing):
         self._shutdown.start()
         for mailbox in self._mailboxes:
             mailbox.on_taken = self._taken
-        for outlet in self.outlets:
-            outlet.on_written = self.stats.written
-            outlet.on_change = self._batcher.wake
-            outlet.on_failure = self.outcome.sink_failed
-            if not outlet.sink.threaded:
-                outlet.on_put = self._shown.set
-            outlet.sink.attach(self)
-            outlet.start()
+        for sink_thread in self.sink_threads:
+            sink_thread.on_written = self.stats.written
+            sink_thread.on_change = self._batcher.wake
+            sink_thread.on_failure = self.outcome.sink_failed
+            if not sink_thread.sink.threaded:
+                sink_thread.on_put = self._shown.set
+            sink_thread.sink.attach(self)
+            sink_thread.start()
         for source in self.sources:
             source.start(self._batcher.wake)
         self._thread.start()
@@ -167,9 +169,9 @@ class Stream(Closing):
         try:
             self.start()
             while not stop.poll() and not self._finished():
-                for outlet in self.outlets:
-                    if not outlet.sink.threaded:
-                        outlet.pump()
+                for sink_thread in self.sink_threads:
+                    if not sink_thread.sink.threaded:
+                        sink_thread.pump()
                 on_tick()
                 self._shown.wait(TICK_SECONDS)  # a window is shown at once
                 self._shown.clear()
@@ -200,7 +202,7 @@ class Stream(Closing):
 
     def _finished(self) -> bool:
         self.outcome.log_failures()
-        sinks_are_all = len(self._mailboxes) == len(self.outlets)
+        sinks_are_all = len(self._mailboxes) == len(self.sink_threads)
         return self._shutdown.begun or not self.busy or self.outcome.finished(sinks_are_all=sinks_are_all)
 
     def check(self) -> None:
@@ -287,7 +289,7 @@ class Stream(Closing):
         Args:
             final: Whether the run has ended: rates are then over all of it, before that over the last seconds.
         """
-        return self.stats.snapshot(self.lanes, self.outlets, final=final)
+        return self.stats.snapshot(self.lanes, self.sink_threads, final=final)
 
     def close(self, stop: Stop | None = None) -> None:
         """End everything: cameras at once, then the batch in work, then the sinks, each of which writes what it has.

@@ -91,7 +91,7 @@ def test_a_sink_that_blocks_stalls_nobody(mjpeg: Callable[..., Served], nano: Su
     stop.interrupted = True
     stream.close(stop)
     assert time.monotonic() - began < 2
-    assert "did not finish in time" in str(stream.outlets[0].failure)
+    assert "did not finish in time" in str(stream.sink_threads[0].failure)
     release.set()
 
 
@@ -285,7 +285,7 @@ def test_a_result_that_has_become_too_old_is_not_given(mjpeg: Callable[..., Serv
     until(lambda: len(sink.results) == 1)
     time.sleep(0.5)
     served.freeze()
-    until(lambda: stream.outlets[0].dropped and not stream.outlets[0]._held)
+    until(lambda: stream.sink_threads[0].dropped and not stream.sink_threads[0]._held)
     served.thaw()
     stream.close()
     bound = 2 * max(stream.stats._times["total"]) / 1e3 + 1 / 25

@@ -225,7 +225,7 @@ def test_frozen_viewers_do_not_hold_up_the_end(
     stop.interrupted = True
     stream.close(stop)
     assert time.monotonic() - began < 2
-    assert stream.outlets[0].failure is None
+    assert stream.sink_threads[0].failure is None
     for each in frozen:
         each.close()
 
