@@ -1,4 +1,4 @@
-# make run | test | check | docs | bench | soak | kernels: each sets up what it needs in .venv, nothing is installed elsewhere.
+# make run | test | check | docs | bench | soak | kernels | libraries: each sets up what it needs in .venv, nothing is installed elsewhere.
 # make test-device: what stands on a GPU, on real pycuda over a driver that plays one.
 # make test-oldest | test-system | test-pythons | test-arm: the runtime in environments of its own, under build/; the last
 # installs QEMU where it is missing.
@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TYPING := build/typing/diinn
 
-.PHONY: run test check docs bench soak kernels clean test-device test-oldest test-system test-pythons test-arm
+.PHONY: run test check docs bench soak kernels libraries clean test-device test-oldest test-system test-pythons test-arm
 
 run: $(VENV)/.run
 	$(BIN)/diinn-run --camera demo --out-size 640x480 --duration 10 --headless --output out/demo.mp4
@@ -59,6 +59,10 @@ soak: $(VENV)/.dev
 # Fat binaries of the CUDA kernels, for machines without nvcc: copy runtime/gpu/kernels/prebuilt/ there.
 kernels: $(VENV)/.run
 	$(BIN)/python -m diinn.runtime.gpu.compiler
+
+# The CPU's decoder for wheels, by the compilers that are here: for x86-64-v3 and, with g++-aarch64-linux-gnu, for aarch64.
+libraries: $(VENV)/.run
+	$(BIN)/python -m diinn.runtime.cpu.compiler
 
 clean:
 	rm -rf $(VENV) build out *.egg-info

@@ -1,20 +1,24 @@
 """The CPU's own decoder beside ONNX Runtime's, and beside the least time its arithmetic and sines can take.
 
 All take turns in one process on the same threads, so that ratios hold on a noisy machine; figures are medians.
+Processor time, of all threads together, says on a busy machine what each would take on a quiet one.
 ``diinn-bench cpu_decoder`` prints the tables of ``benchmarks/results/cpu-decoder.md``.
 """
 
 import argparse
 import ctypes
+import logging
 import os
+import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from diinn.benchmarks.gpu_parity import decoder_model
-from diinn.benchmarks.speed import Contestant, alternate, in_runtime, processor
+from diinn.benchmarks.speed import Contestant, in_runtime, processor
 from diinn.export import writer
 from diinn.runtime.backends.base import BackendOptions
 from diinn.runtime.bundles import bundle as bundles
@@ -50,8 +54,18 @@ class Floor:
         return lambda: None, lambda _: in_workers(iter(pieces), lambda count: self._run(width, depth, count))
 
 
-def measure(path: Path, floor: Floor, least: int, seconds: float) -> dict[str, tuple[float, float, float]]:
-    """(encode, decode, all) medians in ms of a bundle: by ONNX Runtime, by the fused decoder, and the floor."""
+@dataclass(frozen=True)
+class Times:
+    """Medians in ms: of encoding and decoding, of both, and of the processor time that decoding takes."""
+
+    encode: float
+    decode: float
+    frame: float
+    processor: float
+
+
+def measure(path: Path, floor: Floor, least: int, seconds: float) -> dict[str, Times]:
+    """A bundle decoded by ONNX Runtime ("onnx") and the fused decoder ("fused"), and the floor ("floor")."""
     with ExitStack() as stack:
         graph, fused = (
             stack.enter_context(SuperResolver.open(path, backend="onnxruntime", provider="cpu", decoder=decoder))
@@ -61,19 +75,37 @@ def measure(path: Path, floor: Floor, least: int, seconds: float) -> dict[str, t
         return alternate({**entries, "floor": floor.of(fused, OUT)}, least, seconds)
 
 
-def table(results: dict[str, dict[str, tuple[float, float, float]]]) -> Table:
+def alternate(entries: Mapping[str, Contestant], least: int, seconds: float) -> dict[str, Times]:
+    """Each in turn, until each ran ``least`` times and ``seconds`` are over, after one round to warm up."""
+    taken: dict[str, list[tuple[float, ...]]] = {name: [] for name in entries}
+    started = time.perf_counter()
+    while len(taken["floor"]) <= least or time.perf_counter() - started < seconds:
+        for name, (encode, decode) in entries.items():
+            begin = time.perf_counter()
+            encoded = encode()
+            middle, before = time.perf_counter(), time.process_time()
+            decode(encoded)
+            used, end = time.process_time() - before, time.perf_counter()
+            taken[name].append((middle - begin, end - middle, end - begin, used))
+    medians = {
+        name: [statistics.median(column) * 1e3 for column in zip(*rows[1:], strict=True)]
+        for name, rows in taken.items()
+    }
+    return {name: Times(*values) for name, values in medians.items()}
+
+
+def table(results: Mapping[str, Mapping[str, Times]]) -> Table:
     """A line for each model."""
     out = Table(f"{LR[0]}x{LR[1]} → {OUT[0]}x{OUT[1]}, ms", box=box.MARKDOWN)
-    columns = ("encode", "decode: onnx", "fused", "floor", "onnx / fused", "fused / floor")
+    columns = ("decode: onnx", "fused", "ratio", "processor: onnx", "fused", "ratio", "floor", "fused / floor")
     for column in (*columns, "frame: onnx", "fused", "ratio"):
         out.add_column(column, justify="right")
     for name, found in results.items():
-        encode, graph, all_graph = found["onnx"]
-        _, fused, all_fused = found["fused"]
-        floor = found["floor"][1]
-        times = (f"{encode:.1f}", f"{graph:.1f}", f"{fused:.1f}", f"{floor:.1f}", f"{graph / fused:.1f}")
-        frame = (f"{all_graph:.1f}", f"{all_fused:.1f}", f"{all_graph / all_fused:.2f}")
-        out.add_row(name, *times, f"{fused / floor:.2f}", *frame)
+        graph, fused, floor = (found[form] for form in ("onnx", "fused", "floor"))
+        pairs = [(getattr(graph, what), getattr(fused, what)) for what in ("decode", "processor", "frame")]
+        decode, processor, frame = ([f"{a:.1f}", f"{b:.1f}", f"{a / b:.1f}"] for a, b in pairs)
+        least = [f"{floor.processor:.1f}", f"{fused.processor / floor.processor:.2f}"]
+        out.add_row(name, *decode, *processor, *least, *frame)
     return out
 
 
@@ -115,12 +147,13 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
+    logging.getLogger("diinn").setLevel(logging.ERROR)  # sizes beyond training are the exporter's own
     compile_time, load_time = first_use()
     library = compiler.library()
     where = f"{processor()}, {BackendOptions().thread_count} threads, load {os.getloadavg()[0]:.1f}"
     cost = f"{compile_time:.2f} s, from the cache in {load_time * 1e3:.1f} ms"
     print(f"{where}; {library.instructions}, {library.origin} in {cost}\n")
-    floor, console = Floor(), Console(width=130)
+    floor, console = Floor(), Console(width=150)
     shipped = [name for name in bundles.shipped() if "layers.npz" in bundles.load(name).files]
     console.print(table({name: measure(bundles.find(name), floor, args.least, args.seconds) for name in shipped}))
     if args.widths:

@@ -31,7 +31,7 @@ from diinn.runtime.util.memory import MIB
 from diinn.runtime.util.text import shown
 
 DECODES = 7
-GAIN = "on an Intel Xeon with AVX-512 it takes a fifth of ONNX Runtime's time with nano, a third with small"
+GAIN = "on an Intel Xeon with AVX-512 it takes a fifth of ONNX Runtime's time, or less"
 TEGRA = Path("/etc/nv_tegra_release")
 Fact = tuple[str, str]
 

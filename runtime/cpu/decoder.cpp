@@ -108,7 +108,7 @@ class Work {
     // Queries [begin, end) of the launch, all of one segment.
     void decode(const Segment &segment, long long begin, long long end) {
         if (!segment.cols || segment.ids) {
-            for (long long i = begin; i < end; i += LANES) add(segment, i, least(end - i), false);
+            for (long long i = begin; i < end; i += LANES) add(segment, i, least(end - i));
             return;
         }
         const long long shift = segment.start - segment.first, width = segment.width;
@@ -120,7 +120,8 @@ class Work {
             else
                 while (down < TILE && i + (down + 1) * width <= end && segment.rows[row + down] == segment.rows[row]) ++down;
             for (long long c = 0; c < across; c += LANES)
-                for (long long r = 0; r < down; ++r) add_in_row(segment, i + r * width + c, row + r, column + c, least(across - c), r > 0);
+                for (long long r = 0; r < down; ++r)
+                    add_in_row(segment, i + r * width + c, row + r, column + c, least(across - c), r > 0);
             i += down > 1 ? down * width : across;
         }
     }
@@ -161,7 +162,7 @@ class Work {
     }
 
     // A vector of any queries.
-    void add(const Segment &segment, long long begin, int count, bool) {
+    void add(const Segment &segment, long long begin, int count) {
         const int t = tile.filled;
         int index[LANES];
         for (int i = 0; i < LANES; ++i) {
@@ -212,8 +213,10 @@ class Work {
         gather(maps[0]);
         for (int k = 0; k < width; ++k) {
             const float *f = decoder.first + 4 * k;
-            for (int t = 0; t < TILE; ++t)
-                from[k][t] = relu(modulation(t, k)) * sine(tile.y[t] * f[0] + (tile.x[t] * f[1] + (tile.ratio[t] * f[2] + f[3])));
+            for (int t = 0; t < TILE; ++t) {
+                const Floats wave = tile.y[t] * f[0] + (tile.x[t] * f[1] + (tile.ratio[t] * f[2] + f[3]));
+                from[k][t] = relu(modulation(t, k)) * sine(wave);
+            }
         }
         const float *weights = decoder.hidden, *bias = decoder.bias;
         for (int layer = 1; layer < decoder.depth; ++layer, bias += width) {
@@ -265,11 +268,13 @@ class Work {
         const Words pixels = byte(blue) | byte(green) << 8 | byte(red) << 16;
         uint8_t *to = (uint8_t *)segment.out;
         if (segment.ids) {
-            for (int i = 0; i < count; ++i) memcpy(to + 3 * id_in(segment, tile.begin[t] + i), (const uint32_t *)&pixels + i, 3);
+            for (int i = 0; i < count; ++i)
+                memcpy(to + 3 * id_in(segment, tile.begin[t] + i), (const uint32_t *)&pixels + i, 3);
             return;
         }
         to += 3 * id_in(segment, tile.begin[t]);
-        for (int i = 0; i < count - 1; ++i, to += 3) memcpy(to, (const uint32_t *)&pixels + i, 4);  // the next one covers the fourth
+        for (int i = 0; i < count - 1; ++i, to += 3)
+            memcpy(to, (const uint32_t *)&pixels + i, 4);  // the next one covers the fourth
         memcpy(to, (const uint32_t *)&pixels + count - 1, 3);
     }
 

@@ -10,6 +10,7 @@ from conftest import ramp
 from diinn.runtime import DiinnError, InputError, SuperResolver, View
 from diinn.runtime.backends.bands import bands
 from diinn.runtime.bundles import bundle as bundles
+from diinn.runtime.cpu import compiler
 from diinn.runtime.util.once import Once
 
 
@@ -143,17 +144,23 @@ def test_a_closed_resolver_says_so(bundle_path: Path, photo: np.ndarray) -> None
         resolver.resize(photo, (160, 120))
 
 
+@pytest.mark.parametrize("decoder", ["fused", "onnx"])
 def test_a_failing_worker_ends_the_others(
-    bundle_path: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    bundle_path: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch, decoder: str
 ) -> None:
-    with SuperResolver.open(bundle_path, chunk=100) as resolver:
+    if decoder == "fused" and not compiler.find_compiler():
+        pytest.skip("no C++ compiler here: apt-get install g++")
+    with SuperResolver.open(bundle_path, chunk=100, decoder=decoder) as resolver:
         calls = []
 
         def fail(*_: object) -> None:
             calls.append(1)
             raise DiinnError("no more")
 
-        monkeypatch.setattr(resolver.backend, "run_chunk", fail)
+        if decoder == "fused":
+            monkeypatch.setattr(resolver.backend._fused, "decode", fail)  # type: ignore[attr-defined]
+        else:
+            monkeypatch.setattr(resolver.backend, "run_chunk", fail)
         with pytest.raises(DiinnError, match="no more"):
             resolver.resize(photo, (320, 240))
         assert len(calls) <= resolver.backend.workers

@@ -44,7 +44,7 @@ BAD = {
         "backend tensorrt has no fused decoder, only cuda or onnxruntime: leave out one of them",
     ),
     "no gpu": (["--camera", "demo", "--backend", "cuda", "--decoder", "fused"], "no NVIDIA driver here"),
-    "no engine": (["--camera", "demo", "--decoder", "engine"], "TensorRT is not installed"),
+    "no engine": (["--camera", "demo", "--decoder", "engine"], "no NVIDIA driver here"),
     "decoder on a provider": (
         ["--camera", "demo", "--decoder", "fused", "--backend", "onnxruntime", "--precision", "int8"],
         "has no int8 graphs",

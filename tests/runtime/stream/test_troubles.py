@@ -234,9 +234,9 @@ def test_a_device_that_fails_ends_the_stream(mjpeg: Callable[..., Served], bundl
         stream = Stream([camera(mjpeg().url)], resolver, sinks=[sink])
         stream.start()
         until(lambda: sink.results)
-        decoder, resolver.backend._decoder = resolver.backend._decoder, None  # as a device that is gone
+        encoder, resolver.backend._encoder = resolver.backend._encoder, None  # as a device that is gone
         until(lambda: not stream.busy)
         stream.close()
         with pytest.raises(DiinnError, match="ONNX Runtime failed while running"):
             stream.check()
-        resolver.backend._decoder = decoder
+        resolver.backend._encoder = encoder

@@ -90,7 +90,7 @@ def test_want_of_memory_ends_one_picture(
     lane.publish({}, zooms={"~1": FULL})
     zooms = offered(nano, lane, given)
     with monkeypatch.context() as short:
-        short.setattr(nano.backend, "run_chunk", raising)
+        short.setattr(nano.backend, "in_workers", raising)
         caplog.set_level("WARNING")
         zooms.step()
         assert zooms.rest == np.inf  # not again for the same frame
