@@ -15,10 +15,12 @@ import argparse
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from array import array
 from collections.abc import Sequence
 from multiprocessing.synchronize import Event
+from typing import Any
 
 import numpy as np
 import psutil
@@ -36,12 +38,17 @@ RATE = 30.0
 WARM_SECONDS = 3.0
 
 
-def publish(size: Size, ready: Event, end: Event) -> None:
-    """Play a camera's driver: one picture, again and again."""
-    from rclpy.qos import qos_profile_sensor_data
+def profile(reliability: str) -> Any:
+    """Quality of service as cameras have it, best effort or reliable."""
+    from rclpy.qos import QoSProfile, ReliabilityPolicy
 
+    return QoSProfile(depth=5, reliability=ReliabilityPolicy[reliability.upper()])
+
+
+def publish(size: Size, reliability: str, ready: Event, end: Event) -> None:
+    """Play a camera's driver: one picture, again and again."""
     with Bus("benchmark_publisher") as bus:
-        publisher = bus.node.create_publisher(message_type("sensor_msgs/msg/Image"), IN, qos_profile_sensor_data)
+        publisher = bus.node.create_publisher(message_type("sensor_msgs/msg/Image"), IN, profile(reliability))
         message = message_type("sensor_msgs/msg/Image")(
             height=size[1], width=size[0], step=3 * size[0], encoding="bgr8"
         )
@@ -56,10 +63,8 @@ def publish(size: Size, ready: Event, end: Event) -> None:
             time.sleep(max(0.0, due - time.monotonic()))
 
 
-def subscribe(seconds: float, ready: Event, found: multiprocessing.queues.Queue[list[float]]) -> None:
+def subscribe(seconds: float, reliability: str, ready: Event, found: multiprocessing.queues.Queue[list[float]]) -> None:
     """Play a node downstream: milliseconds from each image's stamp to its callback."""
-    from rclpy.qos import qos_profile_sensor_data
-
     ages: list[float] = []
 
     def take(message: object) -> None:
@@ -67,9 +72,7 @@ def subscribe(seconds: float, ready: Event, found: multiprocessing.queues.Queue[
         ages.append((time.time_ns() - stamp.sec * 10**9 - stamp.nanosec) / 1e6)
 
     with Bus("benchmark_subscriber") as bus:
-        bus.node.create_subscription(
-            message_type("sensor_msgs/msg/Image"), f"{OUT}/image", take, qos_profile_sensor_data
-        )
+        bus.node.create_subscription(message_type("sensor_msgs/msg/Image"), f"{OUT}/image", take, profile(reliability))
         ready.set()
         bus.spin_for(seconds)
     found.put(ages)
@@ -80,7 +83,7 @@ def busy(processes: Sequence[int]) -> float:
     return sum(sum(psutil.Process(process).cpu_times()[:2]) for process in processes)
 
 
-def taken(source: Source, seconds: float) -> tuple[list[float], float]:
+def taken(source: Source, woken: threading.Event, seconds: float) -> tuple[list[float], float]:
     """Ages of the frames of a source as the stream would take them, and CPU a frame, ms."""
     deadline = time.monotonic() + 30
     while not source.captured and time.monotonic() < deadline:
@@ -90,10 +93,9 @@ def taken(source: Source, seconds: float) -> tuple[list[float], float]:
     began, used = time.monotonic(), busy([os.getpid(), *source.processes])
     ages = []
     while time.monotonic() < began + seconds:
-        frame = source.slot.take()
-        if frame is None:
-            time.sleep(0.0005)
-        else:
+        woken.wait(0.1)
+        woken.clear()
+        if (frame := source.slot.take()) is not None:
             ages.append((time.time() - frame.captured) * 1e3)
     return ages, 1e3 * (busy([os.getpid(), *source.processes]) - used) / max(1, len(ages))
 
@@ -102,23 +104,33 @@ def from_camera(uri: str, size: Size, seconds: float) -> tuple[list[float], floa
     """Of a camera by its URI."""
     options = CaptureOptions(size=size, rate=RATE) if uri == "demo" else CaptureOptions()
     source = open_camera(uri, options)
-    source.start(lambda: None)
+    woken = threading.Event()
+    source.start(woken.set)
     try:
-        return taken(source, seconds)
+        return taken(source, woken, seconds)
     finally:
         source.close()
 
 
-def to_topic(size: Size, seconds: float) -> tuple[list[float], float, float]:
+def drawing(size: Size) -> float:
+    """Milliseconds of CPU that drawing a frame of the demo camera takes."""
+    demo.frame(0.0, size)
+    used = time.process_time()
+    for number in range(5):
+        demo.frame(number / RATE, size)
+    return 1e3 * (time.process_time() - used) / 5
+
+
+def to_topic(size: Size, reliability: str, seconds: float) -> tuple[list[float], float, float]:
     """Views of a size to a subscriber, milliseconds: ages there, CPU a frame, and time of a ``write``."""
     from diinn.runtime.sinks.ros_topic import RosTopics
 
     context = multiprocessing.get_context("spawn")
     found, ready = context.Queue(), context.Event()
-    reader = context.Process(target=subscribe, args=(seconds + 6, ready, found), daemon=True)
+    reader = context.Process(target=subscribe, args=(seconds + 6, reliability, ready, found), daemon=True)
     reader.start()
     source = open_camera("demo", CaptureOptions())
-    sink = RosTopics(OUT, [(source, ["full"])])
+    sink = RosTopics(f"{OUT}?reliability={reliability}", [(source, ["full"])])
     ready.wait(30)
     while not sink.wanted("demo", "full"):
         time.sleep(0.05)
@@ -158,16 +170,18 @@ def run(seconds: float) -> int:
             p50, p95 = np.percentile(ages, (50, 95)) if ages else (float("nan"),) * 2
             print(f"{path:<34} {label:>10} {len(ages) / seconds:>9.1f} {p50:>10.2f} {p95:>8.2f} {cpu:>7.2f}{more}")
 
-        row("demo camera -> stream", *from_camera("demo", size, seconds))
-        ready, end = context.Event(), context.Event()
-        writer = context.Process(target=publish, args=(size, ready, end), daemon=True)
-        writer.start()
-        ready.wait(30)
-        row("topic -> stream", *from_camera(f"ros2://{IN}", size, seconds))
-        end.set()
-        writer.join()
-        ages, cpu, write = to_topic(size, seconds)
-        row("view -> topic -> subscriber", ages, cpu, f"   ({write:.2f} ms a write)")
+        ages, cpu = from_camera("demo", size, seconds)
+        row("demo camera -> stream", ages, cpu, f"   (drawing: {drawing(size):.2f} of it)")
+        for reliability in ("best_effort", "reliable"):
+            ready, end = context.Event(), context.Event()
+            writer = context.Process(target=publish, args=(size, reliability, ready, end), daemon=True)
+            writer.start()
+            ready.wait(30)
+            row(f"topic -> stream, {reliability}", *from_camera(f"ros2://{IN}", size, seconds))
+            end.set()
+            writer.join()
+            ages, cpu, write = to_topic(size, reliability, seconds)
+            row(f"view -> subscriber, {reliability}", ages, cpu, f"   ({write:.2f} ms a write)")
     return 0
 
 
