@@ -1,6 +1,7 @@
-# make run | test | check | docs | bench | soak | kernels | libraries: each sets up what it needs in .venv, nothing is installed elsewhere.
+# make run | test | check | docs | bench | soak | kernels | libraries: each sets up what it needs in .venv; nothing is
+# installed elsewhere.
 # make test-device: what stands on a GPU, on real pycuda over a driver that plays one.
-# make test-oldest | test-system | test-pythons | test-arm: the runtime in environments of its own, under build/; the last
+# make test-oldest | test-system | test-pythons | test-ros | test-arm: the runtime in environments of its own, under build/; the last
 # installs QEMU where it is missing.
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TYPING := build/typing/diinn
 
-.PHONY: run test check docs bench soak kernels libraries clean test-device test-oldest test-system test-pythons test-arm
+.PHONY: run test check docs bench soak kernels libraries clean test-device test-oldest test-system test-pythons test-ros test-arm
 
 run: $(VENV)/.run
 	$(BIN)/diinn-run --camera demo --out-size 640x480 --duration 10 --headless --output out/demo.mp4
@@ -26,7 +27,7 @@ test: $(VENV)/.dev
 test-device: $(VENV)/.dev
 	$(BIN)/python -m pytest --device standin -m device
 
-test-oldest test-system: $(VENV)/.dev
+test-oldest test-system test-ros: $(VENV)/.dev
 	VENV=$(VENV) tests/elsewhere.sh $(@:test-%=%)
 
 test-pythons:

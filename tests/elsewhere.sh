@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The runtime's tests with other libraries and Pythons than those of .venv: make test-oldest | test-system | test-pythons.
+# The runtime's tests with other libraries and Pythons than those of .venv: make test-oldest | test-system | test-pythons | test-ros.
 # Their environments are under build/. What this machine lacks is said, and kept in build/skipped; nothing fails for it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -50,6 +50,25 @@ system() {
   install build/system 'numpy<2' onnxruntime -e '.[stream,test-runtime]'
   tests_of build/system tests/runtime/{stream,sources,sinks,images} tests/runtime/util/test_{opencv,file_names}.py \
     tests/runtime/cli/test_refusals.py
+}
+
+# ROS 2 as wheels: the names that go together, without what any of them would bring instead.
+ros() {
+  local found
+  found=$(python_of 3.11)
+  if [ -z "$found" ]; then
+    skip "no Python 3.11 here: not tested with ROS 2"
+    return
+  fi
+  "$found" -m venv --clear build/ros
+  install build/ros -c constraints.txt -e '.[cpu,bag,test-runtime]' mcap
+  if ! "build/ros/bin/python" -m pip install --quiet --disable-pip-version-check \
+    ros-jazzy-{rclpy,rmw-fastrtps-cpp,sensor-msgs,geometry-msgs,diagnostic-msgs}; then
+    skip "ROS 2's wheels cannot be installed here: not tested with ROS 2"
+    return
+  fi
+  tests_of build/ros -n 1 tests/runtime/sources/test_{bag,ros_topic}.py tests/runtime/sinks/test_{bag_file,ros_topics}.py \
+    tests/runtime/cli/test_ros2.py tests/runtime/geometry/test_view_camera.py
 }
 
 tests_of() { # ENVIRONMENT TESTS...

@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="N|URI",
-        help="0, /dev/video0, v4l2://, csi://0, gst://PIPELINE, rtsp://, http://, file://, demo; repeatable",
+        help="0, /dev/video0, v4l2://, csi://0, gst://PIPELINE, rtsp://, http://, ros2:///TOPIC, demo; repeatable",
     )
     source.add_argument(
         "--cameras", type=Path, metavar="FILE.yaml", help="cameras with settings of their own, a block each"
@@ -137,8 +137,9 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="URI",
-        help="FILE, FOLDER, 'FOLDER/*.png' (an image a frame), display://0, http://127.0.0.1:8080 (a page with all "
-        "cameras), shm://NAME, - (raw frames) or none; repeatable; default: a window, or none without a display",
+        help="FILE (a video, an image, or a bag: .mcap), FOLDER, 'FOLDER/*.png' (an image a frame), display://0, "
+        "http://127.0.0.1:8080 (a page with all cameras), shm://NAME, ros2:///TOPIC, - (raw frames) or none; "
+        "repeatable; default: a window, or none without a display",
     )
     out.add_argument("--viewers", type=count, default=8, metavar="N", help="most viewers of the page (default: 8)")
     out.add_argument("--headless", action="store_true", help="never open a window")

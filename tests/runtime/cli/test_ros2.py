@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT
 from rosbus import publisher, subscriber
 
 pytestmark = pytest.mark.usefixtures("bus")
@@ -160,3 +162,29 @@ def test_help_names_every_parameter_and_words_of_other_commands_are_refused() ->
     done = subprocess.run(command("--camera", "0"), capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "parameters are given as --ros-args -p NAME:=VALUE" in done.stderr
+
+
+PROMISED = {
+    "--out-size 640x480 --output ros2": ("/front/sr/image", "Image", [640, 480]),
+    "format=jpeg": ("/front/sr/left/image/compressed", "CompressedImage", [320, 240]),
+    "-p image:=/front/image_raw": ("/front/sr/image", "Image", [320, 240]),
+    "__ns:=/front": ("/front/sr/flat/image", "Image", [640, 480]),
+}
+
+
+@pytest.mark.parametrize("part", PROMISED)
+def test_the_commands_of_the_page(part: str) -> None:
+    page = (ROOT / "docs" / "ros2.md").read_text(encoding="utf-8")
+    (line,) = [line for line in page.splitlines() if line.startswith(("diinn-run", "diinn-ros2")) and part in line]
+    program, *words = shlex.split(line)
+    topic, kind, size = PROMISED[part]
+    module = "diinn.runtime.cli.ros2" if program == "diinn-ros2" else "diinn.runtime.cli.run"
+    faster = ["-p", "model:=nano"] if program == "diinn-ros2" else ["--model", "nano"]
+    process = subprocess.Popen([sys.executable, "-m", module, *words, *faster], stdout=subprocess.DEVNULL)
+    try:
+        with publisher("/front/image_raw", info=INFO, rate=5):
+            (picture,) = received(topic, kind, reliability="best_effort")
+    finally:
+        process.terminate()
+        process.wait(30)
+    assert picture["size"] == size

@@ -296,3 +296,39 @@ def test_frames_that_are_enough_end_it(nano: SuperResolver) -> None:
     stream = Stream([camera("demo")], nano, sinks=[NullSink()], max_frames=3)
     run_for(20, stream)
     assert stream.stats.processed == 3
+
+
+class Choosy(Kept):
+    """Takes the views that it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.takes: set[str] = set()
+
+    def wanted(self, camera: str, view: str) -> bool:
+        return view in self.takes
+
+
+def test_views_that_nobody_takes_are_not_made(mjpeg: Callable[..., Served], nano: SuperResolver) -> None:
+    sink = Choosy()
+    views = {"a": ViewSpec(dsize=(80, 60)), "b": ViewSpec(dsize=(160, 120))}
+    with Stream([camera(mjpeg(rate=20).url, views=views)], nano, sinks=[sink]) as stream:
+        stream.start()
+
+        def unwanted() -> int:
+            (found,) = stream.snapshot()["cameras"].values()
+            return int(found["unwanted"])
+
+        until(lambda: unwanted() > 5)
+        assert stream.snapshot()["processed"] == 0
+        assert "encode" not in stream.snapshot()["ms"]
+        sink.takes = {"b"}
+        until(lambda: len(sink.results) > 5)
+        assert {result.view for result in sink.results} == {"b"}
+        sink.takes = {"a", "b"}
+        until(lambda: {result.view for result in sink.results} == {"a", "b"})
+        sink.takes = set()
+        before = unwanted()
+        until(lambda: unwanted() > before + 5)
+    (found,) = stream.snapshot(final=True)["cameras"].values()
+    assert found["captured"] == found["processed"] + found["dropped"] + found["unwanted"]
