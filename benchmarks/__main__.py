@@ -17,7 +17,7 @@ BENCHMARKS = {  # what pip is to install for each
     "cpu_decoder": "'diinn[cpu,train,export]'",
     "streaming": "'diinn[cpu]' psutil",
     "denoise": "'diinn[cpu,train,export]'",
-    "topics": "'diinn[cpu]'",
+    "topics": "'diinn[cpu]' psutil",
     "rectify": "'diinn[cpu,train]'",
     "comparison": "'diinn[cpu,train,export]'",
     "tables": "'diinn[cpu,train,export]'",
