@@ -211,7 +211,7 @@ def test_a_topic_without_images(run) -> None:
         code, _, err = run("--camera", "ros2:///e/camera_info", "--output", "none", model="nano")
         assert code == 2
         assert "it holds sensor_msgs/msg/CameraInfo and no images" in err
-        code, _, err = run("--camera", "ros2:///other", "--stall-timeout", "1", "--output", "none", model="nano")
+        code, _, err = run("--camera", "ros2:///other", "--stall-timeout", "3", "--output", "none", model="nano")
         assert code == 2
         assert "nobody publishes it; there are /e/image" in err
 
@@ -298,7 +298,7 @@ def test_a_worker_that_hangs_is_killed(opened) -> None:
 
 
 def test_a_camera_that_has_failed_for_good() -> None:
-    retry = RetryPolicy(opening=2.0, stall=1.0, retries=0)
+    retry = RetryPolicy(opening=9.0, stall=1.0, retries=0)
     source = open_camera("ros2:///nobody", CaptureOptions(retry=retry))
     source.start(lambda: None)
     eventually(lambda: source.state == FAILED)
