@@ -150,7 +150,7 @@ class RosCapture(OpenCapture):
     def _note(self, message: Any) -> int:
         """Keep what a message says of its frame; its stamp, or the time now where that is zero."""
         stamp, now = ros_messages.stamp(message), self._bus.now()
-        lag = (now - stamp) / NANO
+        lag = (now - stamp) / NANO if now else 0.0  # a simulation's clock that has not been heard yet
         self.header = {
             "stamp": stamp or now,
             "frame_id": str(message.header.frame_id),

@@ -183,6 +183,16 @@ def test_clocks_that_do_not_agree_are_said(opened, caplog: pytest.LogCaptureFixt
     assert "bear stamps -3600.0 s old on arrival; clocks do not agree" in caplog.text
 
 
+def test_the_clock_of_a_simulation(opened, caplog: pytest.LogCaptureFixture) -> None:
+    with publisher("/m/image", simulated=True, rate=10):
+        found = some(opened("ros2:///m/image?use_sim_time=true"), 12)[2:]
+        assert "clocks do not agree" not in caplog.text
+        assert max(frame.lag for frame in found) < 10
+        assert all(1_000 < frame.captured < 2_000 for frame in found)
+        some(opened("ros2:///m/image"), 1)
+    assert "clocks do not agree" in caplog.text
+
+
 def test_a_stamp_of_zero(opened, caplog: pytest.LogCaptureFixture) -> None:
     began = time.time_ns()
     with publisher("/z/image", stamps="zero"):
