@@ -79,12 +79,14 @@ Written = tuple[str, str, int, bytes]  # topic, type, time of recording, content
 def write(path: Path, messages: Sequence[Written], *, zstd: str = "") -> Path:
     """A bag: ``x.bag`` of ROS 1, ``x.mcap`` the file alone, ``x.db3`` likewise, otherwise a folder.
 
-    zstd: "file" or "message" in a database's folder, "storage" in an MCAP's
+    zstd: "file" or "message" in a database's folder, "storage" in an MCAP's; of ROS 1 "bz2" or "lz4" instead
     """
     ros1 = path.suffix == ".bag"
     store = Messages(ros1=ros1).store
     if ros1:
         writer: Any = rosbag1.Writer(path)
+        if zstd:
+            writer.set_compression(rosbag1.Writer.CompressionFormat[zstd.upper()])
     else:
         folder = path.with_suffix("") if path.suffix else path
         plugin = rosbag2.StoragePlugin.SQLITE3 if path.suffix == ".db3" or "sqlite" in path.name else None

@@ -109,6 +109,8 @@ def publish(topic: str, options: dict[str, Any]) -> None:
     import numpy as np
     import rclpy
     from bagged import numbered  # pictures
+    from builtin_interfaces.msg import Time
+    from rosgraph_msgs.msg import Clock
     from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
     size = tuple(options.get("size", (160, 120)))
@@ -123,6 +125,7 @@ def publish(topic: str, options: dict[str, Any]) -> None:
         else None
     )
     raws = [numbered(number % 256, size) for number in range(min(options.get("count", 64), 64))]
+    clock = here.create_publisher(Clock, "/clock", profile("reliable")) if options.get("simulated") else None
     number = 0
     print(json.dumps({"ready": True}))
     with contextlib.suppress(KeyboardInterrupt):
@@ -131,6 +134,9 @@ def publish(topic: str, options: dict[str, Any]) -> None:
             picture = raws[number % len(raws)]
             message = CompressedImage() if compressed else Image()
             stamp = 0 if options.get("stamps") == "zero" else time.time_ns() + options.get("ahead", 0)
+            if clock is not None:
+                stamp = 1_000 * 10**9 + number * 10**8  # a simulation's
+                clock.publish(Clock(clock=Time(sec=stamp // 10**9, nanosec=stamp % 10**9)))
             message.header.stamp.sec, message.header.stamp.nanosec = stamp // 10**9, stamp % 10**9
             message.header.frame_id = options.get("frame_id", "front_optical")
             if compressed:

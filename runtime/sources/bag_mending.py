@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from diinn.runtime.sources import bag_index
 from diinn.runtime.util import rosbags_library
 
 _MAGIC = b"\x89MCAP0\r\n"
@@ -41,7 +42,9 @@ def mended(file: Path) -> Mended | None:
             return _mcap(file)
         if file.suffix == ".db3":
             return _sqlite(file)
-    except OSError:
+        if file.suffix == ".bag":
+            return _ros1(file)
+    except rosbags_library.failures():
         return None
     return None
 
@@ -52,12 +55,26 @@ def _mcap(file: Path) -> Mended | None:
         whole = _whole_records(data, there)
     if not whole:
         return None
-    reader = rosbags_library.opened(_Ended(file, whole))
-    trouble = (
+    reader = rosbags_library.opened(_Ended(file, b"", whole, _FOOTER))
+    return Mended(_Scanned(reader), _trouble(file, there, whole))
+
+
+def _trouble(file: Path, there: int, whole: int) -> str:
+    return (
         f"{str(file)!r} is cut short or being written: of its {there} bytes {whole} are whole records, "
         "what they hold is taken"
     )
-    return Mended(_Scanned(reader), trouble)
+
+
+def _ros1(file: Path) -> Mended | None:
+    """A bag of ROS 1 with an index made from what follows each of its chunks; the last one may lack that."""
+    there = file.stat().st_size
+    with file.open("rb") as data:
+        found = bag_index.scanned(data, there)
+    if not found.chunks:
+        return None
+    reader = rosbags_library.opened(_Ended(file, found.head(), found.whole, found.tail()))
+    return Mended(reader, _trouble(file, there, found.whole))
 
 
 def _whole_records(data: BinaryIO, there: int) -> int:
@@ -82,12 +99,10 @@ def _whole_records(data: BinaryIO, there: int) -> int:
 
 
 class _Ended:
-    """A path as rosbags takes it: the first bytes of a file, with a footer behind them."""
+    """A path as rosbags takes it: the first bytes of a file, their beginning replaced, with others behind them."""
 
-    suffix = ".mcap"
-
-    def __init__(self, file: Path, whole: int) -> None:
-        self._file, self._whole = file, whole
+    def __init__(self, file: Path, head: bytes, whole: int, tail: bytes) -> None:
+        self._file, self._parts, self.suffix = file, (head, whole, tail), file.suffix
 
     def __str__(self) -> str:
         return str(self._file)
@@ -99,14 +114,14 @@ class _Ended:
         return False
 
     def open(self, mode: str = "rb") -> io.BufferedReader:
-        return io.BufferedReader(_Joined(self._file, self._whole, _FOOTER), 2**16)
+        return io.BufferedReader(_Joined(self._file, *self._parts), 2**16)
 
 
 class _Joined(io.RawIOBase):
-    """The first bytes of a file and some more, as one file."""
+    """Some bytes in place of a file's own, its others up to a place, and some more, as one file."""
 
-    def __init__(self, file: Path, first: int, more: bytes) -> None:
-        self._data, self._first, self._more, self._at = file.open("rb", buffering=0), first, more, 0
+    def __init__(self, file: Path, head: bytes, first: int, more: bytes) -> None:
+        self._data, self._head, self._first, self._more, self._at = file.open("rb", buffering=0), head, first, more, 0
 
     def readable(self) -> bool:
         return True
@@ -124,7 +139,11 @@ class _Joined(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
-        if self._at < self._first:
+        if self._at < len(self._head):
+            found = self._head[self._at :][: len(view)]
+            count = len(found)
+            view[:count] = found
+        elif self._at < self._first:
             self._data.seek(self._at)
             count = self._data.readinto(view[: self._first - self._at])
         else:

@@ -43,6 +43,7 @@ class RosCapture(OpenCapture):
     """A topic of images, with the ``camera_info`` beside it."""
 
     def __init__(self, device: CaptureRequest) -> None:
+        until = time.monotonic() + 0.85 * device.opening  # then the parent ends us
         self._device = device
         self.rate = device.rate or 30.0
         self._topic, options = split(str(device.address))
@@ -53,14 +54,13 @@ class RosCapture(OpenCapture):
         self._adapted: tuple[bool, bool] | None = None
         self._looked = self._skipped_until = 0.0
         self._trouble = ""
-        self._kind = self._wait_for_topic()
+        self._kind = self._wait_for_topic(until)
         self._adapt()
         self._subscribe_to_info()
         self._patience = 0.9 * max(device.stall, 2 / device.rate if device.rate else 0.0)  # then the parent ends us
 
-    def _wait_for_topic(self) -> str:
+    def _wait_for_topic(self, until: float) -> str:
         """The type of the topic, once it is published."""
-        until = time.monotonic() + 0.85 * self._device.opening
         topics: dict[str, list[str]] = {}
         while time.monotonic() < until:
             self._bus.spin_for(SLICE_SECONDS)
@@ -150,7 +150,7 @@ class RosCapture(OpenCapture):
     def _note(self, message: Any) -> int:
         """Keep what a message says of its frame; its stamp, or the time now where that is zero."""
         stamp, now = ros_messages.stamp(message), self._bus.now()
-        lag = (now - stamp) / NANO
+        lag = (now - stamp) / NANO if now else 0.0  # a simulation's clock that has not been heard yet
         self.header = {
             "stamp": stamp or now,
             "frame_id": str(message.header.frame_id),

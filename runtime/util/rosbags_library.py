@@ -44,6 +44,11 @@ def zstd() -> ModuleType:
         return _module("backports.zstd")
 
 
+def lz4(data: bytes) -> bytes:
+    """What data compressed by LZ4 hold, frames of it as bags of ROS 1 have them."""
+    return bytes(_module("lz4.frame").decompress(data))
+
+
 def opened(path: Any) -> Any:
     """One file of a bag, by its ending: a ``Reader`` of rosbags that is open.
 

@@ -229,9 +229,11 @@ def test_images_that_are_shorter_than_they_say(tmp_path: Path) -> None:
     assert (found.image[3] == 9).all()
 
 
-@pytest.mark.parametrize("kind", ["x.mcap", "x.db3", "mcap", "sqlite"])
+@pytest.mark.parametrize("kind", ["x.mcap", "x.db3", "mcap", "sqlite", "x.bag", "bz2.bag", "lz4.bag"])
 def test_of_a_bag_that_was_cut_what_is_readable_is_used(run, tmp_path: Path, kind: str) -> None:
-    path = write(tmp_path / kind, drive(40))
+    path = write(
+        tmp_path / kind, drive(60, ros1=kind.endswith(".bag")), zstd=kind[:3] if "4." in kind or "z2" in kind else ""
+    )
     file = path if path.suffix else next(p for p in path.iterdir() if p.suffix in (".mcap", ".db3"))
     whole = file.read_bytes()
     file.write_bytes(whole[: int(len(whole) * 0.6)])
@@ -240,7 +242,7 @@ def test_of_a_bag_that_was_cut_what_is_readable_is_used(run, tmp_path: Path, kin
     assert err.count("\n") == 1
     assert "is cut short or being written" in err
     done = json.loads(Path("s.json").read_text().splitlines()[-1])["processed"]
-    assert 18 <= done <= 24
+    assert 13 <= done <= 36  # chunks are of a megabyte
     assert f"{done} frames of /front/image_raw were done and are kept" in err
     source, found = BagTopic(path), []
     with pytest.raises(DiinnError, match="cut short"):
@@ -364,7 +366,7 @@ def junk(tmp_path: Path) -> dict[str, tuple[Path, str]]:
         "words": (put("w.mcap", b"words and words " * 9), "is no bag that can be read"),
         "no database": (put("w.db3", b"words and words " * 99), "is no bag that can be read"),
         "no ros1": (put("w.bag", b"#ROSBAG V1.2\n" * 9), "is no bag that can be read"),
-        "cut ros1": (put("c.bag", whole[: len(whole) // 2]), "rosbag reindex mends it"),
+        "cut ros1": (put("c.bag", whole[: len(whole) // 2]), "rosbag reindex mends it"),  # in its first chunk
         "header alone": (put("h.mcap", b"\x89MCAP0\r\n"), "is no bag that can be read"),
         "active": (put("a.bag.active", whole), "rosbag reindex mends it"),
         "empty folder": (empty, "no bag in folder"),
