@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from diinn.export import to_onnx
 
     build.check(args)  # before an export, which takes its time
-    if args.calib is not None:
+    if args.calib is not None and Path(args.model).is_file():
         to_onnx.check_images(args.calib)
     path = _bundle(args)
     if args.calib is not None:

@@ -66,12 +66,13 @@ def fresh_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def fresh_log() -> Iterator[None]:
-    """What a command that ran in this process did to the root logger is undone: its level, and handlers that write to a
-    console which is gone."""
+    """What a command did to loggers in this process is undone: levels (a benchmark silences ``diinn``), and
+    handlers that write to a console which is gone."""
     root = logging.getLogger()
-    level, handlers = root.level, [*root.handlers]
+    levels, handlers = [(logger, logger.level) for logger in (root, logging.getLogger("diinn"))], [*root.handlers]
     yield
-    root.setLevel(level)
+    for logger, level in levels:
+        logger.setLevel(level)
     for handler in [*root.handlers]:
         if handler not in handlers:
             root.removeHandler(handler)

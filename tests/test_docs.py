@@ -1,6 +1,5 @@
 """The pages of docs/: what they say of the code, their examples, and that they build without a warning."""
 
-import ast
 import importlib.util
 import re
 import subprocess
@@ -94,21 +93,3 @@ def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
     styles = [*tmp_path.rglob("*.css"), *tmp_path.rglob("*.html")]
     fetched = r'<(?:script|link|img)[^>]*(?:src|href)="https?:|@import[^;]*https?:|url\(["\']?https?:'
     assert [p.name for p in styles if re.search(fetched, p.read_text(encoding="utf-8"))] == []
-
-
-def _text(node: ast.AST) -> str:
-    """What a string of the code reads; what is filled in is left out as …"""
-    if isinstance(node, ast.JoinedStr):
-        return "".join(_text(part) or "…" for part in node.values)
-    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
-
-
-def test_troubleshooting_quotes_what_the_code_says() -> None:
-    rooms = (ROOT / room for room in ("runtime", "train", "export", "benchmarks"))
-    files = (path.read_text(encoding="utf-8") for room in rooms for path in room.rglob("*.py"))
-    strings = "\n".join(_text(node) for file in files for node in ast.walk(ast.parse(file)))
-    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (.*?) \|", page, re.MULTILINE)
-    quoted = [part.strip() for row in rows for text in re.findall(r"`([^`]+)`", row) for part in text.split("…")]
-    assert len(quoted) > 50
-    assert [part for part in quoted if len(part) > 5 and part not in strings] == []

@@ -216,9 +216,7 @@ def fit(run: Run) -> Path:
     if run.start is not None:
         first = estimator.load(run.start)
         if first.dial != options.dial:
-            raise InputError(
-                f"{run.start} estimates {first.dial}, the configuration {options.dial}: let them be the same"
-            )
+            raise InputError(f"{run.start} estimates {first.dial}, the settings {options.dial}: make them the same")
         task.estimator.load_state_dict(first.state_dict())
     trainer = L.Trainer(
         accelerator="auto",

@@ -19,6 +19,7 @@ from diinn.runtime.geometry.view import View
 from diinn.runtime.noise.strength import Strength
 
 DIAL_STRENGTHS = 3  # that are replayed where the model has a dial
+MOST_PIXELS = 2**16  # of its frame and of each output: more would take minutes
 LARGEST_TOLERANCE = 0.05  # a sample with more checks nothing
 Sample = Mapping[str, npt.NDArray[Any]]
 
@@ -55,6 +56,10 @@ def views(sample: Sample, layout: grid.Layout) -> dict[str, View]:
     found = {"resize": View.resize((size[0], size[1])), "roi": View.roi((x, y, w, h), (roi_size[0], roi_size[1]))}
     if layout is grid.NEAREST:
         found["remap"] = View.remap(sample["remap_x"], sample["remap_y"])
+    height, width = sample["frame"].shape[:2]
+    for across, down in ((width, height), *(view.dsize for view in found.values())):
+        if across * down > MOST_PIXELS:
+            raise ValueError(f"{across}x{down} pixels are too many")
     return found
 
 

@@ -234,7 +234,7 @@ def test_contents_that_do_not_fit(tmp_path: Path, checkpoint_path: Path) -> None
             "model": {**content["model"], "decoder": {"name": "diinn", "depht": 3}}
         },
         "decoder.last.bias has shape missing": {"state": {k: v for k, v in state.items() if k != "decoder.last.bias"}},
-        "wants none of that name": {"state": {**state, "extra": torch.zeros(1)}},
+        "needs none of that name": {"state": {**state, "extra": torch.zeros(1)}},
         r"has shape \(2,\)": {"state": {**state, "decoder.last.bias": torch.zeros(2)}},
         "decoder.last.bias holds NaN": {"state": {**state, "decoder.last.bias": torch.full((3,), float("nan"))}},
         "damaged": {"scales": None},

@@ -183,7 +183,7 @@ def provider(trt: Trt) -> None:
     class Encoder(fused_backend.OrtEncoder):
         def __init__(self, bundle: object, device: object, provider: str) -> None:
             super().__init__(bundle, device, "CPU")  # type: ignore[arg-type]
-            self.says = f"a {provider} provider"
+            self.description = f"a {provider} provider"
 
     trt.setattr(fused_backend, "OrtEncoder", Encoder)
     trt.setattr(fused_backend, "_no_provider", lambda name: "")

@@ -174,7 +174,7 @@ def test_idle_memory_is_given_back_before_memory_is_out(trt: Trt, bundle_path: P
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("names", "the encoder engine has frame, map_a, .* wants frame, map0"),
+        ("names", "the encoder engine has frame, map_a, .* has frame, map0"),
         ("frame", "the encoder engine's frame is float16, not float32"),
         ("maps", "leaves the encoder engine as float16 and enters the decoder's as float32: build both again"),
     ],
