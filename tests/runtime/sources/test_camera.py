@@ -149,7 +149,7 @@ def test_a_worker_that_hangs_in_open_is_ended_and_another_tried(silent: str) -> 
     time.sleep(1)  # it is in the middle of it
     os.kill(source.processes[0], signal.SIGSTOP)
     until(lambda: "did not open for 2 s" in source.trouble)
-    until(lambda: "says nothing" in source.trouble)  # so says the next
+    until(lambda: "answers nothing" in source.trouble)  # so says the next
     source.close()
 
 
