@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +87,7 @@ def run(ros_arguments: Sequence[str]) -> int:
     with stopping() as stop, Bus("diinn", arguments=ros_arguments) as bus:
         options = _options(bus)
         with SuperResolver.open(options.values["model"], backend=options.values["backend"]) as resolver:
-            served = Served(bus, options, resolver)
+            served = NodeStream(bus, options, resolver)
             print(f"{NAME}: {', '.join(options.topics)} -> {options.output}", flush=True)
             served.stream.run(stop, served.tick)
     return 0
@@ -108,8 +108,12 @@ def _options(bus: Any) -> Options:
             raise InputError(f"parameter {name}: {' '.join(str(error).split())}") from None
         values[name] = value
     for name in ("image", "views"):  # one alone needs no brackets
-        listed = [values[name]] if isinstance(values[name], str) else list(values[name] or [])
-        values[name] = [str(text) for text in listed if text]
+        listed = values[name] or []
+        if isinstance(listed, str) or not isinstance(listed, Iterable):
+            listed = [listed]
+        if not all(isinstance(text, str) for text in listed):
+            raise InputError(f"parameter {name}: {values[name]!r} is no text, and no list of texts")
+        values[name] = [text for text in listed if text]
     for name in ("deadline_ms", "max_fps"):
         if isinstance(values[name], bool) or not isinstance(values[name], int | float):
             raise InputError(f"parameter {name}: {values[name]!r} is not a number")
@@ -117,8 +121,16 @@ def _options(bus: Any) -> Options:
         raise InputError("parameter image: give a topic of images, -p image:=/front/image_raw")
     sim = node.get_parameter_or("use_sim_time", Parameter("use_sim_time", value=False)).value
     query = "?use_sim_time=true" if sim else ""
-    topics = [f"ros2://{node.resolve_topic_name(topic)}{query}" for topic in values["image"]]
-    return Options(topics, f"ros2://{node.resolve_topic_name(values['output'])}", values)
+    topics = [f"ros2://{_resolved(node, 'image', topic)}{query}" for topic in values["image"]]
+    return Options(topics, f"ros2://{_resolved(node, 'output', values['output'])}", values)
+
+
+def _resolved(node: Any, parameter: str, topic: str) -> str:
+    try:
+        return str(node.resolve_topic_name(topic))
+    except Exception as error:  # of the middleware
+        reason = " ".join(str(error).split())[:150]
+        raise InputError(f"parameter {parameter}: {topic!r} is no name of a topic ({reason})") from None
 
 
 def _descriptor(name: str) -> Any:
@@ -127,7 +139,7 @@ def _descriptor(name: str) -> Any:
     return ParameterDescriptor(description=PARAMETERS[name][1], dynamic_typing=True)
 
 
-class Served:
+class NodeStream:
     """The stream behind the node; ``tick`` answers its services and publishes its diagnostics."""
 
     def __init__(self, bus: Any, options: Options, resolver: Any) -> None:
@@ -180,6 +192,7 @@ class Served:
         """Change views and denoise while it runs; anything else is for the next start."""
         from rcl_interfaces.msg import SetParametersResult
 
+        before, strengths = self._views, {lane.name: lane.denoise.wanted for lane in self.stream.lanes}
         try:
             for parameter in parameters:
                 if parameter.name == "views":
@@ -189,22 +202,27 @@ class Served:
                         self.stream.set_denoise(lane.name, _denoise(parameter.value) or "auto")
                 elif parameter.name in PARAMETERS:
                     raise InputError(f"{parameter.name} is read at the start: start the node anew")
-        except DiinnError as error:
+        except DiinnError as error:  # all or nothing
+            if self._views is not before:
+                self._take_views(before)
+            for name, wanted in strengths.items():
+                self.stream.set_denoise(name, wanted)
             return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)
 
     def _set_views(self, value: Any) -> None:
-        before, self._views = self._views, _views([value] if isinstance(value, str) else list(value or []))
+        before = self._views
         try:
-            self._sink.offer(self._offered())
-            for lane in self.stream.lanes:
-                self.stream.set_views(lane.name, self._views)
+            self._take_views(_views([value] if isinstance(value, str) else list(value or [])))
         except DiinnError:
-            self._views = before
-            self._sink.offer(self._offered())
-            for lane in self.stream.lanes:
-                self.stream.set_views(lane.name, before)
+            self._take_views(before)
             raise
+
+    def _take_views(self, views: dict[str, Any]) -> None:
+        self._views = views
+        self._sink.offer(self._offered())
+        for lane in self.stream.lanes:
+            self.stream.set_views(lane.name, views)
 
     def tick(self) -> None:
         """Answer what was asked of the node, and publish the diagnostics if they are due."""
@@ -233,13 +251,13 @@ class Served:
                 if troubled
                 else DiagnosticStatus.OK
             )
-            said = f"{state}: {camera['trouble']}" if camera["trouble"] else state
+            text = f"{state}: {camera['trouble']}" if camera["trouble"] else state
             values = {key: value for key, value in camera.items() if key not in ("state", "trouble")}
             message.status.append(
                 DiagnosticStatus(
                     level=level,
                     name=f"diinn: {name}",
-                    message=said,
+                    message=text,
                     hardware_id=hardware,
                     values=[KeyValue(key=key, value=value) for key, value in _flat(values)],
                 )

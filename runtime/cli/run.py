@@ -203,6 +203,8 @@ def _run(
 
 def _check_arguments(args: argparse.Namespace) -> None:
     """InputError for arguments that do not go together."""
+    from diinn.runtime.sinks import bag
+
     if not (args.camera or args.input or args.cameras):
         raise InputError("no input: give --camera 0, --camera demo or --input FILE")
     if args.view and (args.out_size or args.scale or args.roi):
@@ -211,7 +213,9 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise InputError("--stats - writes to standard output, which is closed: name a file")
     if STANDARD_OUTPUT in args.output and args.stats == STANDARD_OUTPUT:
         raise InputError("--output - and --stats - are one standard output: write the statistics to a file")
-    places = [output if "://" in output else os.path.abspath(output) for output in args.output]  # noqa: PTH100
+    bags = [bag.split(output) for output in args.output]
+    files = [found[0] if found else output for found, output in zip(bags, args.output, strict=True)]
+    places = [name if "://" in name else os.path.abspath(name) for name in files]  # noqa: PTH100
     twice = next((output for output, place in zip(args.output, places, strict=True) if places.count(place) > 1), None)
     if twice is not None:
         raise InputError(f"--output {twice} is given twice: leave out one of them")

@@ -167,8 +167,8 @@ def _bag(found: tuple[str, str], streams: Streams) -> Sink:
         raise InputError(f"--output {str(path)!r} is there and is no file: give another, or none to write nothing")
     check_folder(path.parent)
     for source, _ in streams.views:
-        if isinstance(source, BagTopic) and path.exists() and path.resolve() == source.path.resolve():
-            raise InputError(f"--output would replace the input {str(path)!r}: choose another")
+        if isinstance(source, BagTopic) and source.path.resolve() in (path.resolve(), path.parent.resolve()):
+            raise InputError(f"--output {str(path)!r} would replace the input or a part of it: choose another")
     return bag.BagFile(path, found[1], [(source, list(views)) for source, views in streams.views])
 
 

@@ -14,7 +14,7 @@ from diinn.runtime.errors import DiinnError, InputError
 from diinn.runtime.images import files as image_files
 from diinn.runtime.sinks import ros_messages
 from diinn.runtime.sinks.files import check_disk, make_folder
-from diinn.runtime.sinks.ros_messages import FORMATS, JPEG, QUALITY, RAW, Outgoing
+from diinn.runtime.sinks.ros_messages import FORMATS, JPEG, QUALITY, RAW, Outgoing, Turns
 from diinn.runtime.sources import Source
 from diinn.runtime.sources.bag import BagTopic
 from diinn.runtime.sources.bag_file import Bag
@@ -25,6 +25,7 @@ from diinn.runtime.util import rosbags_library
 
 log = logging.getLogger(__name__)
 SUFFIX = ".mcap"
+STATIC = "/tf_static"
 OPTIONS = {"format": FORMATS, "quality": None, "copy": ("all",), "topic": None}
 
 
@@ -55,7 +56,7 @@ class BagFile(Sink):
         self._types = rosbags_library.types(ros1=False)
         self._writer: Any = None
         self._connections: dict[str, Any] = {}
-        self._turned: set[str] = set()
+        self._turns = Turns()
         self._count = 0
 
     def write(self, result: Result) -> None:
@@ -82,12 +83,11 @@ class BagFile(Sink):
         )
         info = self._message(INFO, header=header, **ros_messages.info_values(made.camera), roi=roi)
         self._put(f"{below}/camera_info", INFO, made.recorded, info)
-        if made.turn is not None and made.frame_id not in self._turned:
+        if self._turns.add(made):
             self._put_turn(made)
 
     def _put_turn(self, made: Outgoing) -> None:
         assert made.turn is not None
-        self._turned.add(made.frame_id)
         x, y, z, w = ros_messages.pose(made.turn)
         zero = self._message("geometry_msgs/msg/Vector3", x=0.0, y=0.0, z=0.0)
         turn = self._message("geometry_msgs/msg/Quaternion", x=x, y=y, z=z, w=w)
@@ -99,7 +99,7 @@ class BagFile(Sink):
             transform=transform,
         )
         message = self._message("tf2_msgs/msg/TFMessage", transforms=[stamped])
-        self._put("/tf_static", "tf2_msgs/msg/TFMessage", made.recorded, message)
+        self._put(STATIC, "tf2_msgs/msg/TFMessage", made.recorded, message)
 
     def _header(self, stamp: int, frame_id: str) -> Any:
         seconds, rest = divmod(stamp, NANO)
@@ -111,17 +111,20 @@ class BagFile(Sink):
 
     def _put(self, topic: str, kind: str, recorded: int, message: Any) -> None:
         if topic not in self._connections:
-            self._connections[topic] = self._writer.add_connection(topic, kind, typestore=self._types)
+            profiles = [rosbags_library.kept()] if topic == STATIC else []  # as listeners of it request
+            self._connections[topic] = self._writer.add_connection(
+                topic, kind, typestore=self._types, offered_qos_profiles=profiles
+            )
         self._writer.write(self._connections[topic], recorded, self._types.serialize_cdr(message, kind))
 
     def _copy(self, messages: Iterator[tuple[Any, int, bytes]]) -> None:
         for source, recorded, data in messages:
             if source.topic not in self._connections:
+                stated = {"msgdef": source.msgdef.data, "rihs01": source.digest or self._hash(source)}
                 self._connections[source.topic] = self._writer.add_connection(
                     source.topic,
                     source.msgtype,
-                    msgdef=source.msgdef.data,
-                    rihs01=source.digest or self._hash(source),
+                    **(stated if source.msgdef.data else {"typestore": self._types}),
                     offered_qos_profiles=source.ext.offered_qos_profiles,
                 )
             self._writer.write(self._connections[source.topic], recorded, data)
@@ -184,7 +187,8 @@ def _copies(sources: list[Source], written: Collection[str]) -> list[_Copy]:
     if not bags:
         raise InputError("?copy=all copies the other topics of a bag, and no --input is one: leave it out")
     used = {source.topic for source in sources}
-    results = tuple(f"{topic}/" for topic in written)
+    results = {f"{topic}/{name}" for topic in written for name in ("image", "image/compressed", "camera_info")}
+    known = rosbags_library.types(ros1=False).fielddefs
     found = []
     for path, source in bags.items():
         bag = Bag(path)
@@ -195,9 +199,14 @@ def _copies(sources: list[Source], written: Collection[str]) -> list[_Copy]:
             )
         topics = []
         for topic in bag.topics:
-            if topic in used or topic.startswith(results):
+            if topic in used:
                 continue
-            if bag.connection(topic).msgdef.data:
+            if topic in results:
+                bag.close()
+                raise InputError(
+                    f"?copy=all would copy {topic} into a view's own topic: choose another by ?topic=/NAME"
+                )
+            if bag.connection(topic).msgdef.data or bag.topics[topic].kind in known:
                 topics.append(topic)
             else:
                 log.warning("%s is not copied: the bag does not define its type %s", topic, bag.topics[topic].kind)

@@ -54,6 +54,26 @@ def outgoing(result: Result) -> Outgoing:
     return Outgoing(stamp, frame_id, parent, recorded, camera)
 
 
+class Turns:
+    """How views are turned against their cameras.
+
+    known: by the view's frame: the camera's, and the rotation
+    """
+
+    def __init__(self) -> None:
+        self.known: dict[str, tuple[str, Float64]] = {}
+
+    def add(self, made: Outgoing) -> bool:
+        """Note a result's; whether it is new, or another than before."""
+        if made.turn is None:
+            return False
+        known = self.known.get(made.frame_id)
+        if known is not None and known[0] == made.parent and (known[1] == made.turn).all():
+            return False
+        self.known[made.frame_id] = made.parent, made.turn
+        return True
+
+
 def origin(frame: Frame) -> tuple[int, str, int]:
     """A frame's stamp, frame id and time of recording, nanoseconds."""
     if frame.header is None:

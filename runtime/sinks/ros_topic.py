@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from array import array
 from collections.abc import Sequence
 from typing import Any
@@ -10,12 +12,13 @@ from typing import Any
 from diinn.runtime.errors import InputError
 from diinn.runtime.geometry.calibration_file import Float64
 from diinn.runtime.sinks import ros_messages
-from diinn.runtime.sinks.ros_messages import FORMATS, QUALITY, RAW, Outgoing
+from diinn.runtime.sinks.ros_messages import FORMATS, QUALITY, RAW, Outgoing, Turns
 from diinn.runtime.sources import Source
-from diinn.runtime.sources.ros_messages import COMPRESSED, IMAGE, INFO, NANO
+from diinn.runtime.sources.ros_messages import COMPRESSED, IMAGE, INFO, NANO, info_topic
 from diinn.runtime.stream.result import Result
 from diinn.runtime.stream.sink import Sink
 from diinn.runtime.util import ros
+from diinn.runtime.util.once import Once
 from diinn.runtime.util.ros import Bus, message_type
 
 log = logging.getLogger(__name__)
@@ -25,6 +28,7 @@ OPTIONS: dict[str, Sequence[str] | None] = {
     "quality": None,
     "reliability": ("best_effort", "reliable"),
 }
+LOOK_SECONDS = 1.0  # from one look at who subscribes to the next
 DEPTH = 5  # messages that wait for a slow subscriber, as for sensors
 TF = "tf2_msgs/msg/TFMessage"
 
@@ -53,7 +57,10 @@ class RosTopics(Sink):
         self._profile = _profile(chosen.get("reliability", "best_effort"))
         self._named: dict[str, tuple[Any, Any]] = {}  # publishers of image and camera_info, by what they are below
         self._publishers: dict[tuple[str, str], tuple[Any, Any]] = {}
-        self._turns: dict[str, tuple[str, Float64]] = {}  # by the view's frame: the camera's, and the rotation
+        self._lock = threading.RLock()  # of the publishers, which ``offer`` destroys
+        self._looked: dict[str, float] = {}  # when a topic's subscribers were looked at
+        self._logged = Once()  # topics whose subscribers request more than is offered
+        self._turns = Turns()
         self._static: Any = None
         try:
             self.offer(views)
@@ -66,7 +73,12 @@ class RosTopics(Sink):
 
         Raises InputError, and changes nothing, where a topic would be its own input.
         """
-        self.topics = self._planned(views)
+        topics = self._planned(views)
+        with self._lock:
+            self.topics = topics
+            self._offer(views)
+
+    def _offer(self, views: Sequence[tuple[Source, Sequence[str]]]) -> None:
         belows = ros_messages.base_topics(views, self._base)
         kind = message_type(IMAGE if self._form == RAW else COMPRESSED)
         create = self._bus.node.create_publisher
@@ -83,10 +95,13 @@ class RosTopics(Sink):
         belows = ros_messages.base_topics(views, self._base).values()
         topics = {f"{below}/{name}" for below in belows for name in (self._image, "camera_info")}
         for source, _ in views:
-            if source.topic in topics:
-                raise InputError(
-                    f"--output {self.where} would publish {source.topic}, its own input: a loop; choose another"
-                )
+            if not (source.topic and source.live):  # a bag's is not on the bus
+                continue
+            for own in (source.topic, info_topic(source.topic)):
+                if own in topics:
+                    raise InputError(
+                        f"--output {self.where} would publish {own}, its own input: a loop; choose another"
+                    )
         return topics
 
     @property
@@ -94,21 +109,46 @@ class RosTopics(Sink):
         return "image" if self._form == RAW else "image/compressed"
 
     def wanted(self, camera: str, view: str) -> bool:
-        return any(p.get_subscription_count() for p in self._publishers.get((camera, view), ()))
+        with self._lock:
+            found = self._publishers.get((camera, view), ())
+            for publisher in found:
+                if publisher.get_subscription_count():
+                    return True
+                self._look_for_mismatches(publisher.topic_name)
+        return False
+
+    def _look_for_mismatches(self, topic: str) -> None:
+        """Log once which subscribers get nothing because they request what is not offered."""
+        now = time.monotonic()
+        if self._profile.reliability.name == "RELIABLE" or now < self._looked.get(topic, 0.0) + LOOK_SECONDS:
+            return
+        self._looked[topic] = now
+        subscribers = self._bus.subscribers(topic)
+        reliable = [s.node_name for s in subscribers if s.qos_profile.reliability.name == "RELIABLE"]
+        if reliable and self._logged.first(topic):
+            log.warning(
+                "%s: %s requests reliable delivery and best effort is offered, so that nothing reaches it: add "
+                "?reliability=reliable to the output",
+                *(topic, reliable[0]),
+            )
 
     def write(self, result: Result) -> None:
-        found = self._publishers.get(result.key)
-        if found is None:
-            return  # a view that is offered no more
-        images, infos = found
         made = ros_messages.outgoing(result)
-        if made.turn is not None:
-            self._publish_turn(made)
         header = _header(made.stamp, made.frame_id)
-        if infos.get_subscription_count():
-            infos.publish(_info(header, made))
-        if images.get_subscription_count():
-            images.publish(self._message(header, result))
+        with self._lock:
+            images, _ = self._publishers.get(result.key, (None, None))
+            seen = images is not None and images.get_subscription_count()
+        message = self._message(header, result) if seen else None  # slow: views may be others by the time it is made
+        with self._lock:
+            images, infos = self._publishers.get(result.key, (None, None))
+            if images is None:
+                return  # a view that is offered no more
+            if self._turns.add(made):
+                self._publish_turns(made)
+            if infos.get_subscription_count():
+                infos.publish(_info(header, made))
+            if message is not None:
+                images.publish(message)
 
     def _message(self, header: Any, result: Result) -> Any:
         data = array("B")  # the type that rclpy takes without a look at each byte
@@ -123,33 +163,31 @@ class RosTopics(Sink):
         message.data = data
         return message
 
-    def _publish_turn(self, made: Outgoing) -> None:
-        """Tell where a turned view looks, once; all that are known in one message, which late subscribers get."""
-        assert made.turn is not None
-        known = self._turns.get(made.frame_id)
-        if known is not None and known[0] == made.parent and (known[1] == made.turn).all():
-            return
-        first = not self._turns
-        self._turns[made.frame_id] = made.parent, made.turn
-        if first:
+    def _publish_turns(self, made: Outgoing) -> None:
+        """Publish where turned views look: all that are known in one message, which late subscribers get."""
+        if self._static is None and self._logged.first(TF):
             try:
                 kept = _profile("reliable", kept=True)
                 self._static = self._bus.node.create_publisher(message_type(TF), "/tf_static", kept)
             except InputError as error:
                 log.warning("the transform of frame %s is not published: %s", made.frame_id, error)
         if self._static is not None:
-            transforms = [transform(made.stamp, parent, child, turn) for child, (parent, turn) in self._turns.items()]
+            transforms = [
+                transform(made.stamp, parent, child, turn) for child, (parent, turn) in self._turns.known.items()
+            ]
             self._static.publish(message_type(TF)(transforms=transforms))
 
     def statistics(self) -> dict[str, Any]:
-        found = {"/".join(key): p[0].get_subscription_count() for key, p in self._publishers.items()}
+        with self._lock:
+            found = {"/".join(key): p[0].get_subscription_count() for key, p in self._publishers.items()}
         return {"subscribers": found}
 
     def close(self, *, failed: bool = False) -> None:
-        self._publishers = {}
-        if self._named:
-            self._named = {}
-            self._bus.close()
+        with self._lock:
+            self._publishers = {}
+            if self._named:
+                self._named = {}
+                self._bus.close()
 
 
 def _profile(reliability: str, *, kept: bool = False) -> Any:

@@ -180,7 +180,9 @@ def split(uri: str) -> tuple[str, list[str]]:
     topics = []
     for part in query.split("&"):
         key, _, value = part.partition("=")
-        if key != "topic" or not value:
+        if key == "topic" and not value:
+            raise InputError(f"{uri!r}: ?topic= names none: write ?topic=/NAME")
+        if key != "topic":
             raise InputError(f"{uri!r}: " + unknown("option of a bag", key, ("topic",)) + "; write ?topic=/NAME")
         topics.append(value)
-    return path, topics
+    return path, list(dict.fromkeys(topics))

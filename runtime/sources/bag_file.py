@@ -8,15 +8,12 @@ import tempfile
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from diinn.runtime.errors import DiinnError, InputError, SourceError
 from diinn.runtime.sources import bag_mending
 from diinn.runtime.util import rosbags_library
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from diinn.runtime.util.context import Closing
 
 log = logging.getLogger(__name__)
 ENDINGS = (".mcap", ".db3", ".bag")
@@ -50,7 +47,7 @@ class Topic:
     count: int
 
 
-class Bag:
+class Bag(Closing):
     """A bag, open for reading.
 
     topics: by name; begin, end: its first and last message, nanoseconds since the epoch
@@ -82,8 +79,10 @@ class Bag:
     def _open(self) -> None:
         if self.path.name.endswith(ACTIVE):
             raise SourceError(f"{str(self.path)!r} is being written, or was never finished: {_remedy(self.path)}")
-        files, missing = (_files(self.path), self._missing()) if self.path.is_dir() else ([self.path], [])
-        if not files:
+        files, missing, mended = [self.path], list[str](), False
+        if self.path.is_dir():
+            files, missing = self._described(_files(self.path))
+        if not files and not missing:
             raise SourceError(f"no bag in folder {str(self.path)!r}: looked for *.mcap and *.db3")
         troubles = [f"{name!r} of it is missing" for name in missing]
         for file in files:
@@ -99,27 +98,33 @@ class Bag:
             else:
                 part.close()
             troubles += [trouble] if trouble else []
+            mended = mended or bool(trouble)
+        if not self._parts and troubles:
+            raise SourceError(
+                f"{'; '.join(troubles)}, which is no message: {_remedy(self.path)}" if mended else "; ".join(troubles)
+            )
         if not self._parts:
-            raise SourceError("; ".join(troubles) or f"{str(self.path)!r} holds no messages: record it again")
+            raise SourceError(f"{str(self.path)!r} holds no messages: record it again")
         self._parts.sort(key=lambda part: part.start_time)
         self.cut_short = "; ".join(troubles)
 
-    def _missing(self) -> list[str]:
-        """Files that a folder's description names and that are not there."""
+    def _described(self, there: list[Path]) -> tuple[list[Path], list[str]]:
+        """The files that a folder's description names, and those that are missing; without it all ``there``."""
         from diinn.runtime.util import yaml_file
 
         description = self.path / METADATA
         if not description.is_file():
             log.warning("%r has no %s: it is being written, or was not finished", str(self.path), METADATA)
-            return []
+            return there, []
         try:
             names = yaml_file.read(description, "bag's description")["rosbag2_bagfile_information"][
                 "relative_file_paths"
             ]
-            return [str(name) for name in names if not (self.path / Path(str(name)).name).exists()]
+            stated = [self.path / Path(str(name)).name for name in names]
+            return [path for path in stated if path.exists()], [path.name for path in stated if not path.exists()]
         except (InputError, KeyError, TypeError) as error:
             log.warning("%r: %s; the files beside it are taken", str(description), error)
-            return []
+            return there, []
 
     def _part(self, file: Path) -> tuple[Any, str]:
         """One file of it, open, and what of it cannot be read."""
@@ -136,12 +141,7 @@ class Bag:
         mended = bag_mending.mended(file)
         if mended is None:
             raise SourceError(f"{str(file)!r} is no bag that can be read ({why}): {_remedy(file)}")
-        try:
-            return mended.opened(), mended.trouble
-        except rosbags_library.failures() as error:
-            raise SourceError(
-                f"nothing of {str(file)!r} can be read ({rosbags_library.reason(error)}): {_remedy(file)}"
-            ) from None
+        return mended.part, mended.trouble
 
     def _unpacked(self, file: Path) -> Path:
         if self._scratch is None:
@@ -201,14 +201,6 @@ class Bag:
         if self._scratch is not None:
             self._scratch.cleanup()
             self._scratch = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _remedy(path: Path) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from diinn.runtime.sources import bag_index
 from diinn.runtime.util import rosbags_library
@@ -29,10 +29,6 @@ class Mended:
 
     part: Any
     trouble: str
-
-    def opened(self) -> Any:
-        """The reader."""
-        return self.part
 
 
 def mended(file: Path) -> Mended | None:
@@ -175,15 +171,6 @@ class _Scanned:
         self._reader.close()
 
 
-class _Connection(NamedTuple):
-    """A topic of a database, with the fields of rosbags' connections that are used."""
-
-    id: int
-    topic: str
-    msgtype: str
-    msgcount: int
-
-
 def _sqlite(file: Path) -> Mended | None:
     try:
         reader = _Database(file)
@@ -207,7 +194,9 @@ class _Database:
         for topic, time, _ in self._rows("0"):
             counts[topic] += 1
             times = [min(time, *times), max(time, *times)] if times else [time, time]
-        self.connections = [_Connection(number, name, kind, counts[number]) for number, name, kind in topics]
+        self.connections = [
+            rosbags_library.connection(number, name, kind, counts[number]) for number, name, kind in topics
+        ]
         self.message_count = counts.total()
         self.start_time, self.end_time = (times[0], times[1] + 1) if times else (2**63 - 1, 0)
 
@@ -231,8 +220,8 @@ class _Database:
                 yield row
 
     def messages(
-        self, connections: Collection[_Connection], start: int | None, stop: int | None
-    ) -> Iterator[tuple[_Connection, int, bytes]]:
+        self, connections: Collection[Any], start: int | None, stop: int | None
+    ) -> Iterator[tuple[Any, int, bytes]]:
         wanted = {connection.id: connection for connection in connections}
         for topic, time, data in self._rows("data"):
             if topic in wanted and (start is None or time >= start) and (stop is None or time < stop):

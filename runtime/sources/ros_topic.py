@@ -144,6 +144,7 @@ class RosCapture(OpenCapture):
                 continue
             if self._device.rate is not None:
                 self._skipped_until = max(self._skipped_until + 1 / self._device.rate, now - 0.5 / self._device.rate)
+            self._trouble = ""
             stamp = self._note(message)
             return FLIPS[self._device.flip](image) if self._device.flip else image, stamp / NANO, now
 

@@ -7,13 +7,10 @@ import importlib.util
 import os
 import time
 from collections.abc import Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from diinn.runtime.errors import InputError, SourceError
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from diinn.runtime.util.context import Closing
 
 REMEDY = (
     "on a robot 'source /opt/ros/DISTRO/setup.bash' and use the system's Python (docs/ros2.md), on a laptop "
@@ -51,7 +48,7 @@ def message_type(kind: str) -> Any:
         ) from None
 
 
-class Bus:
+class Bus(Closing):
     """A node of ours on the robot's bus. It does something while it is spun, by one thread at a time."""
 
     def __init__(self, name: str, *, sim_time: bool = False, arguments: Sequence[str] | None = None) -> None:
@@ -68,12 +65,12 @@ class Bus:
         except ImportError as error:  # a library of its own is missing, or of another Python
             raise InputError(f"ROS 2 cannot be imported ({' '.join(str(error).split())[:150]}): {REMEDY}") from None
         self._context = rclpy.Context()
-        hidden: dict[str, Any] = {"use_global_arguments": False, "start_parameter_services": False}
-        hidden |= {"enable_rosout": False, "parameter_overrides": [parameter("use_sim_time", value=sim_time)]}
+        quiet: dict[str, Any] = {"use_global_arguments": False, "start_parameter_services": False}
+        quiet |= {"enable_rosout": False, "parameter_overrides": [parameter("use_sim_time", value=sim_time)]}
         try:
             rclpy.init(args=[*(arguments or [])], context=self._context)  # without handlers of signals, which are ours
             if arguments is None:
-                self.node = nodes.Node(f"{name}_{os.getpid()}", context=self._context, **hidden)
+                self.node = nodes.Node(f"{name}_{os.getpid()}", context=self._context, **quiet)
             else:
                 self.node = nodes.Node(name, context=self._context)
         except Exception as error:  # of the middleware
@@ -99,20 +96,16 @@ class Bus:
         """What is known of those who publish a topic: node, and quality of service."""
         return list(self.node.get_publishers_info_by_topic(topic))
 
+    def subscribers(self, topic: str) -> list[Any]:
+        """What is known of those who subscribe to a topic: node, and quality of service."""
+        return list(self.node.get_subscriptions_info_by_topic(topic))
+
     def now(self) -> int:
         """The node's clock, nanoseconds: the machine's, or a simulation's."""
         return int(self.node.get_clock().now().nanoseconds)
 
     def close(self) -> None:
-        """Take leave of the others."""
+        """End the node."""
         self._executor.shutdown(timeout_sec=0.2)
         self.node.destroy_node()
         self._context.try_shutdown()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

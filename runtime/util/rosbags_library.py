@@ -60,6 +60,32 @@ def opened(path: Any) -> Any:
     return reader
 
 
+def connection(number: int, topic: str, kind: str, count: int) -> Any:
+    """A topic of a bag as rosbags describes it, without the definition of its type."""
+    interfaces = _module("rosbags.interfaces")
+    definition = interfaces.MessageDefinition(interfaces.MessageDefinitionFormat.NONE, "")
+    return interfaces.Connection(
+        number, topic, kind, definition, "", count, interfaces.ConnectionExtRosbag2("cdr", []), None
+    )
+
+
+def kept() -> Any:
+    """The quality of service of a topic whose last message late subscribers get."""
+    i = _module("rosbags.interfaces")
+    forever = i.QosTime(2147483647, 4294967295)
+    return i.Qos(
+        i.QosHistory.KEEP_LAST,
+        1,
+        i.QosReliability.RELIABLE,
+        i.QosDurability.TRANSIENT_LOCAL,
+        forever,
+        forever,
+        i.QosLiveliness.AUTOMATIC,
+        forever,
+        False,
+    )
+
+
 @cache
 def failures() -> tuple[type[Exception], ...]:
     """What reading a damaged bag raises."""

@@ -137,6 +137,8 @@ WRONG = {
     "two views of a name": ({"views": "['full:8x8','full:9x9']"}, "two views are called 'full'"),
     "a loop": ({"image": "/sr/image", "output": "/sr"}, "its own input: a loop"),
     "no number": ({"max_fps": "fast"}, "max_fps: 'fast' is not a number"),
+    "a number for a topic": ({"image": "5"}, "parameter image: 5 is no text"),
+    "words for a topic": ({"output": "'a b'"}, "parameter output: 'a b' is no name of a topic"),
     "no topic": ({"image": "''"}, "give a topic of images"),
     "no format": ({"format": "bmp"}, "unknown format 'bmp'"),
     "no calibration": ({"calibration": "none.yaml"}, "none.yaml"),

@@ -95,6 +95,10 @@ def test_several_views_and_where_they_look(run, bag: Path) -> None:
         assert image.header.frame_id == ("front_optical_side" if name == "side" else "front_optical")
     ((_, static),) = found["/tf_static"]
     (transform,) = static.transforms
+    with Path("o.mcap").open("rb") as file:
+        channels = reader.make_reader(file).get_summary().channels.values()
+    (offered,) = [c.metadata["offered_qos_profiles"] for c in channels if c.topic == "/tf_static"]
+    assert "durability: transient_local" in offered or "durability: 1" in offered
     assert (transform.header.frame_id, transform.child_frame_id) == ("front_optical", "front_optical_side")
     turn = transform.transform.rotation
     # The view's z axis in the camera's: to the right by 20 degrees, and down by 5.
@@ -233,6 +237,31 @@ def test_outputs_that_are_refused(run, bag: Path, output: str) -> None:
     assert code == 2
     assert words in err
     assert err.count("\n") == 1
+
+
+def test_a_bag_that_was_cut_is_copied_as_far_as_its_types_are_known(run, tmp_path: Path) -> None:
+    path = write(tmp_path / "x.db3", drive(60))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * 0.6)])
+    code, _, err = run("--input", path, "--scale", "1", "--output", "o.mcap?copy=all", model="nano")
+    assert code == 1
+    assert "is cut short or being written" in err
+    found = contents(Path("o.mcap"))
+    done = len(found["/front/sr/camera_info"])
+    assert done > 12
+    assert abs(len(found["/words"]) - done) <= 1
+
+
+def test_one_bag_twice_or_a_topic_twice_is_refused(run, bag: Path) -> None:
+    for outputs, words in (
+        (("o.mcap?topic=/q", "o.mcap?topic=/z"), "is given twice"),
+        (("o.mcap?copy=all&topic=/front",), "?copy=all would copy /front/camera_info into a view's own topic"),
+    ):
+        args = [word for output in outputs for word in ("--output", output)]
+        code, _, err = run("--input", bag, "--scale", "1", *args, model="nano")
+        assert code == 2
+        assert words in err
+        assert not Path("o.mcap").exists()
 
 
 def test_nothing_to_copy_is_said(run, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,9 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import rosbus
-from diinn.runtime import Calibration, CameraSettings, Stream, ViewSpec
+from diinn.runtime import Calibration, CameraSettings, Result, Stream, View, ViewSpec
 from diinn.runtime.geometry.view_camera import of_view
 from diinn.runtime.sinks.ros_topic import RosTopics
+from diinn.runtime.sources.base import Frame
+from diinn.runtime.stream.result import WHOLE
 from diinn.runtime.stream.settings import open_sources
 from rosbus import publisher, subscriber
 
@@ -154,10 +157,14 @@ def test_a_subscriber_that_goes_away_holds_up_nobody(tmp_path: Path) -> None:
 
 
 def test_an_output_that_is_its_own_input_is_a_loop(run) -> None:
-    for camera, output in (("/x/image", "/x"), ("/x/image/compressed", "/x?format=jpeg")):
+    for camera, output, loop in (
+        ("/x/image", "/x", "/x/image"),
+        ("/x/image/compressed", "/x?format=jpeg", "/x/image/compressed"),
+        ("/x/image_raw", "/x", "/x/camera_info"),  # its calibration would be that of the result
+    ):
         code, _, err = run("--camera", f"ros2://{camera}", "--output", f"ros2://{output}", model="nano")
         assert code == 2
-        assert f"would publish {camera}, its own input: a loop" in err
+        assert f"would publish {loop}, its own input: a loop" in err
 
 
 REFUSED = {
@@ -184,6 +191,46 @@ def test_two_outputs_on_one_topic(run) -> None:
     code, _, err = run("--camera", "demo", *outputs, model="nano")
     assert code == 2
     assert "two outputs publish /a/sr/camera_info" in err
+
+
+def test_a_subscriber_that_requests_more_than_is_offered_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    (source,) = open_sources([CameraSettings("demo", views={"v": "full:160x120"})])
+    sink = RosTopics("/qos/sr", [(source, ["v"])])
+    with subscriber("/qos/sr/image", reliability="reliable"):
+        eventually(lambda: not sink.wanted("demo", "v") and caplog.messages)
+    assert "/qos/sr/image: subscriber" in caplog.messages[0]
+    assert "add ?reliability=reliable to the output" in caplog.messages[0]
+    sink.close()
+
+
+def test_views_that_change_while_they_are_written() -> None:
+    """What a writer holds is not destroyed under it."""
+    (source,) = open_sources([CameraSettings("demo", views={"v": "full:160x120"})])
+    sink = RosTopics("/race/sr?format=png", [(source, ["v", "w"])])
+    image = np.random.default_rng(0).integers(0, 255, (480, 640, 3), np.uint8)
+    frame = Frame(image, "demo", 0, time.time(), time.monotonic(), None)
+    stop, failures = threading.Event(), []
+
+    def write() -> None:
+        try:
+            while not stop.is_set():
+                sink.write(Result(image, "demo", "v", frame, WHOLE, View.resize((640, 480)), time.monotonic()))
+                sink.wanted("demo", "v")
+                sink.statistics()
+        except Exception as error:  # of the middleware, in a thread
+            failures.append(error)
+
+    with subscriber("/race/sr/v/image"):
+        eventually(lambda: sink.wanted("demo", "v"))
+        writer = threading.Thread(target=write)
+        writer.start()
+        for n in range(40):
+            sink.offer([(source, ["v", "w"] if n % 2 else ["x"])])
+            time.sleep(0.02)
+        stop.set()
+        writer.join()
+    sink.close()
+    assert failures == []
 
 
 def test_a_bag_in_and_a_topic_out(tmp_path: Path) -> None:

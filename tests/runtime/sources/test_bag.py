@@ -272,6 +272,17 @@ def test_a_bag_that_is_being_written(tmp_path: Path) -> None:
     assert len(frames(tmp_path / "live")) == 50
 
 
+def test_what_a_folders_description_does_not_name_is_no_part_of_it(run, tmp_path: Path) -> None:
+    path = write(tmp_path / "mcap", drive(4))
+    write(tmp_path / "mcap" / "other.mcap", [("/other/image_raw", IMAGE, stamp(0), Messages().image(0, numbered(0)))])
+    source = BagTopic(path)
+    assert source.topic == "/front/image_raw"
+    source.close()
+    code, _, err = run("--input", path, "--scale", "1", "--output", path / "o.mcap", model="nano")
+    assert code == 2
+    assert "would replace the input or a part of it" in err
+
+
 def test_a_missing_part_of_a_split_bag_is_said(tmp_path: Path) -> None:
     folder = write(tmp_path / "mcap", drive(4))
     (folder / "metadata.yaml").write_text(
