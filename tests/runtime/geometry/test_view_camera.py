@@ -47,6 +47,12 @@ def frame_position(text: str, view_pixels: np.ndarray, view) -> np.ndarray:
     return (view_pixels + 0.5) * [width / view.dsize[0], height / view.dsize[1]] - 0.5 + [x, y]
 
 
+def undistorted(pixels: np.ndarray, k: object, d: object, r: object, p: object) -> np.ndarray:
+    """OpenCV's own, iterated until it is exact; versions before 5 have another name for that."""
+    iterated = getattr(cv2, "undistortPointsIter", cv2.undistortPoints)
+    return iterated(pixels, k, d, R=r, P=p, criteria=(cv2.TERM_CRITERIA_COUNT, 200, 0))
+
+
 def points_seen(camera: ViewCamera, count: int = 200) -> np.ndarray:
     """Points [N, 3] in the axes of the frame's camera that lie inside the view."""
     rng = np.random.default_rng(3)
@@ -55,9 +61,7 @@ def points_seen(camera: ViewCamera, count: int = 200) -> np.ndarray:
     if camera.model == "equidistant":
         rays = cv2.fisheye.undistortPoints(pixels[:, None], camera.k, camera.d).reshape(-1, 2)
     else:
-        rays = cv2.undistortPoints(
-            pixels[:, None], camera.k, camera.d, criteria=(cv2.TERM_CRITERIA_COUNT, 200, 0)
-        ).reshape(-1, 2)
+        rays = undistorted(pixels[:, None], camera.k, camera.d, None, None).reshape(-1, 2)
     points = np.column_stack([rays, np.ones(count)]) * rng.uniform(1, 9, (count, 1))
     return points if camera.turn is None else points @ camera.turn  # the inverse: the turn is a rotation
 
@@ -94,8 +98,7 @@ def test_p_is_the_rectified_camera_of_k_and_d(model: str, text: str) -> None:
     if camera.model == "equidistant":
         by_d = cv2.fisheye.undistortPoints(pixels, camera.k, camera.d, R=camera.r, P=camera.p[:, :3])
     else:
-        stop = (cv2.TERM_CRITERIA_COUNT, 200, 0)
-        by_d = cv2.undistortPoints(pixels, camera.k, camera.d, R=camera.r, P=camera.p[:, :3], criteria=stop)
+        by_d = undistorted(pixels, camera.k, camera.d, camera.r, camera.p[:, :3])
     seen = ((by_p > 0) & (by_p < camera.size)).all(1)
     assert seen.sum() > 50
     assert np.abs(by_d.reshape(-1, 2) - by_p)[seen].max() <= 0.01

@@ -220,7 +220,7 @@ def test_views_that_change_while_they_are_written() -> None:
         except Exception as error:  # of the middleware, in a thread
             failures.append(error)
 
-    with subscriber("/race/sr/v/image"):
+    with subscriber("/race/sr/v/image/compressed", "CompressedImage"):
         eventually(lambda: sink.wanted("demo", "v"))
         writer = threading.Thread(target=write)
         writer.start()

@@ -60,10 +60,17 @@ def test_every_frame_of_every_format_with_its_stamp(tmp_path: Path, kind: str) -
     assert calibration.distortion.tolist() == bagged.D
 
 
+def described(folder: Path, part: str) -> None:
+    """Name another part in a folder's description."""
+    text = (folder / "metadata.yaml").read_text()
+    (folder / "metadata.yaml").write_text(text.replace("relative_file_paths:\n", f"relative_file_paths:\n  - {part}\n"))
+
+
 def test_a_split_bag_is_one(tmp_path: Path) -> None:
     folder = write(tmp_path / "sqlite", drive(6))
     for number, messages in enumerate((drive(5, first=11), drive(5, first=6)), 1):  # in whatever order they are named
         write(tmp_path / f"more{number}.db3", messages).replace(folder / f"more{number}.db3")
+        described(folder, f"more{number}.db3")
     found = frames(folder)
     assert numbers(found) == list(range(16))
 
