@@ -40,8 +40,10 @@ def project(points: np.ndarray, k: np.ndarray, model: str, d: np.ndarray) -> np.
 def frame_position(text: str, view_pixels: np.ndarray, view) -> np.ndarray:
     """Where in the frame a view's pixels are taken from: as cv2.resize and cv2.remap place them."""
     if view.maps is not None:
-        u, v = (view_pixels[:, i].astype(np.float32) for i in (0, 1))
-        positions = [cv2.remap(m, u, v, cv2.INTER_LINEAR).reshape(-1) for m in view.maps]
+        at = np.floor(view_pixels).astype(int)
+        (u, v), (fx, fy) = at.T, (view_pixels - at).T  # bilinear: cv2.remap's is in steps of 1/32 before OpenCV 5
+        rows = [(m[v, u], m[v, u + 1], m[v + 1, u], m[v + 1, u + 1]) for m in view.maps]
+        positions = [(a * (1 - fx) + b * fx) * (1 - fy) + (c * (1 - fx) + d * fx) * fy for a, b, c, d in rows]
         return np.stack(positions, -1)
     x, y, width, height = view.rect or (0, 0, *SIZE)
     return (view_pixels + 0.5) * [width / view.dsize[0], height / view.dsize[1]] - 0.5 + [x, y]
