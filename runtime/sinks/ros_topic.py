@@ -16,7 +16,7 @@ from diinn.runtime.sinks.ros_messages import FORMATS, QUALITY, RAW, Outgoing, Tu
 from diinn.runtime.sources import Source
 from diinn.runtime.sources.ros_messages import COMPRESSED, IMAGE, INFO, NANO, info_topic
 from diinn.runtime.stream.result import Result
-from diinn.runtime.stream.sink import Sink
+from diinn.runtime.stream.sink import LiveStream, Sink
 from diinn.runtime.util import ros
 from diinn.runtime.util.once import Once
 from diinn.runtime.util.ros import Bus, message_type
@@ -28,6 +28,7 @@ OPTIONS: dict[str, Sequence[str] | None] = {
     "quality": None,
     "reliability": ("best_effort", "reliable"),
 }
+WAIT_SECONDS = 0.05
 LOOK_SECONDS = 1.0  # from one look at who subscribes to the next
 DEPTH = 5  # messages that wait for a slow subscriber, as for sensors
 TF = "tf2_msgs/msg/TFMessage"
@@ -107,6 +108,14 @@ class RosTopics(Sink):
     @property
     def _image(self) -> str:
         return "image" if self._form == RAW else "image/compressed"
+
+    def attach(self, stream: LiveStream) -> None:
+        """Frames of bags and files pass by at once where nobody subscribes: give those who do the time to be found."""
+        until = time.monotonic() + ros.DISCOVERY_SECONDS
+        while not all(lane.source.live for lane in stream.lanes) and time.monotonic() < until:
+            if any(self.wanted(*key) for key in self._publishers):
+                return
+            time.sleep(WAIT_SECONDS)
 
     def wanted(self, camera: str, view: str) -> bool:
         with self._lock:
