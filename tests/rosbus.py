@@ -7,15 +7,18 @@ import contextlib
 import importlib.util
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+SECONDS = 90.0  # that a line may take on a busy machine
 TESTS = Path(__file__).resolve().parent
 INSTALL = (
     "no ROS 2 here: pip install ros-jazzy-rclpy ros-jazzy-rmw-fastrtps-cpp ros-jazzy-sensor-msgs "
@@ -48,23 +51,35 @@ class Process:
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
 
-    def line(self) -> Any:
-        """The next thing it says."""
+        self._lines: queue.Queue[str] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
         assert self.process.stdout is not None
-        text = self.process.stdout.readline()
+        for text in self.process.stdout:
+            self._lines.put(text)
+        self._lines.put("")
+
+    def line(self) -> Any:
+        """The next thing it prints; AssertionError where nothing comes."""
+        try:
+            text = self._lines.get(timeout=SECONDS)
+        except queue.Empty:
+            raise AssertionError(f"nothing came for {SECONDS} s") from None
         assert text, "it has ended"
         return json.loads(text)
 
     def end(self, number: int = signal.SIGINT) -> list[Any]:
-        """End it; the rest of what it said."""
+        """End it; the rest of what it printed."""
         if self.process.poll() is None:
             self.process.send_signal(number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            out, _ = self.process.communicate(timeout=20)
-            return [json.loads(text) for text in out.splitlines()]
-        self.process.kill()
-        self.process.communicate()
-        raise AssertionError("it did not end")
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise AssertionError("it did not end") from None
+        return [json.loads(text) for text in iter(lambda: self._lines.get(timeout=SECONDS), "")]
 
     def __enter__(self) -> "Process":
         return self
@@ -72,7 +87,10 @@ class Process:
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
             self.process.kill()
-        self.process.communicate()
+        self.process.wait()
+        self._reader.join()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
 
 
 def publisher(topic: str, **options: object) -> Process:
