@@ -138,7 +138,8 @@ def test_where_nobody_subscribes_nothing_is_made(tmp_path: Path) -> None:
             eventually(lambda: latest(stats)["processed"] > 3)
             found = latest(stats)
             assert found["outputs"][0]["subscribers"] == {"demo/a": 0, "demo/b": 1}
-            assert found["outputs"][0]["written"] <= found["processed"] + 1  # b alone; a frame is counted after its views
+            # b alone; a frame is counted after its views
+            assert found["outputs"][0]["written"] <= found["processed"] + 1
             images.end()
         eventually(lambda: latest(stats)["outputs"][0]["subscribers"] == {"demo/a": 0, "demo/b": 0})
         before = latest(stats)["cameras"]["demo"]["unwanted"]
