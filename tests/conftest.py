@@ -78,6 +78,13 @@ def fresh_log() -> Iterator[None]:
             root.removeHandler(handler)
 
 
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine without TensorRT."""
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setenv("DIINN_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     folder = SHARED / "data"

@@ -15,13 +15,6 @@ Patch = pytest.MonkeyPatch
 Output = pytest.CaptureFixture[str]
 
 
-@pytest.fixture
-def bare(monkeypatch: Patch, tmp_path: Path) -> None:
-    """A machine without TensorRT."""
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    monkeypatch.setenv("DIINN_CACHE", str(tmp_path / "cache"))
-
-
 def run(*args: object) -> int:
     return to_trt.main([str(a) for a in args])
 

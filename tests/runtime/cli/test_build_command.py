@@ -17,13 +17,6 @@ from diinn.runtime.engines.cache import Cache
 Patch, Output = pytest.MonkeyPatch, pytest.CaptureFixture[str]
 
 
-@pytest.fixture
-def bare(monkeypatch: Patch, tmp_path: Path) -> None:
-    """A machine without TensorRT."""
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    monkeypatch.setenv("DIINN_CACHE", str(tmp_path / "cache"))
-
-
 def run(*args: object) -> int:
     return build.main([str(a) for a in args])
 

@@ -1,4 +1,4 @@
-"""Which decoder a CPU gets, and what is said where its own cannot be had: compilers, caches and libraries that fail."""
+"""Which decoder a CPU gets, and what is logged without its own: compilers, caches and libraries that fail."""
 
 import errno
 import json

@@ -299,7 +299,7 @@ def test_frames_that_are_enough_end_it(nano: SuperResolver) -> None:
 
 
 class Choosy(Kept):
-    """Takes the views that it is told to."""
+    """Takes the views that it is given."""
 
     def __init__(self) -> None:
         super().__init__()
