@@ -372,7 +372,9 @@ def test_a_picture_that_cannot_be_made_is_told_and_the_next_comes(
                 broken.setattr(jpeg_pair, "encoded", fail)
                 for _ in range(100):
                     message = await ws.receive(timeout=10)
-                    if message.type is aiohttp.WSMsgType.TEXT and "error" in (answer := message.json()):
+                    if message.type is aiohttp.WSMsgType.BINARY:  # encoded just before
+                        await ws.send_json({"do": "drawn", "pane": "1"})
+                    elif "error" in (answer := message.json()):
                         break
                 assert answer == {"error": "front: no JPEG today"}
             await picture(ws)
