@@ -175,7 +175,7 @@ def publish(topic: str, options: dict[str, Any]) -> None:
             if infos is not None:
                 infos.publish(info_message(message.header, options["info"], size))
             pictures.publish(message)
-            if options.get("said"):
+            if options.get("report"):
                 print(json.dumps({"number": number, "stamp": stamp}))
             number += 1
             rclpy.spin_once(here, timeout_sec=0)
@@ -235,22 +235,22 @@ def subscribe(topic: str, kind: str, options: dict[str, Any]) -> None:
     def take(message: Any) -> None:
         nonlocal count
         count += 1
-        said: dict[str, Any] = {"at": time.time_ns()}
+        found: dict[str, Any] = {"at": time.time_ns()}
         if hasattr(message, "header"):
             stamp = message.header.stamp
-            said |= {"stamp": stamp.sec * 10**9 + stamp.nanosec, "frame_id": message.header.frame_id}
+            found |= {"stamp": stamp.sec * 10**9 + stamp.nanosec, "frame_id": message.header.frame_id}
         if kind == "Image":
             pixels = np.frombuffer(message.data, np.uint8).reshape(message.height, message.step)
             image = pixels[:, : 3 * message.width].reshape(message.height, message.width, 3)
-            said |= {"size": [message.width, message.height], "encoding": message.encoding, "number": burnt(image)}
+            found |= {"size": [message.width, message.height], "encoding": message.encoding, "number": burnt(image)}
         elif kind == "CompressedImage":
             image = cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_COLOR)
-            said |= {"size": [image.shape[1], image.shape[0]], "format": message.format, "number": burnt(image)}
+            found |= {"size": [image.shape[1], image.shape[0]], "format": message.format, "number": burnt(image)}
         elif kind == "CameraInfo":
-            said |= {"size": [message.width, message.height], "model": message.distortion_model}
-            said |= {key: list(map(float, getattr(message, key))) for key in ("d", "k", "r", "p")}
+            found |= {"size": [message.width, message.height], "model": message.distortion_model}
+            found |= {key: list(map(float, getattr(message, key))) for key in ("d", "k", "r", "p")}
         elif kind.startswith("Diag"):
-            said["status"] = [
+            found["status"] = [
                 {
                     "name": s.name,
                     "level": s.level[0],
@@ -259,7 +259,16 @@ def subscribe(topic: str, kind: str, options: dict[str, Any]) -> None:
                 }
                 for s in message.status
             ]
-        print(json.dumps(said))
+        elif kind == "TFMessage":
+            found["transforms"] = [
+                {
+                    "frame_id": t.header.frame_id,
+                    "child": t.child_frame_id,
+                    "rotation": [getattr(t.transform.rotation, axis) for axis in "xyzw"],
+                }
+                for t in message.transforms
+            ]
+        print(json.dumps(found))
 
     qos = profile(options.get("reliability", "best_effort"), options.get("durability", "volatile"))
     here.create_subscription(message_type, topic, take, qos)

@@ -1,6 +1,7 @@
 """``diinn-ros2`` as a launch file starts it: parameters, diagnostics, changes while it runs, and its end."""
 
 import contextlib
+import importlib.util
 import os
 import shlex
 import signal
@@ -11,8 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import ROOT
+from diinn.runtime.geometry.calibration import turned
 from rosbus import publisher, subscriber
 
 pytestmark = pytest.mark.usefixtures("bus")
@@ -45,22 +48,22 @@ def received(topic: str, kind: str = "Image", count: int = 1, **options: object)
         return [process.line() for _ in range(count)]
 
 
-def changed(name: str, value: Any) -> tuple[bool, str]:
-    """Set a parameter of the node, as ``ros2 param set`` does."""
+def changed(**values: Any) -> tuple[bool, str]:
+    """Set parameters of the node together: all of them or none."""
     import rclpy.parameter
     from diinn.runtime.util.ros import Bus
-    from rcl_interfaces.srv import SetParameters
+    from rcl_interfaces.srv import SetParametersAtomically
 
     with Bus("asks") as bus:
-        client = bus.node.create_client(SetParameters, "/diinn/set_parameters")
+        client = bus.node.create_client(SetParametersAtomically, "/diinn/set_parameters_atomically")
         assert client.wait_for_service(30)
-        parameter = rclpy.parameter.Parameter(name, value=value).to_parameter_msg()
-        future = client.call_async(SetParameters.Request(parameters=[parameter]))
+        parameters = [rclpy.parameter.Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
+        future = client.call_async(SetParametersAtomically.Request(parameters=parameters))
         until = time.monotonic() + 30
         while not future.done():
             assert time.monotonic() < until
             bus.spin()
-        (result,) = future.result().results
+        result = future.result().result
         return result.successful, result.reason
 
 
@@ -98,18 +101,65 @@ def test_several_topics_and_views() -> None:
 def test_views_and_denoise_change_while_it_runs() -> None:
     with publisher("/c/image", info=INFO, rate=10), node(*parameters(image="/c/image", output="/c/sr")):
         received("/c/sr/image")
-        assert changed("views", ["flat=rectify:200x150", "part=roi:0,0,40,30:80x60"]) == (True, "")
+        assert changed(views=["flat=rectify:200x150", "part=roi:0,0,40,30:80x60"]) == (True, "")
         (flat,) = received("/c/sr/flat/image")
         (part,) = received("/c/sr/part/image")
         assert (flat["size"], part["size"]) == ([200, 150], [80, 60])
-        done, why = changed("views", ["part=roi:0,0,4000,30:80x60"])
+        done, why = changed(views=["part=roi:0,0,4000,30:80x60"])
         assert (done, "ROI" in why) == (False, True)
         received("/c/sr/part/image")  # what was there goes on
-        assert changed("denoise", 5.0) == (True, "")
-        done, why = changed("denoise", "much")
+        assert changed(denoise=5.0) == (True, "")
+        done, why = changed(denoise="much")
         assert not done
         assert why
-        assert changed("model", "small") == (False, "model is read at the start: start the node anew")
+        assert changed(model="small") == (False, "model is read at the start: start the node anew")
+        done, why = changed(denoise=7.0, views=["all=full:40x30"], max_fps=5.0)  # the last is refused, so all are
+        assert (done, why) == (False, "max_fps is read at the start: start the node anew")
+        with subscriber("/c/sr/all/image") as nobody:
+            assert received("/c/sr/part/image")[0]["size"] == [80, 60]
+            assert nobody.end() == [{"ready": True}]
+        (found,) = received("/diagnostics", "DiagnosticArray", reliability="reliable")
+        assert float(found["status"][0]["values"]["denoise.noise"]) == 5
+
+
+@pytest.fixture
+def tf2_messages() -> None:
+    if importlib.util.find_spec("tf2_msgs") is None:
+        pytest.skip("no tf2_msgs here: source ROS 2, or make test-ros, which compiles it")
+
+
+@pytest.mark.usefixtures("tf2_messages")
+def test_transforms_of_turned_views_reach_those_who_come_later() -> None:
+    """Of all views, and of one that was changed while the node runs its new turn."""
+    words = parameters(
+        image="/t/image", output="/t/sr", views="['side=virtual:20,-5,50:80x60','up=virtual:0,30,50:80x60']"
+    )
+    kept: dict[str, object] = {"reliability": "reliable", "durability": "transient_local"}
+    with publisher("/t/image", info=INFO, rate=10), node(*words):
+        for view in ("side", "up"):
+            assert received(f"/t/sr/{view}/image")[0]["frame_id"] == f"front_optical_{view}"
+        (found,) = received("/tf_static", "TFMessage", **kept)
+        turns = {line["child"]: line for line in found["transforms"]}
+        assert set(turns) == {"front_optical_side", "front_optical_up"}
+        for name, angles in {"side": (20, -5), "up": (0, 30)}.items():
+            assert turns[f"front_optical_{name}"]["frame_id"] == "front_optical"
+            np.testing.assert_allclose(
+                rotation(turns[f"front_optical_{name}"]["rotation"]), turned(*angles).T, atol=1e-12
+            )
+        assert changed(views=["side=virtual:-40,0,50:80x60"]) == (True, "")
+        received("/t/sr/image")  # of one view alone
+        with subscriber("/tf_static", "TFMessage", **kept) as later:
+            assert later.line() == {"ready": True}
+            turns = {line["child"]: line for line in later.line()["transforms"]}
+        np.testing.assert_allclose(rotation(turns["front_optical_side"]["rotation"]), turned(-40, 0).T, atol=1e-12)
+
+
+def rotation(quaternion: list[float]) -> np.ndarray:
+    """The matrix of a quaternion (x, y, z, w)."""
+    vector, real = np.array(quaternion[:3]), quaternion[3]
+    x, y, z = vector
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + 2 * real * cross + 2 * cross @ cross
 
 
 def test_a_publisher_that_comes_late_is_waited_for() -> None:

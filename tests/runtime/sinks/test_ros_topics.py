@@ -62,18 +62,18 @@ def lines(process: rosbus.Process, count: int) -> list[dict[str, Any]]:
 def test_a_view_bears_the_stamp_and_frame_of_its_image(tmp_path: Path) -> None:
     words = ("--camera", "ros2:///front/image_raw", "--out-size", "320x240", "--output", "ros2:///front/sr")
     with (
-        publisher("/front/image_raw", said=True, info=INFO, rate=10) as sender,
+        publisher("/front/image_raw", report=True, info=INFO, rate=10) as sender,
         running(tmp_path, *words),
         subscriber("/front/sr/image") as images,
         subscriber("/front/sr/camera_info", "CameraInfo") as infos,
     ):
         pictures, cameras = lines(images, 6), lines(infos, 6)
-        said = {line["stamp"]: line["number"] for line in sender.end() if "stamp" in line}
+        sent = {line["stamp"]: line["number"] for line in sender.end() if "stamp" in line}
     for picture in pictures:
         assert (picture["size"], picture["encoding"], picture["frame_id"]) == ([320, 240], "bgr8", "front_optical")
-        assert said[picture["stamp"]] % 64 == picture["number"]
+        assert sent[picture["stamp"]] % 64 == picture["number"]
     for camera in cameras:
-        assert camera["stamp"] in said
+        assert camera["stamp"] in sent
         assert (camera["size"], camera["frame_id"]) == ([320, 240], "front_optical")
         np.testing.assert_allclose(camera["k"], [300, 0, 158.5, 0, 304, 122.5, 0, 0, 1])
     assert {picture["stamp"] for picture in pictures} & {camera["stamp"] for camera in cameras}
@@ -91,12 +91,12 @@ def test_each_views_camera_info_fits_it(tmp_path: Path) -> None:
     ):
         for name, text in VIEWS.items():
             with subscriber(f"/front/sr/{name}/camera_info", "CameraInfo") as infos:
-                (said,) = lines(infos, 1)
+                (info,) = lines(infos, 1)
             expected = of_view(ViewSpec.parse(text).view(SIZE, calibration), SIZE, calibration)
-            assert said["size"] == list(expected.size)
+            assert info["size"] == list(expected.size)
             for key in ("k", "d", "r", "p"):
-                np.testing.assert_allclose(said[key], getattr(expected, key).ravel(), err_msg=f"{name} {key}")
-            assert said["frame_id"] == ("front_optical_side" if name == "side" else "front_optical")
+                np.testing.assert_allclose(info[key], getattr(expected, key).ravel(), err_msg=f"{name} {key}")
+            assert info["frame_id"] == ("front_optical_side" if name == "side" else "front_optical")
 
 
 def test_a_compressed_view(tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_views_that_change_while_it_runs(bundle_path: Path) -> None:
 
 
 def test_transforms_are_those_of_the_views() -> None:
-    """The message itself: tf2_msgs, which would carry it, is not among the wheels."""
+    """The message itself; that it reaches subscribers is shown in ``test_ros2.py``."""
     from diinn.runtime.geometry.calibration import turned
     from diinn.runtime.sinks.ros_topic import transform
 
@@ -290,7 +290,7 @@ def test_a_preview_and_shared_memory_beside_it(tmp_path: Path) -> None:
 
     name = f"rostest{os.getpid()}"
     words = ("--camera", "ros2:///p/image", "--scale", "1", "--output", f"shm://{name}", "--output", "ros2:///p/sr")
-    with publisher("/p/image", rate=5, said=True) as sender, running(tmp_path, *words) as stats:
+    with publisher("/p/image", rate=5, report=True) as sender, running(tmp_path, *words) as stats:
         eventually(lambda: latest(stats).get("processed", 0) > 2)  # for the shared memory alone
         reader = SharedReader(name)
         frame = reader.newest(0)

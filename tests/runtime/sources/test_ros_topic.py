@@ -59,12 +59,12 @@ def eventually(condition: Callable[[], object], seconds: float = 60.0) -> None:
 
 
 def test_stamps_frames_and_pictures_are_exact(opened) -> None:
-    with publisher("/front/image_raw", said=True, info=INFO, frame_id="front_optical") as sender:
+    with publisher("/front/image_raw", report=True, info=INFO, frame_id="front_optical") as sender:
         found = some(opened("ros2:///front/image_raw"), 8)
-        said = {line["stamp"]: line["number"] for line in sender.end() if "stamp" in line}
+        sent = {line["stamp"]: line["number"] for line in sender.end() if "stamp" in line}
     for frame in found:
         assert frame.header is not None
-        assert burnt(frame.image) == said[frame.header.stamp]
+        assert burnt(frame.image) == sent[frame.header.stamp]
         assert frame.captured == pytest.approx(frame.header.stamp / 1e9, abs=1e-6)
         assert frame.header.frame_id == "front_optical"
         assert frame.header.calibration is not None
@@ -109,7 +109,7 @@ def test_a_picture_that_was_sent_before_anybody_came(opened) -> None:
         assert burnt(frame.image) == 0
 
 
-def test_a_request_that_no_publisher_meets_is_said_with_both_sides(opened) -> None:
+def test_a_request_that_no_publisher_meets_is_named_with_both_sides(opened) -> None:
     with publisher("/b/image", reliability="best_effort"):
         source = opened("ros2:///b/image?reliability=reliable")
         eventually(lambda: source.trouble)
@@ -176,7 +176,7 @@ def test_a_calibration_that_changes_while_it_runs(opened) -> None:
         eventually(lambda: some(source)[0].header.calibration.k[0, 0] == 170)
 
 
-def test_clocks_that_do_not_agree_are_said(opened, caplog: pytest.LogCaptureFixture) -> None:
+def test_clocks_that_do_not_agree_are_logged(opened, caplog: pytest.LogCaptureFixture) -> None:
     with publisher("/a/image", ahead=3_600 * 10**9):
         (frame,) = some(opened("ros2:///a/image"))
     assert frame.lag == 0
