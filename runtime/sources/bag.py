@@ -1,14 +1,16 @@
-"""An image topic of a bag as a source: every frame, in the order of recording, with its stamp and its calibration."""
+"""An image topic of a bag as a source: every frame, in the order of stamps, with its stamp and its calibration."""
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import logging
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from diinn.runtime.errors import DiinnError, InputError, SourceError, unknown
 from diinn.runtime.sources import ros_messages
@@ -18,6 +20,8 @@ from diinn.runtime.sources.files import BlockingSource
 from diinn.runtime.sources.ros_messages import NANO, Calibrations, EncodingError
 
 log = logging.getLogger(__name__)
+M = TypeVar("M")
+HELD = 8  # messages, of those whose stamps say that they belong behind ones recorded later
 
 
 class BagTopic(BlockingSource):
@@ -72,29 +76,41 @@ class BagTopic(BlockingSource):
         info = ros_messages.info_topic(found.name)
         self._info = info if info in self._bag.topics and self._bag.topics[info].kind == ros_messages.INFO else None
         self._calibrations = Calibrations(info)
-        self._backwards, self._latest, self._unstamped = 0, 0, False
+        self._backwards, self._latest, self._unstamped, self._trouble = 0, 0, False, ""
 
     def frames(self) -> Iterator[Frame]:
         self._look_ahead()
-        trouble = ""
+        for header, message in in_order(self._messages()):
+            try:
+                image = ros_messages.image(message, self._kind)
+            except EncodingError as error:
+                raise SourceError(f"topic {self.topic} of {str(self.path)!r} {error}") from None
+            except SourceError as error:
+                self._leave_out(error)
+                continue
+            self._backwards += header.stamp < self._latest
+            self._latest = header.stamp
+            frame = Frame(image, self.name, self.captured, header.stamp / NANO, time.monotonic(), None, header)
+            self.captured += 1
+            yield frame
+        self._end()
+
+    def _messages(self) -> Iterator[tuple[Header, object]]:
+        """The images as messages, in the order of recording, each with what was known of the camera then."""
         for topic, recorded, data in self._bag.messages({self.topic, self._info or self.topic}, *self.span):
             if topic == self._info:
                 self._take_info(data)
                 continue
             try:
                 message = self._bag.decode(topic, data)
-                image = ros_messages.image(message, self._kind)
-            except EncodingError as error:
-                raise SourceError(f"topic {self.topic} of {str(self.path)!r} {error}") from None
             except SourceError as error:
-                trouble = str(error)
-                self.undecodable += 1
+                self._leave_out(error)
                 continue
-            header = self._header(message, recorded)
-            frame = Frame(image, self.name, self.captured, header.stamp / NANO, time.monotonic(), None, header)
-            self.captured += 1
-            yield frame
-        self._end(trouble)
+            yield self._header(message, recorded), message
+
+    def _leave_out(self, error: SourceError) -> None:
+        self._trouble = str(error)
+        self.undecodable += 1
 
     def _look_ahead(self) -> None:
         """Take the first ``camera_info``, which may have been recorded after the first image."""
@@ -117,23 +133,23 @@ class BagTopic(BlockingSource):
             if not self._unstamped:
                 self._unstamped = True
                 log.warning("%s: images bear a stamp of zero; the time of their recording is taken", self.topic)
-        self._backwards += stamp < self._latest
-        self._latest = stamp
         # A mirrored or turned picture is another camera's.
         calibration = None if self._flip else self._calibrations.latest
         return Header(stamp, str(message.header.frame_id), recorded, calibration)  # type: ignore[attr-defined]
 
-    def _end(self, trouble: str) -> None:
+    def _end(self) -> None:
         if not self.captured:
             raise SourceError(
                 f"topic {self.topic} of {str(self.path)!r} holds no image that can be taken in that time: "
-                f"{trouble or 'choose another topic, --start or --duration'}"
+                f"{self._trouble or 'choose another topic, --start or --duration'}"
             )
         if self.undecodable:
-            log.warning("%s: %d images were left out, the last since %s", self.topic, self.undecodable, trouble)
+            log.warning("%s: %d images were left out, the last since %s", self.topic, self.undecodable, self._trouble)
         if self._backwards:
             log.warning(
-                "%s: stamps run backwards %d times; frames are in the order of recording", self.topic, self._backwards
+                "%s: stamps run backwards %d times; frames from there on follow those before",
+                self.topic,
+                self._backwards,
             )
         self.complete = True
         if self._bag.cut_short:
@@ -141,6 +157,29 @@ class BagTopic(BlockingSource):
 
     def release(self) -> None:
         self._bag.close()
+
+
+def in_order(messages: Iterable[tuple[Header, M]]) -> Iterator[tuple[Header, M]]:
+    """Messages in the order of their stamps, where that differs from the order of recording by at most ``HELD``.
+
+    One whose stamp is before those that went already begins anew: a clock was put back, or a simulation started again.
+    """
+    held: list[tuple[Header, M]] = []
+    latest = 0  # of those that went
+    try:
+        for item in messages:
+            if item[0].stamp < latest:
+                yield from held
+                held, latest = [item], 0
+                continue
+            bisect.insort(held, item, key=lambda one: one[0].stamp)
+            if len(held) > HELD:
+                latest = held[0][0].stamp
+                yield held.pop(0)
+    except DiinnError:  # it cannot be read any further
+        yield from held
+        raise
+    yield from held
 
 
 def _image_topic(bag: Bag, wanted: str | None) -> Topic:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import bagged
@@ -14,7 +15,8 @@ from bagged import IMAGE, LATE, Messages, drive, numbered, stamp, write
 from diinn.benchmarks.mjpeg_server import burnt
 from diinn.runtime import DiinnError, InputError
 from diinn.runtime.sources import CaptureOptions, Frame, open_source
-from diinn.runtime.sources.bag import BagTopic
+from diinn.runtime.sources.bag import BagTopic, in_order
+from diinn.runtime.sources.base import Header
 
 
 def frames(path: Path | str, **options: float) -> list[Frame]:
@@ -320,14 +322,39 @@ def test_types_that_nobody_knows_are_no_hindrance(tmp_path: Path) -> None:
     assert numbers(frames(folder)) == [0, 1, 2, 3]
 
 
-def test_stamps_that_run_backwards(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The clock was set back while it was recorded: frames stay in the order of recording."""
-    made, stamps = Messages(), [stamp(0), stamp(1), stamp(0) - 10**9, stamp(3), stamp(2)]
+def with_stamps(path: Path, stamps: list[int]) -> list[Frame]:
+    """The frames of a bag whose images were recorded one after the other, numbered, with other stamps than that."""
+    made = Messages()
     messages = [("/i", IMAGE, stamp(n), made.image(at, numbered(n))) for n, at in enumerate(stamps)]
-    found = frames(write(tmp_path / "x.mcap", messages))
-    assert numbers(found) == [0, 1, 2, 3, 4]
+    return frames(write(path, messages))
+
+
+def test_frames_come_in_the_order_of_their_stamps(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    order = [1, 0, 2, 5, 3, 4, *range(14, 5, -1), 15]  # the sixth to the fourteenth from last to first
+    found = with_stamps(tmp_path / "x.mcap", [stamp(n) for n in order])
+    assert [frame.header.stamp for frame in found if frame.header] == [stamp(n) for n in range(16)]
+    assert numbers(found) == [order.index(n) for n in range(16)]
+    assert not caplog.text
+
+
+def test_frames_before_a_damage_are_kept() -> None:
+    def damaged() -> Iterator[tuple[Header, int]]:
+        for number in (2, 1, 3):
+            yield Header(stamp(number), "front", 0, None), number
+        raise DiinnError("damaged")
+
+    found, ordered = [], in_order(damaged())
+    with pytest.raises(DiinnError, match="damaged"):
+        while True:
+            found.append(next(ordered)[1])
+    assert found == [1, 2, 3]
+
+
+def test_a_clock_that_was_put_back_begins_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stamps = [stamp(n) for n in [*range(100, 120), *range(10)]]
+    found = with_stamps(tmp_path / "x.mcap", stamps)
     assert [frame.header.stamp for frame in found if frame.header] == stamps
-    assert "stamps run backwards 2 times" in caplog.text
+    assert "stamps run backwards 1 times" in caplog.text
 
 
 def test_messages_that_stand_in_another_order_than_they_came(tmp_path: Path) -> None:
