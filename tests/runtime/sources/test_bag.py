@@ -343,11 +343,10 @@ def test_frames_before_a_damage_are_kept() -> None:
             yield Header(stamp(number), "front", 0, None), number
         raise DiinnError("damaged")
 
-    found, ordered = [], in_order(damaged())
+    ordered = in_order(damaged())
+    assert [next(ordered)[1] for _ in range(3)] == [1, 2, 3]
     with pytest.raises(DiinnError, match="damaged"):
-        while True:
-            found.append(next(ordered)[1])
-    assert found == [1, 2, 3]
+        next(ordered)
 
 
 def test_a_clock_that_was_put_back_begins_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
