@@ -11,7 +11,7 @@ from diinn.runtime.images.arrays import Image
 from diinn.runtime.noise.strength import NONE, PATCH, Dial, Strength, patches
 
 SMOOTH_SECONDS = 1.0  # after which an estimate has lost two thirds of its weight
-LOOK_SECONDS = 0.1  # between two looks at a camera's frames
+LOOK_SECONDS, LOOK_FRAMES = 0.1, 3  # between two looks at a camera: one takes up to 7 % of a small frame's time
 
 
 class Estimator:
@@ -67,16 +67,20 @@ class Smoothed:
 
     def __init__(self) -> None:
         self.value: Strength | None = None
-        self._looked = -math.inf
+        self._looked, self._frames = -math.inf, 0
 
     def due(self, at: float) -> bool:
-        """Whether to look at the frame of time ``at``, seconds; a clock that was set back counts as due."""
-        return self.value is None or not 0 <= at - self._looked < LOOK_SECONDS
+        """Whether to look at the next frame, of time ``at``, seconds; a clock that was set back counts as due."""
+        self._frames += 1
+        passed = at - self._looked
+        if self.value is None or not 0 <= passed < SMOOTH_SECONDS:
+            return True
+        return self._frames >= LOOK_FRAMES and passed >= LOOK_SECONDS
 
     def add(self, found: Strength, at: float) -> None:
         """Take in the strength found in a frame of time ``at``, seconds."""
         passed = at - self._looked
-        self._looked = at
+        self._looked, self._frames = at, 0
         if self.value is None or passed < 0:
             self.value = found
             return
