@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from diinn.runtime.errors import InputError
@@ -12,8 +11,10 @@ from diinn.runtime.geometry.calibration import Calibration
 from diinn.runtime.geometry.calibration_file import Float64, scaling
 from diinn.runtime.geometry.grid import Size
 from diinn.runtime.geometry.view import View
+from diinn.runtime.util.once import Once
 
 log = logging.getLogger(__name__)
+_logged = Once()
 UNTURNED = 1e-9  # how far a rotation may be from none, of rounding
 
 
@@ -50,7 +51,8 @@ def of_view(view: View, src_size: Size, calibration: Calibration | None) -> View
     try:
         camera = calibration.fitted(src_size)
     except InputError as error:
-        _warn_unfit(str(error))
+        if _logged.first(str(error)):
+            log.warning("camera_info is left empty: %s", error)
         return _unknown(view.dsize)
     x, y, width, height = view.rect or (0.0, 0.0, *src_size)
     scale = scaling(view.dsize[0] / width, view.dsize[1] / height, x, y)
@@ -85,9 +87,3 @@ def _distortion(camera: Calibration) -> tuple[str, Float64]:
 
 def _unknown(size: Size) -> ViewCamera:
     return ViewCamera(size, "plumb_bob", np.zeros(5), np.zeros((3, 3)), np.eye(3), np.zeros((3, 4)))
-
-
-@cache
-def _warn_unfit(error: str) -> None:
-    """Logged once."""
-    log.warning("camera_info is left empty: %s", error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import shutil
@@ -190,25 +191,23 @@ def _copies(sources: list[Source], written: Collection[str]) -> list[_Copy]:
     results = {f"{topic}/{name}" for topic in written for name in ("image", "image/compressed", "camera_info")}
     known = rosbags_library.types(ros1=False).fielddefs
     found = []
-    for path, source in bags.items():
-        bag = Bag(path)
-        if bag.ros1:
-            bag.close()
-            raise InputError(
-                f"?copy=all takes no messages of ROS 1, and {str(path)!r} is one: convert it with rosbags-convert"
-            )
-        topics = []
-        for topic in bag.topics:
-            if topic in used:
-                continue
-            if topic in results:
-                bag.close()
+    with contextlib.ExitStack() as opened:
+        for path, source in bags.items():
+            bag = opened.enter_context(Bag(path))
+            if bag.ros1:
                 raise InputError(
-                    f"?copy=all would copy {topic} into a view's own topic: choose another by ?topic=/NAME"
+                    f"?copy=all takes no messages of ROS 1, and {str(path)!r} is one: convert it with rosbags-convert"
                 )
-            if bag.connection(topic).msgdef.data or bag.topics[topic].kind in known:
-                topics.append(topic)
-            else:
-                log.warning("%s is not copied: the bag does not define its type %s", topic, bag.topics[topic].kind)
-        found.append(_Copy(source, bag, topics))
+            topics = []
+            for topic in bag.topics.keys() - used:
+                if topic in results:
+                    raise InputError(
+                        f"?copy=all would copy {topic} into a view's own topic: choose another by ?topic=/NAME"
+                    )
+                if bag.connection(topic).msgdef.data or bag.topics[topic].kind in known:
+                    topics.append(topic)
+                else:
+                    log.warning("%s is not copied: the bag does not define its type %s", topic, bag.topics[topic].kind)
+            found.append(_Copy(source, bag, topics))
+        opened.pop_all()
     return found
