@@ -22,7 +22,7 @@ from diinn.runtime.sources.bag_file import Bag
 from diinn.runtime.sources.ros_messages import COMPRESSED, IMAGE, INFO, NANO
 from diinn.runtime.stream.result import Result
 from diinn.runtime.stream.sink import Sink
-from diinn.runtime.util import rosbags_library
+from diinn.runtime.util import rosbags_library, uri_query
 
 log = logging.getLogger(__name__)
 SUFFIX = ".mcap"
@@ -47,7 +47,7 @@ class BagFile(Sink):
     def __init__(self, path: Path, query: str, views: list[tuple[Source, list[str]]]) -> None:
         rosbags_library.check()
         self.where = str(path)
-        chosen = ros_messages.options(query, f"--output {self.where}", OPTIONS)
+        chosen = dict(uri_query.pairs(query, f"--output {self.where}", OPTIONS))
         self._path, self._form = path, chosen.get("format", JPEG)
         self._quality = ros_messages.quality(chosen.get("quality", str(QUALITY)), f"--output {self.where}")
         base = ros_messages.check_topic(chosen["topic"], f"--output {self.where}") if "topic" in chosen else None

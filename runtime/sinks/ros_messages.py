@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl
 
 import numpy as np
-from diinn.runtime.errors import DiinnError, InputError, unknown
+from diinn.runtime.errors import DiinnError, InputError
 from diinn.runtime.geometry.calibration_file import Float64
 from diinn.runtime.geometry.view_camera import ViewCamera, of_view, quaternion
 from diinn.runtime.images.arrays import UInt8
@@ -137,19 +136,6 @@ def _beside(source: Source) -> str:
     if not source.topic:
         return f"/{token(source.name)}/{RESULTS}"
     return f"{base_topic(source.topic).rpartition('/')[0]}/{RESULTS}"
-
-
-def options(query: str, where: str, known: Mapping[str, Sequence[str] | None]) -> dict[str, str]:
-    """The options behind a ``?``; InputError for one that is not known, or another value than those of ``known``."""
-    found = {}
-    for key, value in parse_qsl(query, keep_blank_values=True):
-        if key not in known:
-            raise InputError(f"{where}: " + unknown("option", key, known))
-        values = known[key]
-        if values is not None and value not in values:
-            raise InputError(f"{where}: " + unknown(key, value, values))
-        found[key] = value
-    return found
 
 
 def quality(text: str, where: str) -> int:

@@ -17,7 +17,7 @@ from diinn.runtime.sources import Source
 from diinn.runtime.sources.ros_messages import COMPRESSED, IMAGE, INFO, NANO, info_topic
 from diinn.runtime.stream.result import Result
 from diinn.runtime.stream.sink import LiveStream, Sink
-from diinn.runtime.util import ros
+from diinn.runtime.util import ros, uri_query
 from diinn.runtime.util.once import Once
 from diinn.runtime.util.ros import Bus, message_type
 
@@ -49,7 +49,7 @@ class RosTopics(Sink):
         self.where = f"{SCHEME}://{path}"
         what = f"--output {self.where}"
         base = ros_messages.check_topic(path, what)
-        chosen = ros_messages.options(query, what, OPTIONS)
+        chosen = dict(uri_query.pairs(query, what, OPTIONS))
         self._form, self._base = chosen.get("format", RAW), base
         self._quality = ros_messages.quality(chosen.get("quality", str(QUALITY)), what)
         self.topics = self._planned(views)

@@ -18,6 +18,7 @@ from diinn.runtime.sources.bag_file import Bag, Topic, is_bag
 from diinn.runtime.sources.base import Frame, Header
 from diinn.runtime.sources.files import BlockingSource
 from diinn.runtime.sources.ros_messages import NANO, Calibrations, EncodingError
+from diinn.runtime.util import uri_query
 
 log = logging.getLogger(__name__)
 M = TypeVar("M")
@@ -216,12 +217,7 @@ def split(uri: str) -> tuple[str, list[str]]:
     path, separator, query = uri.rpartition("?")
     if not separator or os.path.exists(uri) or not is_bag(Path(path)):  # noqa: PTH110  never raises
         return uri, []
-    topics = []
-    for part in query.split("&"):
-        key, _, value = part.partition("=")
-        if key == "topic" and not value:
-            raise InputError(f"{uri!r}: ?topic= names none: write ?topic=/NAME")
-        if key != "topic":
-            raise InputError(f"{uri!r}: " + unknown("option of a bag", key, ("topic",)) + "; write ?topic=/NAME")
-        topics.append(value)
+    topics = [topic for _, topic in uri_query.pairs(query, repr(uri), {"topic": None})]
+    if not all(topics):
+        raise InputError(f"{uri!r}: ?topic= names none: write ?topic=/NAME")
     return path, list(dict.fromkeys(topics))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from typing import Any
-from urllib.parse import parse_qsl
 
-from diinn.runtime.errors import SourceError, unknown
+from diinn.runtime.errors import SourceError
 from diinn.runtime.images.arrays import UInt8
 from diinn.runtime.sources import ros_messages
 from diinn.runtime.sources.capture import CaptureRequest, OpenCapture
 from diinn.runtime.sources.pixel_formats import FLIPS
 from diinn.runtime.sources.ros_messages import COMPRESSED, IMAGES, INFO, NANO, EncodingError
+from diinn.runtime.util import uri_query
 from diinn.runtime.util.ros import SLICE_SECONDS, Bus, message_type
 
 SCHEME = "ros2"
@@ -23,20 +23,13 @@ MOST_LISTED = 8
 
 
 def split(address: str) -> tuple[str, dict[str, str]]:
-    """The topic of ``ros2:///front/image_raw?reliability=reliable`` and its options; SourceError for what is none."""
+    """The topic of ``ros2:///front/image_raw?reliability=reliable`` and its options; InputError for what is none."""
     rest = address.partition("://")[2]
     path, _, query = rest.partition("?")
     topic = "/" + path.strip("/")
     if not ros_messages.TOPIC.fullmatch(topic):
         raise SourceError(f"camera {address}: {path!r} is no topic: write {SCHEME}:///front/image_raw")
-    options = {}
-    for key, value in parse_qsl(query, keep_blank_values=True):
-        if key not in OPTIONS:
-            raise SourceError(f"camera {address}: " + unknown("option", key, OPTIONS))
-        if value not in OPTIONS[key]:
-            raise SourceError(f"camera {address}: " + unknown(key, value, OPTIONS[key]))
-        options[key] = value
-    return topic, options
+    return topic, dict(uri_query.pairs(query, f"camera {address}", OPTIONS))
 
 
 class RosCapture(OpenCapture):

@@ -101,7 +101,7 @@ def test_topics_by_name(tmp_path: Path) -> None:
         open_source(f"{path}?topic=/read/image_raw")
     with pytest.raises(InputError, match=r"topic /words of .* is std_msgs/msg/String, no image"):
         open_source(f"{path}?topic=/words")
-    with pytest.raises(InputError, match="unknown option of a bag 'topics': did you mean 'topic'"):
+    with pytest.raises(InputError, match="unknown option 'topics': did you mean 'topic'"):
         open_source(f"{path}?topics=/words")
     words = write(tmp_path / "words.mcap", [m for m in drive(3) if m[0] == "/words"])
     with pytest.raises(InputError, match="holds no topic of images, but /words"):
