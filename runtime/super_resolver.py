@@ -144,16 +144,20 @@ class SuperResolver(Closing):
         if check:
             try:
                 backend.verify()
-                try:
-                    resolver.check()
-                except BundleError as error:
-                    if not backend.retreat(error):
-                        raise
-                    resolver.check()
+                resolver._check_or_retreat()
             except BaseException:
                 resolver.close()
                 raise
         return resolver
+
+    def _check_or_retreat(self) -> None:
+        while True:
+            try:
+                self.check()
+                return
+            except BundleError as error:
+                if not self.backend.retreat(error):
+                    raise
 
     def check(self) -> dict[str, float]:
         """Replay the bundle's golden sample.
