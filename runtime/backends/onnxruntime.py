@@ -189,8 +189,7 @@ class OnnxRuntimeBackend(Backend):
             if gap <= most or precision == self.options.precision:
                 return
         raise InputError(
-            f"OpenVINO in {precision} differs by {gap:.2g} rms (allowed {most:.2g}): --precision {precision} is without "
-            "this check"
+            f"OpenVINO in {precision} differs by {gap:.2g} rms, {most:.2g} is allowed: --precision {precision} lifts that"
         )
 
     def _take_encoder_to_gpu(self) -> None:

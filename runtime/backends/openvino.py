@@ -69,8 +69,8 @@ def largest_gap(precision: str) -> float:
 def plans(bundle: Bundle, device: str, precisions: Sequence[str], *, may_decode: bool) -> Iterator[tuple[str, bool]]:
     """What to try of ``precisions``, the fastest first: a precision, and whether OpenVINO decodes in it too.
 
-    It decodes faster than ONNX Runtime in a precision that is worthwhile where matrix products outweigh the rest: LIIF's
-    decoder 32 wide 1.2 times as fast, 256 wide 5 times. DIINN's 32 wide, or Meta-SR's, took longer.
+    In a precision that is worthwhile it decodes faster than ONNX Runtime where matrix products outweigh the rest:
+    LIIF's decoder 32 wide 1.2 times as fast, 256 wide 5 times. DIINN's 32 wide and Meta-SR's took longer.
     """
     wide = bundle.layout is not grid.CORNER and bundle.maps[0].channels * bundle.layout.samples > NARROW
     for precision in precisions:
