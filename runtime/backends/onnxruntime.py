@@ -63,6 +63,7 @@ class OnnxRuntimeBackend(Backend):
         self._fused = self._own_decoder()
         self._chunk = self.chunk
         self._open_graphs()
+        self._openvino_asked = device is not None
         if device is not None:
             self._take_to_openvino(device, [wanted] if wanted else [*openvino.worthwhile(device), "fp32"])
         elif provider is None and wanted in (None, "fp32"):
@@ -144,7 +145,7 @@ class OnnxRuntimeBackend(Backend):
     def retreat(self, why: DiinnError) -> bool:
         if self._leaves_openvino:
             log.warning("ONNX Runtime encodes, not OpenVINO: %s", why)
-        elif self._fused is not None and self.options.decoder != "fused":
+        elif self._fused is not None and self.options.decoder != "fused" and not self._openvino_asked:
             log.warning("ONNX Runtime decodes, not the compiled decoder: %s", why)
             self._fused = None
         else:
@@ -189,7 +190,7 @@ class OnnxRuntimeBackend(Backend):
             if gap <= most or precision == self.options.precision:
                 return
         raise InputError(
-            f"OpenVINO in {precision} differs by {gap:.2g} rms, {most:.2g} is allowed: --precision {precision} lifts that"
+            f"OpenVINO in {precision} differs by {gap:.2g} rms, {most:.2g} is allowed: --precision {precision} lifts it"
         )
 
     def _take_encoder_to_gpu(self) -> None:

@@ -133,7 +133,9 @@ def _devices() -> dict[str, Any] | DiinnError:
         return InputError(f"OpenVINO is not installed: {REMEDY}")
     register = getattr(ort, "register_execution_provider_library", None)
     if register is None or not hasattr(ort.SessionOptions, "add_provider_for_devices"):
-        return InputError(f"OpenVINO needs ONNX Runtime 1.23 or later, this is {ort.__version__}: {REMEDY}")
+        return InputError(
+            f"OpenVINO needs ONNX Runtime 1.23 or later, this is {ort.__version__}: pip install -U onnxruntime"
+        )
     try:
         plugin = import_module(PLUGIN)
         register(PLUGIN, plugin.get_library_path())
