@@ -64,9 +64,7 @@ def test_encoders_are_timed_or_named_as_missing(
     assert re.search(r"CPU, fp32     \d+\.\d ms to encode 160x120", output)
     assert "\n  OpenVINO      OpenVINO is not installed: pip install it\n" in output
     without = "OpenVINO      no faster on this processor, which has no AMX"
-    missing = (
-        r"OpenVINO bf16 no: OpenVINO is not installed: pip install it \(on an Intel Xeon with AMX it takes"
-    )
+    missing = r"OpenVINO bf16 no: OpenVINO is not installed: pip install it \(on an Intel Xeon with AMX it takes"
     assert (without in output) is not amx
     assert (re.search(missing, output) is not None) is amx
 
