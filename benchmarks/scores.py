@@ -91,8 +91,9 @@ def open_upscaler(model: str, denoise: str = "0", precision: str | None = None) 
 
         yield in_torch
         return
-    provider = "cpu" if precision is None else "openvino"
-    with SuperResolver.open(model, backend="onnxruntime", provider=provider, precision=precision) as resolver:
+    with SuperResolver.open(
+        model, backend="onnxruntime", provider="openvino" if precision else "cpu", precision=precision
+    ) as resolver:
 
         def in_runtime(lr: Tensor, shape: tuple[int, int], truth: tuple[float, float] = degradation.NONE) -> Tensor:
             return _planes(resolver.resize(_frame(lr), shape[::-1], denoise=strength(truth), dtype=np.float32))
