@@ -15,6 +15,7 @@ BENCHMARKS = {  # what pip is to install for each
     "speed": "'diinn[cpu,train,export]'",
     "memory": "'diinn[cpu]'",
     "cpu_decoder": "'diinn[cpu,train,export]'",
+    "openvino": "'diinn[cpu,openvino,train,export]'",
     "streaming": "'diinn[cpu]' psutil",
     "denoise": "'diinn[cpu,train,export]'",
     "topics": "'diinn[cpu]' psutil",

@@ -61,11 +61,12 @@ class Method(TypingProtocol):
 
 
 @contextmanager
-def open_upscaler(model: str, denoise: str = "0") -> Iterator[Method]:
+def open_upscaler(model: str, denoise: str = "0", precision: str | None = None) -> Iterator[Method]:
     """A checkpoint in PyTorch (on a GPU where there is one), or a bundle in the runtime, as a method.
 
     denoise: what a model with a dial is given beside each frame: "true", or as ``parse_denoise`` takes it; for a
         checkpoint not "auto"
+    precision: of OpenVINO, which then runs a bundle; else ONNX Runtime does, in fp32
     """
     given = None if denoise == TRUE else parse_denoise(denoise)
 
@@ -90,7 +91,9 @@ def open_upscaler(model: str, denoise: str = "0") -> Iterator[Method]:
 
         yield in_torch
         return
-    with SuperResolver.open(model, backend="onnxruntime", provider="cpu") as resolver:
+    with SuperResolver.open(
+        model, backend="onnxruntime", provider="openvino" if precision else "cpu", precision=precision
+    ) as resolver:
 
         def in_runtime(lr: Tensor, shape: tuple[int, int], truth: tuple[float, float] = degradation.NONE) -> Tensor:
             return _planes(resolver.resize(_frame(lr), shape[::-1], denoise=strength(truth), dtype=np.float32))

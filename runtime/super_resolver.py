@@ -97,12 +97,14 @@ class SuperResolver(Closing):
         Args:
             model: Name of a shipped bundle, or path of a ``NAME.diinn`` folder.
             backend: "cuda", "tensorrt", "onnxruntime", or "auto" for the first of them that works here.
-            provider: ONNX Runtime's device ("cpu", "cuda", …); default the CPU, with the encoder on a GPU that works.
+            provider: ONNX Runtime's device ("cpu", "cuda", "openvino", …); default the CPU, with the encoder on a GPU
+                that works, or by OpenVINO on a CPU with AMX.
             threads: CPU threads, default all this process may use.
             memory_budget: Bytes the encoder may need for one frame. Larger frames are encoded in bands, except where
                 an engine for them is open.
             chunk: Queries decoded at once, default by the model's width.
-            precision: "fp32", or with TensorRT "fp16" (its default) or "int8".
+            precision: "fp32", or with TensorRT "fp16" (its default) or "int8", or with OpenVINO "bf16" or "fp16";
+                default the fastest that changes pictures too little to matter.
             decoder: "fused" for a kernel of the backend's own, "engine" for TensorRT's, "onnx" for ONNX Runtime's;
                 default the fastest that is there and right. It narrows what "auto" tries.
             cuda_graphs: Replay the work on a GPU as CUDA graphs, where the backend can.
@@ -144,16 +146,20 @@ class SuperResolver(Closing):
         if check:
             try:
                 backend.verify()
-                try:
-                    resolver.check()
-                except BundleError as error:
-                    if not backend.retreat(error):
-                        raise
-                    resolver.check()
+                resolver._check_or_retreat()
             except BaseException:
                 resolver.close()
                 raise
         return resolver
+
+    def _check_or_retreat(self) -> None:
+        while True:
+            try:
+                self.check()
+                return
+            except BundleError as error:
+                if not self.backend.retreat(error):
+                    raise
 
     def check(self) -> dict[str, float]:
         """Replay the bundle's golden sample.

@@ -59,6 +59,7 @@ def fresh_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     empty = tmp_path_factory.mktemp("machine")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DIINN_CACHE", str(empty / "engines"))
+        patch.setenv("DIINN_CPU_ENCODER", "onnxruntime")  # in fp32 on every processor
         for maker in (compiler, cpu_compiler):
             patch.setattr(maker, "PREBUILT", empty / "prebuilt")
         yield

@@ -107,7 +107,7 @@ def test_what_is_compared_with_the_cpu_asks_for_it() -> None:
         if re.search(r'[=(]"onnxruntime"', line)
     ]
     assert len(asked) > 4
-    assert [line for line in asked if '"cpu"' not in line[1]] == []
+    assert [line for line in asked if '"cpu"' not in line[1] and '"openvino"' not in line[1]] == []
 
 
 def test_opencv_gets_names_of_files_from_one_place() -> None:

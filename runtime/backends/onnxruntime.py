@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU, with a decoder of our own and the encoder on a GPU that works; or any of its providers."""
+"""ONNX Runtime on the CPU, with a decoder of our own and the encoder by a GPU or OpenVINO; or any of its providers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from diinn.runtime.backends import openvino
 from diinn.runtime.backends.base import Backend
 from diinn.runtime.bundles import golden
 from diinn.runtime.bundles.bundle import Levels
@@ -21,12 +22,21 @@ from diinn.runtime.geometry.view import View
 from diinn.runtime.images.arrays import Image, planar_rgb
 from diinn.runtime.noise.strength import NONE
 from diinn.runtime.util import cuda_driver
-from diinn.runtime.util.onnx_runtime import SUFFIX, failed, open_session, ort
+from diinn.runtime.util.onnx_runtime import (
+    SUFFIX,
+    Tensor,
+    check_tensors,
+    failed,
+    open_session,
+    ort,
+    session_options,
+)
 
-_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int32)": np.int32}
 log = logging.getLogger(__name__)
 CHOICE = "DIINN_CPU_DECODER"  # of the environment: where no decoder is asked for
 CHOICES = {"fused": "fused", "onnxruntime": "onnx"}
+ENCODER = "DIINN_CPU_ENCODER"  # of the environment: where neither provider nor precision is asked for
+ENCODERS = ("openvino", "onnxruntime")
 CPU_PIXELS = 4 * 160 * 120  # of all frames encoded together
 
 
@@ -41,38 +51,69 @@ class OnnxRuntimeBackend(Backend):
     name = "onnxruntime"
 
     def load(self) -> None:
-        precision = self.options.precision or "fp32"
-        if precision not in ("fp32", "int8"):
-            raise InputError(f"the onnxruntime backend computes in fp32, not {precision}: use --backend tensorrt")
-        self._gathers = precision == "fp32"
-        if not self._gathers:
-            self.tolerance = golden.SATURATED
-        self.provider = self.encoder_provider = _provider(self.options.provider)
-        cpu = self.provider == "CPU" + SUFFIX
-        threads = self.options.thread_count
-        self.workers = threads if cpu else 1
-        self._encoder = self._session("encoder", precision, threads, self.provider)
-        self._check(
-            "encoder",
-            self._encoder,
-            {"frame": [None, self.bundle.planes, None, None]},
-            {m.name: [None, None, None, m.channels] for m in self.bundle.maps},
-        )
-        self._decoder: ort.InferenceSession | None = None
+        wanted, provider = self.options.precision, self.options.provider
+        device = self._openvino_device()
+        if wanted not in (None, "fp32", "int8") and device is None:
+            raise InputError(
+                f"provider {provider or 'cpu'} computes in fp32, not {wanted}: use --provider openvino or "
+                "--backend tensorrt"
+            )
+        self._gathers = wanted != "int8"
+        self.provider = "CPU" + SUFFIX if device else _provider(provider)
         self._fused = self._own_decoder()
-        if self._fused is None:
-            self._open_decoder()
-        if self.options.provider is None and precision == "fp32":
+        self._chunk = self.chunk
+        self._open_graphs()
+        self._openvino_asked = device is not None
+        if device is not None:
+            self._take_to_openvino(device, [wanted] if wanted else [*openvino.worthwhile(device), "fp32"])
+        elif provider is None and wanted in (None, "fp32"):
             self._take_encoder_to_gpu()
+            if wanted is None and self._encoder_name == "CPU" and os.environ.get(ENCODER) != "onnxruntime":
+                self._take_to_openvino_if_faster()
+
+    def _openvino_device(self) -> str | None:
+        """The device of OpenVINO's that is asked for, by its name or by a precision that only OpenVINO has."""
+        wanted, provider, chosen = self.options.precision, self.options.provider, os.environ.get(ENCODER)
+        if chosen is not None and chosen not in ENCODERS:
+            raise InputError(unknown(ENCODER, chosen, ENCODERS))
+        device = openvino.device_of(chosen if provider is None and wanted is None else provider)
+        if device is None and provider is None and wanted in openvino.HALVES:
+            return "CPU"
+        if device is not None and wanted not in (None, *openvino.HINTS):
+            raise InputError(f"OpenVINO computes in {', '.join(openvino.HINTS)}, not {wanted}: use --provider cpu")
+        return device
+
+    def _open_graphs(self) -> None:
+        """Encoder and decoder on ``provider``; the decoder only where the CPU's own kernel does not decode."""
+        precision, kind = ("fp32", np.float32) if self._gathers else ("int8", np.float16)
+        threads = self.options.thread_count
+        self.workers = threads if self.provider == "CPU" + SUFFIX else 1
+        self.chunk, self.tolerance = self._chunk, None if self._gathers else golden.SATURATED
+        self._encoder = self._session("encoder", precision, threads, self.provider)
+        check_tensors(
+            self._encoder,
+            self.bundle.graph("encoder", precision),
+            {"frame": (np.float32, [None, self.bundle.planes, None, None])},
+            {m.name: (kind, [None, None, None, m.channels]) for m in self.bundle.maps},
+        )
+        self._encoder_device = self._encoder_name = self._decoder_name = self.provider.removesuffix(SUFFIX)
+        self._decoder: ort.InferenceSession | None = None
+        self._leaves_openvino = False
+        if self._fused is None:
+            self._open_decoder(precision)
+
+    def _wanted_decoder(self) -> str | None:
+        """Which decoder is asked for, by the options or the environment."""
+        chosen = os.environ.get(CHOICE)
+        if self.options.decoder is not None or chosen is None:
+            return self.options.decoder
+        if chosen not in CHOICES:
+            raise InputError(unknown(CHOICE, chosen, CHOICES))
+        return CHOICES[chosen]
 
     def _own_decoder(self) -> FusedDecoder | None:
         """The CPU's own kernel, unless another decoder is asked for or it cannot be had."""
-        wanted = self.options.decoder
-        if wanted is None and CHOICE in os.environ:
-            chosen = os.environ[CHOICE]
-            if chosen not in CHOICES:
-                raise InputError(unknown(CHOICE, chosen, CHOICES))
-            wanted = CHOICES[chosen]
+        wanted = self._wanted_decoder()
         if wanted == "onnx":
             return None
         try:
@@ -91,22 +132,66 @@ class OnnxRuntimeBackend(Backend):
             log.log(logging.INFO if missing else logging.WARNING, "ONNX Runtime decodes: %s", error)
             return None
 
-    def _open_decoder(self) -> None:
+    def _open_decoder(self, precision: str) -> None:
         role = "gather_decoder" if self._gathers else "decoder"
-        self._decoder = self._session(role, self.options.precision or "fp32", 1, self.provider)
-        inputs: dict[str, list[Any]] = {m.name: [None, m.channels] for m in self.bundle.maps}
+        self._decoder = self._session(role, precision, 1, self.provider)
+        kind = np.float32 if self._gathers else np.float16
+        inputs: dict[str, Tensor] = {m.name: (kind, [None, m.channels]) for m in self.bundle.maps}
         if self._gathers:
-            inputs["index"] = [None]
-        inputs["query"] = [None, len(self.bundle.layout.columns)]
-        self._check(role, self._decoder, inputs, {"rgb": [None, 3]})
+            inputs["index"] = (np.int32, [None])
+        inputs["query"] = (np.float32, [None, len(self.bundle.layout.columns)])
+        check_tensors(self._decoder, self.bundle.graph(role, precision), inputs, {"rgb": (np.float32, [None, 3])})
 
     def retreat(self, why: DiinnError) -> bool:
-        if self._fused is None or self.options.decoder == "fused":
+        if self._leaves_openvino:
+            log.warning("ONNX Runtime encodes, not OpenVINO: %s", why)
+        elif self._fused is not None and self.options.decoder != "fused" and not self._openvino_asked:
+            log.warning("ONNX Runtime decodes, not the compiled decoder: %s", why)
+            self._fused = None
+        else:
             return False
-        log.warning("ONNX Runtime decodes, not the compiled decoder: %s", why)
-        self._fused = None
-        self._open_decoder()
+        self._open_graphs()
         return True
+
+    def _take_to_openvino_if_faster(self) -> None:
+        """Have OpenVINO compute, on a processor where it is much faster, if it is there."""
+        precisions = openvino.worthwhile("CPU")
+        if not precisions:
+            return
+        try:
+            self._take_to_openvino("CPU", precisions)
+            self._leaves_openvino = True
+        except DiinnError as error:
+            missing = isinstance(error, InputError)  # else it is there and broken
+            log.log(logging.INFO if missing else logging.WARNING, "ONNX Runtime encodes: %s", error)
+            if self._encoder_name != "CPU":
+                self._open_graphs()
+
+    def _take_to_openvino(self, device: str, precisions: Sequence[str]) -> None:
+        """Have OpenVINO encode, and decode where it is faster than ONNX Runtime.
+
+        In the first precision whose pictures are near enough to ONNX Runtime's, or the one that is asked for.
+        """
+        openvino.require(device)
+        frame = golden.soft_frame()
+        dsize = 2 * frame.shape[1], 2 * frame.shape[0]
+        right, plain = self._sample(frame, dsize).clip(0, 1), self._decoder
+        may_decode = plain is not None and self._wanted_decoder() is None
+        for precision, decodes in openvino.plans(self.bundle, device, precisions, may_decode=may_decode):
+            self._encoder = self._openvino_session("encoder", precision, device)
+            self._decoder = self._openvino_session("gather_decoder", precision, device) if decodes else plain
+            self._encoder_device, self._encoder_name = device, openvino.named(device, precision)
+            self._decoder_name = self._encoder_name if decodes else "CPU"
+            self.tolerance = openvino.TOLERANCES.get(precision)
+            self.chunk = self.options.chunk or (openvino.CHUNK if decodes else self._chunk)
+            self.workers = 1 if decodes else self.options.thread_count
+            gap = float(np.sqrt(np.mean((self._sample(frame, dsize).clip(0, 1) - right) ** 2)))
+            most = openvino.largest_gap(precision)
+            if gap <= most or precision == self.options.precision:
+                return
+        raise InputError(
+            f"OpenVINO in {precision} differs by {gap:.2g} rms, {most:.2g} is allowed: --precision {precision} lifts it"
+        )
 
     def _take_encoder_to_gpu(self) -> None:
         """Move the encoder, which is most of the work, to a GPU if one works and gives what the CPU gives.
@@ -120,11 +205,12 @@ class OnnxRuntimeBackend(Backend):
         if missing:  # an ONNX Runtime for GPUs is installed, so one was meant to be used
             log.warning("the encoder runs on the CPU: %s", missing)
             return
-        on_cpu = self._encoder
-        right = self._sample()
+        on_cpu, frame = self._encoder, golden.frame()
+        dsize = frame.shape[1] + 7, frame.shape[0] + 5
+        right = self._sample(frame, dsize)
         try:
             self._encoder = self._session("encoder", "fp32", 1, cuda)
-            gap = float(np.abs(self._sample() - right).max())
+            gap = float(np.abs(self._sample(frame, dsize) - right).max())
             tolerance = min(float(self.bundle.golden()["tolerance"]), golden.LARGEST_TOLERANCE)
             if not gap <= tolerance:
                 raise DiinnError(f"provider CUDA differs by {gap:.3g} from it (tolerance {tolerance:.3g})")
@@ -137,14 +223,12 @@ class OnnxRuntimeBackend(Backend):
             self._encoder = on_cpu
             log.warning("the encoder runs on the CPU: %s", error)
         else:
-            self.encoder_provider = cuda
+            self._encoder_device = self._encoder_name = "CUDA"
 
-    def _sample(self) -> Float32:
-        """The golden frame, decoded at a size of its own: [h, w, 3] BGR, units of [0, 1]."""
-        frame = golden.frame()
+    def _sample(self, frame: Image, dsize: tuple[int, int]) -> Float32:
+        """A frame without noise at another size (width, height): [h, w, 3] BGR, units of [0, 1]."""
         height, width = frame.shape[:2]
-        view = View.resize((width + 7, height + 5))
-        queries = view.queries((width, height), self.bundle.scales, self.bundle.layout)
+        queries = View.resize(dsize).queries((width, height), self.bundle.scales, self.bundle.layout)
         out = np.empty((*queries.shape, 3), np.float32)
         maps = self.encode([frame], [self.bundle.levels(NONE)])
         segment = Segment(queries, slice(0, queries.count), 0, out.reshape(-1, 3), 0.0)
@@ -152,42 +236,13 @@ class OnnxRuntimeBackend(Backend):
         return out
 
     def _session(self, role: str, precision: str, threads: int, provider: str) -> ort.InferenceSession:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # what goes wrong is reported once, by us
-        # Without its arena and its planned pattern ONNX Runtime gives memory back as soon as it can: half the
-        # peak on large frames, at the same speed.
-        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
-        # A thread that spins after the encoder would take the cores the decoder's threads need.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         path: Path = self.bundle.graph(role, precision)
         content = self.bundle.graph_content(role, precision)
-        return open_session(content, path, provider.removesuffix(SUFFIX), options)
+        return open_session(content, path, provider.removesuffix(SUFFIX), session_options(threads))
 
-    def _check(
-        self, role: str, session: ort.InferenceSession, inputs: dict[str, list[Any]], outputs: dict[str, list[Any]]
-    ) -> None:
-        for kind, wanted, found in (
-            ("input", inputs, session.get_inputs()),
-            ("output", outputs, session.get_outputs()),
-        ):
-            have = {t.name: (t.shape, t.type) for t in found}
-            if have.keys() != wanted.keys():
-                raise BundleError(
-                    f"{self.bundle.graph(role)} has {kind}s {sorted(have)}, bundle.json says {sorted(wanted)}: "
-                    "export it again"
-                )
-            for name, shape in wanted.items():
-                plain = np.float32 if self._gathers or name in ("frame", "query", "rgb") else np.float16
-                dtype = np.int32 if name == "index" else plain
-                got, got_type = have[name]
-                fits = len(got) == len(shape) and all(w is None or g == w for g, w in zip(got, shape, strict=True))
-                if not fits or _DTYPES.get(got_type) is not dtype:
-                    raise BundleError(
-                        f"{self.bundle.graph(role)}: {kind} {name} is {got_type}{got}, "
-                        f"expected {np.dtype(dtype).name}{shape}: export it again"
-                    )
+    def _openvino_session(self, role: str, precision: str, device: str) -> ort.InferenceSession:
+        path, content = self.bundle.graph(role), self.bundle.graph_content(role)
+        return openvino.open_session(content, path, device, precision, self.options.thread_count, session_options(1))
 
     def close(self) -> None:
         if not self.closed:
@@ -195,11 +250,10 @@ class OnnxRuntimeBackend(Backend):
             del self._encoder, self._decoder, self._fused
 
     def describe(self) -> str:
-        threads = f", {self.workers} threads" if self.workers > 1 else ""
-        encoder, decoder = (name.removesuffix(SUFFIX) for name in (self.encoder_provider, self.provider))
-        if self._fused is not None:
-            decoder = f"fused {self._fused.instructions}"
-        return f"onnxruntime {ort.__version__} (encoder {encoder}, decoder {decoder}{threads})"
+        threads = self.options.thread_count if self.provider == "CPU" + SUFFIX else 1
+        said = f", {threads} threads" if threads > 1 else ""
+        decoder = f"fused {self._fused.instructions}" if self._fused is not None else self._decoder_name
+        return f"onnxruntime {ort.__version__} (encoder {self._encoder_name}, decoder {decoder}{said})"
 
     def max_batch(self, size: tuple[int, int]) -> int | None:
         """On the CPU as many as keep a layer's activations small.
@@ -207,7 +261,7 @@ class OnnxRuntimeBackend(Backend):
         Four frames of 320x240 together take a fifth longer than one after the other, with either shipped model; four of
         160x120 do not.
         """
-        return max(1, CPU_PIXELS // (size[0] * size[1])) if self.encoder_provider == "CPU" + SUFFIX else None
+        return max(1, CPU_PIXELS // (size[0] * size[1])) if self._encoder_device == "CPU" else None
 
     def encode(self, frames: Sequence[Image], levels: Sequence[Levels]) -> list[Float32]:
         batch = np.concatenate([planar_rgb(frame, inputs) for frame, inputs in zip(frames, levels, strict=True)])

@@ -17,6 +17,7 @@ from diinn.runtime.errors import BundleError
 from diinn.runtime.geometry import grid
 from diinn.runtime.geometry.view import View
 from diinn.runtime.noise.strength import Strength
+from diinn.runtime.util.opencv import cv2
 
 DIAL_STRENGTHS = 3  # that are replayed where the model has a dial
 MOST_PIXELS = 2**16  # of its frame and of each output: more would take minutes
@@ -33,6 +34,11 @@ def frame() -> npt.NDArray[np.uint8]:
     image[20:, 12:20] = 255
     image[:8, 28:] = np.random.default_rng(7).uniform(0, 255, (8, 8, 3))
     return image.astype(np.uint8)
+
+
+def soft_frame() -> npt.NDArray[np.uint8]:
+    """``frame`` as a lens would blur it: a lower precision costs it what photographs lose, ``frame`` twice as much."""
+    return cv2.GaussianBlur(frame(), (0, 0), 1.0).astype(np.uint8)
 
 
 def arguments() -> dict[str, npt.NDArray[Any]]:

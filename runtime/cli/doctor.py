@@ -30,8 +30,10 @@ from diinn.runtime.util.command_line import Parser, guarded
 from diinn.runtime.util.memory import MIB
 from diinn.runtime.util.text import shown
 
-DECODES = 7
+TIMES = 7
+SIZES = "320x240 from 160x120"
 GAIN = "on an Intel Xeon with AVX-512 it takes a fifth of ONNX Runtime's time, or less"
+ENCODER_GAIN = "on an Intel Xeon with AMX it takes a quarter of ONNX Runtime's time"
 TEGRA = Path("/etc/nv_tegra_release")
 Fact = tuple[str, str]
 
@@ -69,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     verdicts = list(judge(bundle))
     for name, (good, why) in verdicts:
         _print(f"  {name:<13} {'works' if good else 'no'}: {why}")
-    for name, said in decoders(bundle):
+    for name, said in (*encoders(bundle), *decoders(bundle)):
         _print(f"  {name:<13} {said}")
     works = [name for name, (good, _) in verdicts if good]
     _print(f"Verdict: {works[0]} will be used" if works else "Verdict: no backend works here, for the reasons above")
@@ -97,6 +99,7 @@ def machine() -> Iterator[Fact]:
     yield "numpy", _or_missing(lambda: import_module("numpy").__version__)
     yield "OpenCV", _or_missing(_opencv)
     yield "ONNX Runtime", _or_missing(_onnxruntime)
+    yield "OpenVINO", _or_missing(_openvino)
     yield "C++ compiler", _or_missing(_compiler)
     yield "TensorRT", _or_missing(_tensorrt)
     yield "nvcc", _or_missing(_nvcc)
@@ -125,6 +128,12 @@ def _opencv() -> str:
 def _onnxruntime() -> str:
     ort: Any = import_module("diinn.runtime.util.onnx_runtime").ort
     return f"{ort.__version__}: {', '.join(p.removesuffix('ExecutionProvider') for p in ort.get_available_providers())}"
+
+
+def _openvino() -> str:
+    from diinn.runtime.backends import openvino
+
+    return f"{', '.join(openvino.devices())}, plugin {openvino.plugin_version()}"
 
 
 def _compiler() -> str:
@@ -211,23 +220,48 @@ def judge(bundle: bundles.Bundle) -> Iterator[tuple[str, tuple[bool, str]]]:
 
 def decoders(bundle: bundles.Bundle) -> Iterator[Fact]:
     """The decoders a CPU has for ``bundle``: how long each takes, or what is missing for it."""
+    for decoder in backends.DECODERS["onnxruntime"]:
+        name = f"CPU, {decoder}"
+        try:
+            yield name, f"{_times(bundle, provider='cpu', decoder=decoder)[1]:.1f} ms to decode {SIZES}"
+        except DiinnError as error:
+            yield name, f"no: {error}{f' ({GAIN})' if decoder == 'fused' else ''}"
+
+
+def encoders(bundle: bundles.Bundle) -> Iterator[Fact]:
+    """What can encode on a CPU: how long each takes, or what is missing for it."""
+    from diinn.runtime.backends import openvino
+
+    worthwhile = openvino.worthwhile("CPU")
+    for name, options in (
+        ("CPU, fp32", {"provider": "cpu"}),
+        *((f"OpenVINO {precision}", {"precision": precision}) for precision in worthwhile),
+    ):
+        try:
+            yield name, f"{_times(bundle, **options)[0]:.1f} ms to encode 160x120"
+        except DiinnError as error:
+            yield name, f"no: {error}{f' ({ENCODER_GAIN})' if 'precision' in options else ''}"
+    if not worthwhile:
+        yield "OpenVINO", "no faster on this processor, which has no AMX"
+
+
+def _times(bundle: bundles.Bundle, **options: Any) -> tuple[float, float]:
+    """Medians of encoding and decoding on the CPU, ms."""
     from diinn.runtime.geometry.view import View
     from diinn.runtime.sources import demo
     from diinn.runtime.super_resolver import SuperResolver
 
     frame, view = demo.frame(0.0, (160, 120)), View.resize((320, 240))
-    for decoder in backends.DECODERS["onnxruntime"]:
-        name = f"CPU, {decoder}"
-        try:
-            with SuperResolver.open(bundle.path, backend="onnxruntime", provider="cpu", decoder=decoder) as resolver:
-                encoded, times = resolver.encode([frame])[0], []
-                for _ in range(DECODES):
-                    started = time.perf_counter()
-                    resolver.decode(encoded, [view])
-                    times.append(time.perf_counter() - started)
-                yield name, f"{statistics.median(times) * 1e3:.1f} ms to decode 320x240 from 160x120"
-        except DiinnError as error:
-            yield name, f"no: {error}{f' ({GAIN})' if decoder == 'fused' else ''}"
+    times = []
+    with SuperResolver.open(bundle.path, backend="onnxruntime", **options) as resolver:
+        for _ in range(TIMES):
+            started = time.perf_counter()
+            encoded = resolver.encode([frame])[0]
+            middle = time.perf_counter()
+            resolver.decode(encoded, [view])
+            times.append((middle - started, time.perf_counter() - middle))
+    encode, decode = (statistics.median(column) * 1e3 for column in zip(*times, strict=True))
+    return encode, decode
 
 
 if __name__ == "__main__":

@@ -115,13 +115,18 @@ def parser() -> argparse.ArgumentParser:
         choices=("auto", "fused", "engine", "onnx"),
         help="the backend's own kernel, TensorRT's engine or ONNX Runtime's graph (default: the fastest that is there)",
     )
-    model.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="of TensorRT engines (default: fp16)")
+    model.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "fp16", "int8"),
+        help="of TensorRT's engines (default: fp16) or OpenVINO (default: bf16 or fp16 with AMX, where pictures keep)",
+    )
     model.add_argument(
         "--cuda-graphs", action="store_true", help="replay the work on a GPU as CUDA graphs: fewer launches"
     )
     model.add_argument(
         "--provider",
-        help="device of ONNX Runtime: cpu, cuda, … as installed (default: the CPU, the encoder on a GPU that works)",
+        help="device of ONNX Runtime: cpu, cuda, openvino, openvino:gpu, … as installed (default: the CPU, the encoder "
+        "on a GPU that works, or by OpenVINO on a CPU with AMX)",
     )
     model.add_argument("--threads", type=threads, metavar="N", help="CPU threads (default: all)")
     model.add_argument(

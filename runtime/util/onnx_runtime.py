@@ -9,9 +9,11 @@ import io
 import logging
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from diinn.runtime.errors import BundleError, DiinnError, InputError, OutOfMemory
 from diinn.runtime.util import cuda_driver
 
@@ -20,8 +22,10 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
 ort.set_default_logger_severity(4)  # errors are reported once, by us
-__all__ = ["failed", "open_session", "ort", "providers"]
+__all__ = ["check_tensors", "failed", "open_session", "ort", "providers", "session_options"]
 log = logging.getLogger(__name__)
+Tensor = tuple[Any, list[int | None]]  # NumPy's dtype, and sizes where they are fixed
+DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int32)": np.int32}
 SUFFIX = "ExecutionProvider"
 LIBRARIES = "its libraries are missing or do not fit: pip install 'onnxruntime-gpu[cuda,cudnn]', update the driver"
 # EXHAUSTIVE, its default, tries all of cuDNN's algorithms again at every new shape, seconds each; TF32 would make fp32
@@ -75,6 +79,40 @@ def open_session(
         lacking = cuda_driver.missing() or LIBRARIES if provider == "CUDA" else "install its libraries"
         raise InputError(f"provider {provider} does not load here: {lacking}, or {remedy}")
     return session
+
+
+def session_options(threads: int) -> Any:
+    """How sessions are opened that frames wait for."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # what goes wrong is reported once, by us
+    # Without its arena and its planned pattern ONNX Runtime gives memory back as soon as it can: half the
+    # peak on large frames, at the same speed.
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+    # A thread that spins after the encoder would take the cores the decoder's threads need.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def check_tensors(
+    session: ort.InferenceSession, path: Path, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
+) -> None:
+    """BundleError unless a session's inputs and outputs have these names, dtypes and shapes.
+
+    path: where the graph is from
+    """
+    for kind, wanted, found in (("input", inputs, session.get_inputs()), ("output", outputs, session.get_outputs())):
+        have = {t.name: (t.shape, t.type) for t in found}
+        if have.keys() != wanted.keys():
+            raise BundleError(f"{path} has {kind}s {sorted(have)}, bundle.json says {sorted(wanted)}: export it again")
+        for name, (dtype, shape) in wanted.items():
+            got, got_type = have[name]
+            fits = len(got) == len(shape) and all(w is None or g == w for g, w in zip(got, shape, strict=True))
+            if not fits or DTYPES.get(got_type) is not dtype:
+                raise BundleError(
+                    f"{path}: {kind} {name} is {got_type}{got}, expected {np.dtype(dtype).name}{shape}: export it again"
+                )
 
 
 def failed(error: Exception) -> DiinnError:

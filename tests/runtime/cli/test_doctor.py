@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from conftest import play
-from diinn.runtime import SuperResolver
+from diinn.runtime import DiinnError, InputError, SuperResolver
+from diinn.runtime.backends import openvino
+from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.cli import doctor
 from diinn.runtime.cpu import compiler
 from diinn.runtime.engines.cache import Cache
@@ -49,6 +51,33 @@ def test_the_cpus_own_decoder_is_timed_or_named_as_missing(
     assert "C++ compiler  none: apt-get install g++" in output
     assert re.search(r"CPU, fused    no: no C\+\+ compiler .*: apt-get install g\+\+ \(.*ONNX Runtime's time", output)
     assert re.search(r"onnxruntime   works: .*decoder CPU", output)
+
+
+@pytest.mark.parametrize("amx", [False, True])
+def test_encoders_are_timed_or_named_as_missing(
+    bundle_path: Path, monkeypatch: Patch, capsys: Output, *, amx: bool
+) -> None:
+    monkeypatch.setattr(openvino, "features", lambda: ("amx_bf16",) if amx else ())
+    monkeypatch.setattr(openvino, "_devices", lambda: InputError("OpenVINO is not installed: pip install it"))
+    assert doctor.main([str(bundle_path)]) == 0
+    output = capsys.readouterr().out
+    assert re.search(r"CPU, fp32     \d+\.\d ms to encode 160x120", output)
+    assert "\n  OpenVINO      OpenVINO is not installed: pip install it\n" in output
+    without = "OpenVINO      no faster on this processor, which has no AMX"
+    missing = r"OpenVINO bf16 no: OpenVINO is not installed: pip install it \(on an Intel Xeon with AMX it takes"
+    assert (without in output) is not amx
+    assert (re.search(missing, output) is not None) is amx
+
+
+def test_openvino_is_timed(bundle_path: Path, monkeypatch: Patch) -> None:
+    try:
+        openvino.devices()
+    except DiinnError as error:
+        pytest.skip(str(error))
+    monkeypatch.setattr(openvino, "features", lambda: ("amx_bf16",))
+    facts = dict(doctor.encoders(bundles.load(bundle_path)))
+    assert re.fullmatch(r"\d+\.\d ms to encode 160x120", facts["OpenVINO bf16"])
+    assert re.fullmatch(r"CPU.*, plugin \d+\.\S+", dict(doctor.machine())["OpenVINO"])
 
 
 def test_engines_are_listed_judged_and_cleaned(
