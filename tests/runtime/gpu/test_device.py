@@ -1,4 +1,4 @@
-"""``runtime/gpu/device.py``: on the double, and with ``--device standin`` on each real binding over a driver of our own."""
+"""``runtime/gpu/device.py``: on the double, and with ``--device standin`` on real bindings over a driver of our own."""
 
 import contextlib
 import gc

@@ -73,9 +73,8 @@ def test_nvrtc_compiles_where_there_is_no_nvcc(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(nvrtc, "cubin", lambda *_: pytest.fail("compiled again"))
     assert compiler.machine_code(source, "8.7", newest) == code
     major = nvrtc.version().split(".")[0]
-    with pytest.raises(
-        InputError, match=rf"NVRTC is of CUDA {major}\.\d+, the driver runs up to 11\.4: install an older"
-    ):
+    said = rf"NVRTC is of CUDA {major}\.\d+, the driver runs up to 11\.4: install an older"
+    with pytest.raises(InputError, match=said):
         compiler.machine_code(source, "8.7", 11040)
     with pytest.raises(InputError, match=r"does not compile for compute capability 3\.0: install a newer NVRTC"):
         compiler.machine_code(source, "3.0", newest)
