@@ -1,7 +1,7 @@
 """What ``device.py`` uses of ``pycuda.driver``, by the same names, on NVIDIA's own ``cuda.bindings``.
 
-That is a wheel which is ready to run, where pycuda has to be compiled. Handles and addresses are integers, as pycuda has
-them. What more ``device.py`` takes of pycuda must be added here; the tests of the device run on both.
+That is a wheel which is ready to run, where pycuda has to be compiled. Handles and addresses are integers, as pycuda
+has them. What more ``device.py`` takes of pycuda must be added here; the tests of the device run on both.
 """
 
 from __future__ import annotations
