@@ -1,7 +1,8 @@
 """INT8 graphs: explicit Q/DQ, scales per channel for weights and from the user's images for activations.
 
 A layer is quantised where its input, weights and product in int8 cost little; the others stay fp16. TensorRT needs
-symmetric scales, fp32 biases and both Q and DQ before weights.
+symmetric scales, fp32 biases and both Q and DQ before weights. Only the layers themselves are given rounded values:
+what goes around them, such as the sum of a residual block, stays exact.
 """
 
 import logging
@@ -105,9 +106,34 @@ def make(
     return Quantised(typed[0], typed[1], plain, costs, layers, work.loss(plain))
 
 
+SCALING = ("QuantizeLinear", "DequantizeLinear")
+
+
 def _touched(model: ModelProto, layers: Sequence[str]) -> set[str]:
-    """Quantised layers and all that quantises and dequantises: the nodes with fp32 scales."""
-    return {n.name for n in model.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear") or n.name in layers}
+    """Quantised layers, all that quantises and dequantises (the nodes with fp32 scales), and every Relu between those.
+
+    A Relu in fp16 would stand between two casts, where an engine makes one int8 layer of convolution and Relu.
+    """
+    nodes = model.graph.node
+    found = {node.name for node in nodes if node.op_type in SCALING or node.name in layers}
+    made = {name for node in nodes if node.name in layers for name in node.output}
+    taken = {name for node in nodes if node.name not in found for name in node.input}
+    taken |= {value.name for value in model.graph.output}
+    return found | {
+        node.name for node in nodes if node.op_type == "Relu" and node.input[0] in made and node.output[0] not in taken
+    }
+
+
+def _exact_around(model: ModelProto, layers: Sequence[str]) -> None:
+    """Give every node but ``layers`` the tensors that were quantised: ONNX Runtime's quantiser rounds them for all."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    for node in model.graph.node:
+        if node.name in layers or node.op_type in SCALING:
+            continue
+        for i, name in enumerate(node.input):
+            maker = makers.get(name)
+            if maker is not None and maker.op_type == SCALING[1]:
+                node.input[i] = makers[maker.input[0]].input[0]
 
 
 class _Work:
@@ -176,7 +202,9 @@ def _qdq(model: ModelProto, nodes: list[str], feeds: Sequence[dict[str, Any]]) -
                 nodes_to_quantize=nodes,
                 extra_options=_OPTIONS,
             )
-            return onnx.load(out)
+            made = onnx.load(out)
+            _exact_around(made, nodes)
+            return made
     finally:
         root.setLevel(level)
 

@@ -103,6 +103,7 @@ def machine() -> Iterator[Fact]:
     yield "C++ compiler", _or_missing(_compiler)
     yield "TensorRT", _or_missing(_tensorrt)
     yield "nvcc", _or_missing(_nvcc)
+    yield "NVRTC", _or_missing(_nvrtc)
     yield "CUDA device", _or_missing(_device)
 
 
@@ -155,7 +156,14 @@ def _nvcc() -> str:
     from diinn.runtime.gpu import compiler
 
     nvcc = compiler.find_nvcc()
-    return f"{nvcc}, CUDA {compiler.version(nvcc)}" if nvcc else "none: kernels want it at first use, or prebuilt ones"
+    return f"{nvcc}, CUDA {compiler.version(nvcc)}" if nvcc else "none"
+
+
+def _nvrtc() -> str:
+    from diinn.runtime.gpu import compiler, nvrtc
+
+    found = nvrtc.version()
+    return f"CUDA {found}" if found else f"none: kernels want it or nvcc at first use; {compiler.NVRTC_REMEDY}"
 
 
 def _device() -> str:
@@ -164,7 +172,8 @@ def _device() -> str:
     device = Device()
     try:
         free, total = device.memory()
-        return f"{device.name}, compute capability {device.capability}, {free // MIB} of {total // MIB} MiB free"
+        size = f"{free // MIB} of {total // MIB} MiB free"
+        return f"{device.name}, compute capability {device.capability}, {size}, by {device.binding}"
     finally:
         device.close()
 

@@ -10,10 +10,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from diinn.runtime.errors import DiinnError, InputError
+from diinn.runtime.gpu import nvrtc
 from diinn.runtime.util import compiling
 from diinn.runtime.util.private_files import FileRejected, read_own
 
@@ -21,6 +23,7 @@ log = logging.getLogger(__name__)
 FOLDER = Path(__file__).parent / "kernels"
 PREBUILT = FOLDER / "prebuilt"  # filled by ``make kernels``
 NVCC = Path("/usr/local/cuda/bin/nvcc")
+NVRTC_REMEDY = "pip install cuda-bindings nvidia-cuda-nvrtc (cuda-bindings<13 nvidia-cuda-nvrtc-cu12 for CUDA 12)"
 FLAGS = ("-std=c++17", "-O3")
 # What kernels are compiled for where a toolkit knows it: 11.0 came with CUDA 13, 12.6 of JetPack 6 ends at 9.0.
 CAPABILITIES = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1")
@@ -36,33 +39,72 @@ def machine_code(source: Path, capability: str, driver: int) -> bytes:
     found = _prebuilt(source, capability, driver)
     if found is not None:
         return found
-    nvcc = find_nvcc()
-    if nvcc is None:
+    reasons = [(compiler.unfit(capability, driver), compiler) for compiler in compilers()]
+    if not reasons:
         raise InputError(
             f"cannot compile {source.name} for compute capability {capability}: no nvcc on PATH, in CUDA_HOME or in "
-            f"{NVCC.parent}; install the CUDA toolkit, or copy {PREBUILT.name}/ from a machine where "
-            "python -m diinn.runtime.gpu.compiler ran"
+            f"{NVCC.parent}, and no NVRTC; {NVRTC_REMEDY}, install the CUDA toolkit, or copy {PREBUILT.name}/ from a "
+            "machine where python -m diinn.runtime.gpu.compiler ran"
         )
-    toolkit = version(nvcc)
-    if toolkit and int(toolkit.split(".")[0]) * 1000 > driver:
-        raise InputError(
-            f"{nvcc} is of CUDA {toolkit}, the driver runs up to {driver // 1000}.{driver % 1000 // 10}: "
-            "set CUDA_HOME to an older toolkit, or update the driver"
-        )
-    known = _codes(nvcc)
-    if known and capability.replace(".", "") not in known:
-        raise InputError(
-            f"{nvcc} is of CUDA {toolkit}, which does not compile for compute capability {capability}: "
-            "set CUDA_HOME to a toolkit that does"
-        )
-    kept = _kept(source, capability, toolkit)
+    compiler = next((compiler for why, compiler in reasons if not why), None)
+    if compiler is None:
+        raise InputError(reasons[0][0])
+    kept = _kept(source, capability, compiler.kind + compiler.toolkit)
     try:
         return read_own(kept)
     except FileRejected:
         log.info("compiling %s for compute capability %s", source.name, capability)
-    data = compiled(nvcc, source, ["-cubin", f"-arch=sm_{capability.replace('.', '')}"])[0]
+    data = compiler.cubin(source, capability)
     compiling.keep(kept, data, source.name)
     return data
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """What makes machine code of a kernel's source.
+
+    name: for messages; kind: before the toolkit's version in the key of what is kept; toolkit: the CUDA it belongs to,
+    like "13.0", empty where it is not known; codes: the architectures it compiles for, like "87"; cubin: compiles a
+    source for a compute capability; another: how to take another version
+    """
+
+    name: str
+    kind: str
+    toolkit: str
+    codes: set[str]
+    cubin: Callable[[Path, str], bytes]
+    another: str
+
+    def unfit(self, capability: str, driver: int) -> str:
+        """Why it makes nothing for this device and driver; empty where it does."""
+        if self.toolkit and int(self.toolkit.split(".")[0]) * 1000 > driver:
+            runs = f"{driver // 1000}.{driver % 1000 // 10}"
+            return (
+                f"{self.name} is of CUDA {self.toolkit}, the driver runs up to {runs}: "
+                f"{self.another.format('an older')}, or update the driver"
+            )
+        if self.codes and capability.replace(".", "") not in self.codes:
+            return (
+                f"{self.name} is of CUDA {self.toolkit}, which does not compile for compute capability {capability}: "
+                f"{self.another.format('a newer')}"
+            )
+        return ""
+
+
+def compilers() -> list[Compiler]:
+    """What is on this machine: nvcc before NVRTC."""
+    found, nvcc = [], find_nvcc()
+    if nvcc is not None:
+
+        def cubin(source: Path, capability: str) -> bytes:
+            return compiled(nvcc, source, ["-cubin", f"-arch=sm_{capability.replace('.', '')}"])[0]
+
+        another = "set CUDA_HOME to {} toolkit"
+        found.append(Compiler(str(nvcc), "", version(nvcc), _codes(nvcc), cubin, another))
+    if toolkit := nvrtc.version():
+        another = "install {} NVRTC and cuda-bindings"
+        found.append(Compiler("NVRTC", "NVRTC ", toolkit, nvrtc.codes(), nvrtc.cubin, another))
+    return found
 
 
 def find_nvcc() -> Path | None:

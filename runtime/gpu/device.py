@@ -1,7 +1,8 @@
-"""All of CUDA that the runtime uses: device memory, pinned host memory, a stream, kernels, graphs. On pycuda.
+"""All of CUDA that the runtime uses: device memory, pinned host memory, a stream, kernels, graphs.
 
-Another binding would replace this file alone. Everything runs in the device's primary context, which TensorRT and ONNX
-Runtime share, on one stream of its own. Errors of the driver become DiinnError.
+On pycuda, or where it is not installed on NVIDIA's cuda.bindings by the same names (``cuda_bindings.py``). Everything
+runs in the device's primary context, which TensorRT and ONNX Runtime share, on one stream of its own. Errors of the
+driver become DiinnError.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import importlib
 import logging
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -19,38 +21,38 @@ import numpy as np
 import numpy.typing as npt
 from diinn.runtime.errors import DiinnError, InputError, OutOfMemory
 from diinn.runtime.gpu import compiler
-from diinn.runtime.util.cuda_driver import why_no_pycuda
+from diinn.runtime.util import cuda_driver
 
 log = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: the stream does not wait for the default one
 THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may go on meanwhile
+BINDINGS = ("pycuda.driver", "diinn.runtime.gpu.cuda_bindings")  # of the driver: the first that is there is taken
 _lost: list[Any] = []  # what devices that were lost had
-_contexts: dict[int, Any] = {}  # primary contexts, retained until the process ends
+_contexts: dict[tuple[str, int], Any] = {}  # primary contexts by binding and device, retained until the process ends
 
 
 class Device:
     """One CUDA device: its primary context, one non-default stream, and what was allocated on it.
 
     name; capability: compute capability, like "8.7"; multiprocessors: how many; shared_bytes: of shared memory that a
-    block may have; stream: its handle
+    block may have; stream: its handle; binding: of the driver, with its version
     """
 
     def __init__(self, ordinal: int = 0) -> None:
-        """Raises InputError where pycuda, the driver or the device is missing."""
+        """Raises InputError where the driver, a binding of it or the device is missing."""
+        driver = _binding()
+        key = driver.__name__, ordinal
         try:
-            import pycuda.driver as driver
-
             driver.init()
             device = driver.Device(ordinal)
-            if ordinal not in _contexts:
-                _contexts[ordinal] = device.retain_primary_context()
-                atexit.register(_contexts[ordinal].detach)  # pycuda's destructor takes it for one that it created
-        except ImportError as error:
-            raise InputError(why_no_pycuda(error)) from None
-        except Exception as error:  # pycuda.driver.Error cannot be named before the import
+            if key not in _contexts:
+                _contexts[key] = device.retain_primary_context()
+                atexit.register(_contexts[key].detach)  # pycuda's destructor takes it for one that it created
+        except driver.Error as error:
             raise InputError(f"no CUDA device {ordinal}: {error}") from None
-        self._cuda, self._context = driver, _contexts[ordinal]
+        self._cuda, self._context = driver, _contexts[key]
+        self.binding: str = getattr(driver, "VERSION", "") or f"pycuda {importlib.import_module('pycuda').VERSION_TEXT}"
         self.name: str = device.name()
         self.capability: str = "{}.{}".format(*device.compute_capability())
         kinds = driver.device_attribute
@@ -231,16 +233,30 @@ class Device:
             _lost.append((self._blocks, self._kept, self._stream))  # to free them would only fail again
             self._closed = True
             return
-        with contextlib.suppress(DiinnError), self.active():  # pycuda frees these when they are released
+        with contextlib.suppress(DiinnError), self.active():  # freed when they are released
             self._blocks.clear()
             self._kept.clear()
             del self._stream
         self._closed = True
 
 
+def _binding() -> Any:
+    """The first of ``BINDINGS`` that is installed. Raises InputError where the driver or all of them are missing."""
+    missing = cuda_driver.missing()
+    if missing:
+        raise InputError(missing)
+    reasons = []
+    for name in BINDINGS:
+        try:
+            return importlib.import_module(name)
+        except ImportError as error:
+            reasons.append(str(error))
+    raise InputError(cuda_driver.no_binding(reasons))
+
+
 def _driver_library() -> Any:
     try:
-        return ctypes.CDLL("libcuda.so.1")  # pycuda has no CUDA graphs
+        return ctypes.CDLL(cuda_driver.LIBRARY)  # pycuda has no CUDA graphs
     except OSError as error:
         raise DiinnError(f"no CUDA graphs here: {error}") from None
 

@@ -1,15 +1,16 @@
-"""The CUDA driver without pycuda: whether it is installed, and whether the GPU shares the system's memory."""
+"""The CUDA driver without a binding: whether it is installed, and whether the GPU shares the system's memory."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 LIBRARY = "libcuda.so.1"
 INTEGRATED = 18  # CU_DEVICE_ATTRIBUTE_INTEGRATED
-PYCUDA = (
-    "pip install pycuda, which compiles it: that wants a C++ compiler, and the CUDA toolkit's own nvcc first on PATH "
-    "(export PATH=/usr/local/cuda/bin:$PATH)"
+BINDING = (
+    "pip install cuda-bindings, below 13 for a driver of CUDA 12; or pycuda, which compiles itself: that wants a C++ "
+    "compiler, and the CUDA toolkit's own nvcc first on PATH (export PATH=/usr/local/cuda/bin:$PATH)"
 )
 
 
@@ -24,9 +25,9 @@ def missing() -> str:
     return ""
 
 
-def why_no_pycuda(error: ImportError) -> str:
-    """What keeps ``import pycuda.driver`` from working and what to do: without a driver, pycuda itself is of no use."""
-    return missing() or f"no pycuda here ({' '.join(str(error).split())}): {PYCUDA}"
+def no_binding(reasons: Sequence[str]) -> str:
+    """That Python cannot call the driver, why each binding of it does not load, and what to do."""
+    return f"neither pycuda nor cuda-bindings here ({'; '.join(' '.join(why.split()) for why in reasons)}): {BINDING}"
 
 
 def integrated(ordinal: int = 0) -> bool:

@@ -88,6 +88,7 @@ class HostDevice:
     captures = True
     skewed = False
     multiprocessors, shared_bytes = 2, 163 * 1024
+    binding = "the double"
     folder: Path
     refused: list[str] = []  # noqa: RUF012  # since ``complaints`` was called, by all devices
 

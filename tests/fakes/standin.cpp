@@ -1,5 +1,5 @@
-// A stand-in for libcuda.so.1, for tests without a GPU: what pycuda and diinn use of the documented driver API, on host
-// memory. Stricter than the real driver where that leaves a choice:
+// A stand-in for libcuda.so.1, for tests without a GPU: what pycuda, cuda.bindings and diinn use of the documented
+// driver API, on host memory. Stricter than the real driver where that leaves a choice:
 //
 // - work on a stream is done when somebody waits for it, as late as the real driver may do it
 // - device memory begins as NaN and lies between pages that nobody may touch; what was freed may not be touched either.
@@ -275,6 +275,17 @@ int standin_missing(const char *name) { return refuse(CUDA_ERROR_NOT_SUPPORTED, 
 
 // The driver API.
 
+// How cuda.bindings finds every function: the newest one by a name that is played here.
+CUresult cuGetProcAddress(const char *name, void **found, int, cuuint64_t, CUdriverProcAddressQueryResult *status) {
+    void *const own = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
+    *found = nullptr;
+    for (const char *ending : {"_v3", "_v2", ""})
+        if (!*found) *found = dlsym(own, (std::string(name) + ending).c_str());
+    if (status) *status = *found ? CU_GET_PROC_ADDRESS_SUCCESS : CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
+    return *found ? CUDA_SUCCESS : CUDA_ERROR_NOT_FOUND;
+}
+// NVRTC of CUDA 13 looks for NVIDIA's own tables, which only the real driver has.
+CUresult cuGetExportTable(const void **table, const CUuuid *) { return *table = nullptr, CUDA_ERROR_NOT_FOUND; }
 CUresult cuInit(unsigned) { return initialised = true, CUDA_SUCCESS; }
 CUresult cuDriverGetVersion(int *version) { return *version = (int)device["driver"], CUDA_SUCCESS; }
 CUresult cuDeviceGetCount(int *count) { BEGIN return *count = 1, CUDA_SUCCESS; }
@@ -320,6 +331,9 @@ CUresult cuCtxPopCurrent(CUcontext *context) {
     if (contexts.empty()) return refuse(CUDA_ERROR_INVALID_CONTEXT, "no context to pop");
     if (context) *context = contexts.back();
     return contexts.pop_back(), CUDA_SUCCESS;
+}
+CUresult cuCtxGetCurrent(CUcontext *context) {
+    BEGIN return *context = contexts.empty() ? nullptr : contexts.back(), CUDA_SUCCESS;
 }
 CUresult cuCtxDetach(CUcontext) { return refuse(CUDA_ERROR_INVALID_CONTEXT, "cuCtxDetach of a primary context"); }
 CUresult cuCtxGetDevice(CUdevice *found) { CONTEXT return *found = 0, CUDA_SUCCESS; }

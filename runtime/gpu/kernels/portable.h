@@ -17,18 +17,28 @@ typedef unsigned long long uint64_t;
 
 #ifndef DIINN_HOST
 
-#include <cuda_fp16.h>
-
 #define BOTH __host__ __device__ __forceinline__
 #define BOTH_DEVICE __device__ __forceinline__
 
+// As cuda_fp16.h does them, which NVRTC's wheel leaves out: kernels need no header of the toolkit's.
 __device__ __forceinline__ uint32_t pack_halves(float low, float high) {
-    const __half2 both = __floats2half2_rn(low, high);
-    return *reinterpret_cast<const uint32_t *>(&both);
+    uint32_t both;
+#if __CUDA_ARCH__ >= 800
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+#else  // sm_75 converts one at a time
+    asm("{.reg .b16 low, high; cvt.rn.f16.f32 low, %1; cvt.rn.f16.f32 high, %2; mov.b32 %0, {low, high};}"
+        : "=r"(both)
+        : "f"(low), "f"(high));
+#endif
+    return both;
 }
 
 __device__ __forceinline__ float2 unpack_halves(uint32_t both) {
-    return __half22float2(*reinterpret_cast<const __half2 *>(&both));
+    float2 values;
+    asm("{.reg .b16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high;}"
+        : "=f"(values.x), "=f"(values.y)
+        : "r"(both));
+    return values;
 }
 
 __device__ __forceinline__ float sine_of_reduced(float x) { return __sinf(x); }

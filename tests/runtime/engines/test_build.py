@@ -259,8 +259,6 @@ def test_an_integrated_gpu_is_told_by_the_driver(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(cuda_driver, "_library", lambda s=started, i=integrated: Library(s, i))
         assert cuda_driver.integrated() is (not started and integrated == 1)
         assert ("CUDA error 100" in cuda_driver.missing()) is bool(started)
-        remedy = "see whether nvidia-smi lists a GPU" if started else "nvcc first on PATH (export PATH=/usr/local/cuda"
-        assert remedy in cuda_driver.why_no_pycuda(ImportError("No module named 'pycuda'"))
     monkeypatch.undo()
     monkeypatch.setattr(cuda_driver, "LIBRARY", "libnone.so.1")
     assert not cuda_driver.integrated()

@@ -1,4 +1,4 @@
-"""``runtime/gpu/device.py``: on the double, and with ``--device standin`` on real pycuda over a driver of our own."""
+"""``runtime/gpu/device.py``: on the double, and with ``--device standin`` on real bindings over a driver of our own."""
 
 import contextlib
 import gc
@@ -16,12 +16,30 @@ import pytest
 from conftest import FAKES, ROOT
 from diinn.runtime import DiinnError, InputError
 from diinn.runtime.errors import OutOfMemory
+from diinn.runtime.gpu import compiler, nvrtc
 from diinn.runtime.gpu import device as cuda_module
 from diinn.runtime.images.arrays import planar_rgb
 
 KERNELS = ROOT / "runtime" / "gpu" / "kernels"
 Log = pytest.LogCaptureFixture
 pytestmark = pytest.mark.device
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The stand-in runs every test on each binding of the driver."""
+    there = cuda_module.BINDINGS if metafunc.config.getoption("device") == "standin" else ("the double",)
+    if "device_kind" in metafunc.fixturenames:
+        metafunc.parametrize("binding", there, ids=lambda name: name.split(".")[-1])
+
+
+@pytest.fixture
+def device_kind(device_kind: type, binding: str, monkeypatch: pytest.MonkeyPatch) -> type:
+    """What plays a GPU, by one binding alone."""
+    if binding in cuda_module.BINDINGS:
+        if binding != "pycuda.driver":
+            pytest.importorskip("cuda.bindings", reason="no cuda.bindings: pip install cuda-bindings")
+        monkeypatch.setattr(cuda_module, "BINDINGS", (binding,))
+    return device_kind
 
 
 @pytest.fixture
@@ -32,9 +50,9 @@ def device(device_kind: type) -> Iterator[Any]:
 
 @pytest.fixture
 def standin(request: pytest.FixtureRequest, device_kind: type) -> Iterator[type]:
-    """Real pycuda; skips on the double, which has no driver below it."""
+    """A real binding; skips on the double, which has no driver below it."""
     if request.config.getoption("device") != "standin":
-        pytest.skip("of the driver and pycuda: make test-device")
+        pytest.skip("of the driver and its bindings: make test-device")
     from standin import load
 
     yield device_kind
@@ -329,17 +347,51 @@ def test_threads_share_a_device(standin: Any) -> None:
 
 
 def test_a_device_that_is_not_there(standin: Any) -> None:
-    with pytest.raises(InputError, match=r"^no CUDA device 3: cuDeviceGet failed"):
+    with pytest.raises(InputError, match=r"^no CUDA device 3: cuDeviceGet failed: error 101"):
         standin(3)
 
 
-def test_a_cubin_of_another_architecture_is_refused(standin: Any, tmp_path: Path) -> None:
-    from diinn.runtime.gpu import compiler
+def test_kernels_that_nvrtc_compiled(standin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not nvrtc.version():
+        pytest.skip("no NVRTC: pip install 'cuda-bindings<13' nvidia-cuda-nvrtc-cu12")
+    monkeypatch.setattr(compiler, "find_nvcc", lambda: None)
+    with contextlib.closing(standin()) as device:
+        frames = Frames(device)
+        frames.work()
+        device.wait()
+        np.testing.assert_array_equal(frames.found, frames.wanted)
 
+
+def test_the_first_binding_that_is_there_is_taken(standin: Any, monkeypatch: pytest.MonkeyPatch, binding: str) -> None:
+    monkeypatch.setattr(cuda_module, "BINDINGS", ("nothing.of_the_kind", binding, "nothing.else"))
+    with contextlib.closing(standin()) as device:
+        assert device.binding.split()[0] == {"pycuda.driver": "pycuda"}.get(binding, "cuda.bindings")
+    monkeypatch.setattr(cuda_module, "BINDINGS", ("nothing.of_the_kind", "nothing.else"))
+    said = (
+        r"neither pycuda nor cuda-bindings here \(No module .*; No module named 'nothing'\): pip install cuda-bindings"
+    )
+    with pytest.raises(InputError, match=said):
+        standin()
+
+
+def test_an_older_driver_than_the_wheel_is_for_is_said(standin: Any, binding: str) -> None:
+    if binding == "pycuda.driver":
+        pytest.skip("pycuda is compiled for the toolkit that is here")
+    from standin import load
+
+    load().standin_set(b"driver", 11040)
+    try:
+        with pytest.raises(InputError, match=r"wants a driver of CUDA 1\d, this one is of 11\.4: pip install"):
+            standin()
+    finally:
+        load().standin_set(b"driver", 13000)
+
+
+def test_a_cubin_of_another_architecture_is_refused(standin: Any, tmp_path: Path) -> None:
     with contextlib.closing(standin()) as device, pytest.MonkeyPatch.context() as patch:
         code = compiler.machine_code(KERNELS / "frames.cu", "8.0", 99000)
         patch.setattr(compiler, "machine_code", lambda *_: code)
-        with pytest.raises(DiinnError, match="CUDA failed: cuModuleLoadDataEx failed"):
+        with pytest.raises(DiinnError, match=r"CUDA failed: cuModuleLoadData(Ex)? failed"):
             device.kernels(KERNELS / "frames.cu", ("planar_rgb",))
     assert "a cubin of sm_80 on a device of sm_87" in standin.complaints()
 
@@ -355,7 +407,7 @@ def test_a_cubin_of_another_architecture_is_refused(standin: Any, tmp_path: Path
     ],
 )
 @pytest.mark.parametrize("thread", [False, True], ids=["main thread", "another thread"])
-def test_the_process_ends_in_silence(standin: Any, ending: str, thread: bool) -> None:
+def test_the_process_ends_in_silence(standin: Any, binding: str, ending: str, thread: bool) -> None:
     """pycuda's own destructor detaches a primary context as if it had been created, and says that this failed."""
     code = f"""
 import sys, threading
@@ -364,7 +416,9 @@ import standin, atexit
 library = standin.load()
 atexit.register(lambda: print(library.standin_count(b"retained"), library.standin_complaints().decode()))
 import numpy as np
+from diinn.runtime.gpu import device as module
 from diinn.runtime.gpu.device import Device
+module.BINDINGS = ({binding!r},)
 device = None
 def work():
     global device
@@ -378,5 +432,6 @@ else:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
-    retained = 1 if thread else 0  # one of another thread's pycuda does not let go, but does not fail either
+    # One of another thread's pycuda does not let go, but does not fail either.
+    retained = 1 if thread and binding == "pycuda.driver" else 0
     assert done.stdout.strip() == str(retained)

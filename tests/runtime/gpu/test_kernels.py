@@ -2,7 +2,6 @@
 ``grid``."""
 
 import contextlib
-import ctypes
 import re
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from conftest import ROOT, play_device
 from diinn.runtime import DiinnError, InputError
 from diinn.runtime.geometry import grid
 from diinn.runtime.geometry.segments import SEGMENT, Segment
-from diinn.runtime.gpu import compiler
+from diinn.runtime.gpu import compiler, nvrtc
 from diinn.runtime.gpu.memory import Buffers
 from diinn.runtime.gpu.segments import ViewTables
 from diinn.runtime.images.arrays import planar_rgb
@@ -53,22 +52,52 @@ def test_compiles_for_every_architecture_and_spills_nothing(source: Path) -> Non
 
 @pytest.mark.parametrize("source", KERNELS, ids=lambda p: p.stem)
 def test_compiles_with_an_older_toolkit(source: Path) -> None:
-    """NVRTC of CUDA 12.6, JetPack 6's: what the robot's own compiler takes."""
-    nvrtc = pytest.importorskip("nvidia.cuda_nvrtc", reason="no NVRTC of CUDA 12: pip install nvidia-cuda-nvrtc-cu12")
-    runtime = pytest.importorskip("nvidia.cuda_runtime", reason="no headers: pip install nvidia-cuda-runtime-cu12")
-    library = ctypes.CDLL(str(next(Path(nvrtc.__path__[0], "lib").glob("libnvrtc.so.*"))))
-    includes = [f"--include-path={path}" for path in (Path(runtime.__path__[0]) / "include", KERNEL_FOLDER)]
-    for arch in (75, 80, 87, 90):
-        program = ctypes.c_void_p()
-        code, options = source.read_bytes(), [f"--gpu-architecture=sm_{arch}", "-std=c++17", *includes]
-        assert library.nvrtcCreateProgram(ctypes.byref(program), code, b"kernel.cu", 0, None, None) == 0
-        given = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
-        result = library.nvrtcCompileProgram(program, len(options), given)
-        size = ctypes.c_size_t()
-        library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-        output = ctypes.create_string_buffer(size.value)
-        library.nvrtcGetProgramLog(program, output)
-        assert result == 0, output.value.decode()
+    """NVRTC of CUDA 12.6, JetPack 6's: what the robot's own compiler takes; no header of the toolkit's is there."""
+    require_nvrtc()
+    for capability in ("7.5", "8.0", "8.7", "9.0"):
+        assert nvrtc.cubin(source, capability)[:4] == b"\x7fELF"
+
+
+def require_nvrtc() -> None:
+    if not nvrtc.version():
+        pytest.skip("no NVRTC: pip install 'cuda-bindings<13' nvidia-cuda-nvrtc-cu12")
+
+
+def test_nvrtc_compiles_where_there_is_no_nvcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require_nvrtc()
+    monkeypatch.setattr(compiler, "find_nvcc", lambda: None)
+    monkeypatch.setenv("DIINN_CACHE", str(tmp_path / "diinn" / "engines"))
+    source, newest = KERNEL_FOLDER / "frames.cu", 99000
+    code = compiler.machine_code(source, "8.7", newest)
+    assert code[:4] == b"\x7fELF"
+    monkeypatch.setattr(nvrtc, "cubin", lambda *_: pytest.fail("compiled again"))
+    assert compiler.machine_code(source, "8.7", newest) == code
+    major = nvrtc.version().split(".")[0]
+    said = rf"NVRTC is of CUDA {major}\.\d+, the driver runs up to 11\.4: install an older"
+    with pytest.raises(InputError, match=said):
+        compiler.machine_code(source, "8.7", 11040)
+    with pytest.raises(InputError, match=r"does not compile for compute capability 3\.0: install a newer NVRTC"):
+        compiler.machine_code(source, "3.0", newest)
+
+
+def test_nvrtc_compiles_where_nvcc_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require_nvrtc()
+    monkeypatch.setenv("CUDA_HOME", str(older_toolkit(tmp_path / "cuda", "35 50", "10.2")))
+    monkeypatch.setenv("DIINN_CACHE", str(tmp_path / "cache"))
+    assert compiler.machine_code(KERNEL_FOLDER / "frames.cu", "8.7", 99000)[:4] == b"\x7fELF"
+
+
+def test_what_nvrtc_says_of_a_source_is_one_line(tmp_path: Path) -> None:
+    require_nvrtc()
+    (tmp_path / "bad.cu").write_text("nonsense;")
+    with pytest.raises(DiinnError, match=r"^NVRTC cannot compile bad\.cu: bad\.cu\(1\): error.*$") as caught:
+        nvrtc.cubin(tmp_path / "bad.cu", "8.7")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def only_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvrtc, "version", lambda: "")
 
 
 def test_a_source_that_does_not_compile_is_one_line(tmp_path: Path) -> None:
@@ -122,6 +151,7 @@ exec {nvcc} "$@"
     return folder
 
 
+@pytest.mark.usefixtures("only_nvcc")
 def test_an_older_toolkit_makes_what_it_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,6 +179,7 @@ def test_a_toolkit_that_knows_none_of_them_is_said(
     assert not (tmp_path / "prebuilt").exists()
 
 
+@pytest.mark.usefixtures("only_nvcc")
 def test_a_compiler_newer_than_the_driver_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if compiler.find_nvcc() is None:
         pytest.skip("no nvcc: install the CUDA toolkit")
@@ -156,6 +187,7 @@ def test_a_compiler_newer_than_the_driver_is_said(tmp_path: Path, monkeypatch: p
         compiler.machine_code(KERNEL_FOLDER / "frames.cu", "8.7", 11040)
 
 
+@pytest.mark.usefixtures("only_nvcc")
 def test_a_binary_made_beforehand_is_taken_where_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nvcc = compiler.find_nvcc()
     if nvcc is None:
