@@ -117,7 +117,7 @@ def adversarial_frames() -> dict[str, grid.Float32]:
 
 def ranges(plain: Pair, typed: Pair, layout: grid.Layout, dial: Dial | None = None) -> dict[str, float]:
     """Largest magnitude in fp32 of every tensor that ``typed`` holds in fp16, over ``adversarial_frames``."""
-    encoder, decoder = (_Tapped(p, _half_tensors(t)) for p, t in zip(plain, typed, strict=True))
+    encoder, decoder = (Tapped(p, _half_tensors(t)) for p, t in zip(plain, typed, strict=True))
     maps = [v.name for v in plain[0].graph.output]
     found: dict[str, float] = {}
     for given in [given for frame in adversarial_frames().values() for given in with_strengths(frame, dial)]:
@@ -136,7 +136,7 @@ def _half_tensors(typed: ModelProto) -> set[str]:
     return {name.removesuffix(".fp16").removesuffix(".computed") for name in names}
 
 
-class _Tapped:
+class Tapped:
     """An fp32 graph in ONNX Runtime with the tensors ``names`` as outputs."""
 
     def __init__(self, plain: ModelProto, names: set[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from diinn.export import fp16_acceptance, graphs, parity, quantize
+from diinn.export import arguments, fp16_acceptance, graphs, parity, quantize
 from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.bundles import golden
 from diinn.runtime.errors import DiinnError, InputError
@@ -112,7 +112,8 @@ def _write(
         measured["fp16"] = half.card
     layers = graphs.layers(model)
     if layers is not None:
-        np.savez_compressed(folder / bundles.LAYERS, **layers)
+        largest = arguments.largest(encoder, plain_decoder, model.decoder.layout, _dial(model))
+        np.savez_compressed(folder / bundles.LAYERS, **layers, largest_argument=largest)
     if estimator is not None:
         graphs.estimator(estimator, folder / bundles.ESTIMATOR)
         parity.compare_estimator(estimator, folder / bundles.ESTIMATOR)

@@ -20,8 +20,13 @@ from diinn.runtime.gpu.device import Device
 from diinn.runtime.gpu.memory import DeviceMaps
 
 log = logging.getLogger(__name__)
-WIDTHS = (16, 32, 64, 128, 256)  # K of the kernels
-WARPS = (8, 4, 2, 1)  # of a block
+# By K of the kernels: warps of a block at most, and of a multiprocessor at once: their launch bounds.
+WARPS = {16: (8, 24), 32: (8, 16), 64: (8, 16), 128: (6, 12), 256: (8, 8)}
+WIDTHS = (*WARPS,)
+BLOCKS_OF = (8, 6, 4, 2, 1)  # warps that a block may have
+BLOCK_BYTES = 1024  # of shared memory that each block costs besides its own
+LARGEST_UNREDUCED = 100.0  # of a sine's argument, as the special function unit takes it
+MARGIN = 4.0  # what it may be larger than where the exporter looked
 ROWS = 32  # queries a warp decodes at once
 LAUNCH = 2**20  # queries of one launch: 3 or 12 MiB of pixels
 HALF = 2  # bytes
@@ -41,8 +46,13 @@ class Plan:
     blocks: int
 
 
-def plan(width: int, depth: int, shared_bytes: int) -> Plan:
-    """For K = ``width`` and N = ``depth`` where a block may have so much shared memory.
+def plan(width: int, depth: int, shared_bytes: int, *, reduced: bool = False) -> Plan:
+    """The form with the most warps at once on a multiprocessor whose blocks may have so much shared memory.
+
+    Of several, weights that stay in shared memory come first, then two blocks, which need not wait for each other, then
+    larger ones.
+
+    width, depth: K and N; reduced: whether sines are reduced, see ``needs_reduction``
 
     Raises InputError for a decoder that has no kernel.
     """
@@ -50,13 +60,30 @@ def plan(width: int, depth: int, shared_bytes: int) -> Plan:
         raise InputError(f"no fused kernel for a decoder {width} wide, only for {', '.join(map(str, WIDTHS))}")
     piece = width * 64  # bytes of one group's weights, and of a warp's activations
     pieces = (depth - 1) * width // 16
-    at_once = 3 if width == 16 else 2 if width <= 64 else 1  # as in its launch bounds
-    for warps in WARPS:
-        for name, kept in (("resident", pieces), ("streamed", 2)):
+    largest, at_once = WARPS[width]
+    forms = [("streamed", 2)] if width == 256 else [("resident", pieces), ("streamed", 2)]
+    found = []
+    for warps in (warps for warps in BLOCKS_OF if warps <= largest):
+        for form, kept in forms:
             shared = (kept + warps) * piece
-            if shared <= shared_bytes and not (name == "resident" and width == 256):
-                return Plan(f"fused_{width}_{name}", warps, shared, at_once)
-    raise InputError(f"a decoder {width} wide needs {3 * piece} bytes of shared memory, the device has {shared_bytes}")
+            fitting = (shared_bytes + BLOCK_BYTES) // (shared + BLOCK_BYTES)
+            blocks = min(at_once // warps, fitting)
+            if blocks:
+                rank = (blocks * warps, form == "resident", blocks > 1, warps)
+                found.append((rank, Plan(f"fused_{width}_{form}{'_reduced' * reduced}", warps, shared, blocks)))
+    if not found:
+        raise InputError(
+            f"a decoder {width} wide needs {3 * piece} bytes of shared memory, the device has {shared_bytes}"
+        )
+    return max(found, key=lambda item: item[0])[1]
+
+
+def needs_reduction(layers: Mapping[str, Any]) -> bool:
+    """Whether arguments of sines may be beyond what the special function unit takes as it is.
+
+    layers: as ``Bundle.layers`` gives them; one that does not say how large they get needs it
+    """
+    return not float(layers.get("largest_argument", np.inf)) * MARGIN <= LARGEST_UNREDUCED
 
 
 def planned(device: Device, layers: Mapping[str, Any]) -> Plan:
@@ -66,7 +93,8 @@ def planned(device: Device, layers: Mapping[str, Any]) -> Plan:
     """
     if tuple(map(int, device.capability.split("."))) < (7, 5):
         raise InputError(f"no fused kernel for compute capability {device.capability}, only for 7.5 and later")
-    return plan(layers["first"].shape[0], len(layers["bias"]) + 1, device.shared_bytes)
+    width, depth = layers["first"].shape[0], len(layers["bias"]) + 1
+    return plan(width, depth, device.shared_bytes, reduced=needs_reduction(layers))
 
 
 class FusedDecoder:
@@ -88,8 +116,10 @@ class FusedDecoder:
         words, last_words = layers["hidden"].size // 2, width // 16 * 64
         packed = device.allocate(max(words, 1) * 4), device.allocate(last_words * 4)
         given = []
+        pairs = layers["bias"].reshape(-1, 1, 2).repeat(2, axis=1)  # of units, each twice
+        arrays = {**layers, "bias": pairs, "last_bias": np.pad(layers["last_bias"], (0, 5))}
         for name in ("hidden", "first", "bias", "last", "last_bias"):
-            values = np.ascontiguousarray(layers[name], np.float32)
+            values = np.ascontiguousarray(arrays[name], np.float32)
             given.append(device.allocate(values.nbytes))
             device.upload(given[-1], values)
         hidden, first, bias, last, last_bias = map(np.uint64, given)
@@ -107,7 +137,7 @@ class FusedDecoder:
         rows = self.plan.warps * ROWS
         grid = min(-(-count // rows), self._device.multiprocessors * self.plan.blocks)
         block = self.plan.warps * 32
-        facts = (np.int64(count), np.int32(segments), np.uint64(at), np.int32(self.depth))
+        facts = (np.int32(count), np.int32(segments), np.uint64(at), np.int32(self.depth))
         self._kernels[self.plan.kernel](
             grid * block, *facts, *self._weights, np.uint64(maps), block=block, shared=self.plan.shared
         )

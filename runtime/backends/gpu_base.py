@@ -175,6 +175,10 @@ class DeviceBackend(Backend):
             row["out"], row["bytes"] = address, segment.out.dtype == np.uint8
             if isinstance(segment.ids, slice):
                 row["first"] = segment.ids.start
+                if row["cols"]:  # counted from the row that it is in: kernels count in 32 bits
+                    down, row["first"] = divmod(segment.ids.start, segment.queries.shape[1])
+                    for name in ("rows", "row_at"):
+                        row[name] += np.uint64(down * INT)
             else:
                 row["ids"] = ids + used * INT
                 numbers[used : used + len(segment.ids)] = segment.ids

@@ -22,6 +22,10 @@ from diinn.runtime.gpu.device import Device
 from diinn.runtime.gpu.memory import DeviceMaps
 from diinn.runtime.gpu.segments import FLOAT, INT
 
+# ``Rows`` of coordinates_gather.cu.
+ROWS = np.dtype([("rows", np.uint64), ("pieces", np.int32), ("unused", np.int32)])
+PIECES = (16, 4, 2)  # bytes that a thread gathers
+
 
 class TensorRtBackend(DeviceBackend):
     """Two engines on one stream; all memory is allocated once."""
@@ -65,19 +69,27 @@ class TensorRtBackend(DeviceBackend):
         samples, columns = self.bundle.layout.samples, len(self.bundle.layout.columns)
         most = self.decoder.profile.most["query"][0] // samples
         self.chunk = min(self.options.chunk or most, most)
-        names = ("make_queries", "gather_rows_4", "gather_rows_2", "store_pixels")
+        names = ("make_queries", *(f"gather_rows_{size}" for size in PIECES), "store_pixels")
         self._kernels = self.device.kernels(KERNELS / "coordinates_gather.cu", names)
         rows, allocate = self.chunk * samples, self.device.allocate
         self._index, self._query = allocate(rows * INT), allocate(rows * columns * FLOAT)
         self._rgb = allocate(self.chunk * 3 * FLOAT)
         shapes: dict[str, Shape] = {"query": (rows, columns)}
         addresses = {"query": self._query, "rgb": self._rgb}
-        self._rows = []  # (address, channels, bytes a value) of the gathered rows of each map
+        row_bytes = []  # of each map
         for spec in self.bundle.maps:
             size = self.decoder.engine.dtypes[spec.name].itemsize
             shapes[spec.name], addresses[spec.name] = (rows, spec.channels), allocate(rows * spec.channels * size)
-            self._rows.append((addresses[spec.name], spec.channels, size))
+            row_bytes.append(spec.channels * size)
         self.decoder.engine.bind(shapes, addresses)
+        self._piece = next(size for size in PIECES if not any(row % size for row in row_bytes))
+        self._pieces = sum(row_bytes) // self._piece  # of a sample
+        table = np.zeros(len(row_bytes), ROWS)
+        table["rows"] = [addresses[spec.name] for spec in self.bundle.maps]
+        table["pieces"] = [row // self._piece for row in row_bytes]
+        self._rows = allocate(table.nbytes)
+        self.device.upload(self._rows, table)
+        self.device.wait()  # the table is freed when this returns
 
     def _check_maps(self) -> None:
         for spec in self.bundle.maps:
@@ -126,10 +138,9 @@ class TensorRtBackend(DeviceBackend):
         facts = (np.int32(count), np.int32(segments), np.uint64(at))
         shape = (np.int32(len(layout.shifts)), np.int32(len(layout.columns)), np.int32(layout.weighted))
         kernels["make_queries"](count, *facts, *shape, np.uint64(self._index), np.uint64(self._query))
-        for source, (rows, channels, size) in zip(maps.addresses, self._rows, strict=True):
-            values = count * layout.samples * channels
-            pointers = [np.uint64(p) for p in (source, self._index, rows)]
-            kernels[f"gather_rows_{size}"](values, np.int64(values), np.int32(channels), *pointers)
+        total = count * layout.samples * self._pieces
+        pointers = [np.uint64(p) for p in (self._rows, maps.table, self._index)]
+        kernels[f"gather_rows_{self._piece}"](total, np.uint32(total), np.uint32(self._pieces), *pointers)
         self.decoder.engine.enqueue()
         kernels["store_pixels"](count, *facts, np.uint64(self._rgb))
 

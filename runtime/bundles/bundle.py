@@ -147,7 +147,8 @@ class Bundle:
         Returns:
             ``first`` [K, 4] (what multiplies local y, local x and the ratio, then the bias), ``hidden``
             [N - 1, 2, K, K] (modulation's and synthesis' matrix, output by input), ``bias`` [N - 1, K] of the
-            synthesis, ``last`` [3, K] and ``last_bias`` [3] (RGB in [0, 1]).
+            synthesis, ``last`` [3, K] and ``last_bias`` [3] (RGB in [0, 1]); ``largest_argument`` [], the largest
+            magnitude of a sine's argument that the exporter saw, radians, where the bundle says it.
 
         Raises:
             InputError: The decoder is not DIINN's folded one: its bundle holds no such weights.
@@ -163,6 +164,7 @@ class Bundle:
             "bias": (depth - 1, width),
             "last": (3, width),
             "last_bias": (3,),
+            **{name: () for name in ("largest_argument",) if name in found},
         }
         for name, shape in shapes.items():
             if name not in found or found[name].shape != shape or found[name].dtype != np.float32:

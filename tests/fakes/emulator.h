@@ -6,7 +6,7 @@
 // skewed   one warp at a time runs ahead, as far as a barrier lets it; asynchronous copies are done at once. Shows what is
 //          overwritten while another warp still reads it.
 //
-// Neither shows speed, nor races within a warp.
+// Neither shows speed. What a lane reads of another one before it was written shows where lanes meet too late, in either.
 
 #pragma once
 
@@ -31,7 +31,7 @@
 #define __shared__
 #define __forceinline__ inline
 #ifdef DIINN_SHOW_BOUNDS  // for whoever reads the preprocessed source
-#define __launch_bounds__(threads, ...) launch_bounds_##threads
+#define __launch_bounds__(threads, ...) launch_bounds[threads]
 #else
 #define __launch_bounds__(...)
 #endif
@@ -68,7 +68,33 @@ inline void __syncthreads() {
     while (generation == mine) yield();
 }
 
-inline void __syncwarp() {}
+// What lanes of one warp give each other: all of it is there once the last has come.
+struct Meeting {
+    uint32_t given[32], met[32];
+    int arrived = 0, generation = 0;
+};
+static Meeting meetings[32];
+
+inline const uint32_t *meet(uint32_t given) {
+    Meeting &m = meetings[current / 32];
+    m.given[current % 32] = given;
+    const int mine = m.generation;
+    ++progress;
+    if (++m.arrived == 32) {
+        memcpy(m.met, m.given, sizeof m.met);
+        m.arrived = 0, ++m.generation;
+    }
+    while (m.generation == mine) yield();
+    return m.met;
+}
+
+inline void __syncwarp() { meet(0); }
+inline uint32_t of_lane(uint32_t value, int lane) { return meet(value)[lane]; }
+inline bool all_of_warp(bool says) {
+    const uint32_t *const said = meet(says);
+    return std::all_of(said, said + 32, [](uint32_t one) { return one; });
+}
+
 template <typename Value>
 Value __ldg(const Value *from) { return *from; }
 
@@ -82,7 +108,7 @@ inline void copies_done() {
     fibers[current].copies.clear();
 }
 
-inline float sine_of_reduced(float x) { return sinf(x); }
+inline float fast_sine(float x) { return sinf(x); }
 inline float relu(float x) { return x < 0.0f ? 0.0f : x; }  // NaN stays
 
 inline float from_half_slowly(uint16_t half) {
@@ -110,12 +136,19 @@ inline uint32_t to_half(float value) {  // round to nearest even
     return sign | ((size + 0xfff + (size >> 13 & 1) - 0x38000000) >> 13);
 }
 
+inline uint32_t byte_of(float x) { return (uint32_t)rintf(fminf(fmaxf(x, 0.0f), 255.0f)); }
 inline uint32_t pack_halves(float low, float high) { return to_half(low) | to_half(high) << 16; }
 inline float2 unpack_halves(uint32_t both) { return {from_half(both & 0xffff), from_half(both >> 16)}; }
+
+inline uint32_t relu_halves(uint32_t both) {
+    const float2 values = unpack_halves(both);
+    return pack_halves(relu(values.x), relu(values.y));
+}
 
 // One warp's product: the last lane to come computes it for all, from the fragment layouts of PTX's m16n8k16.
 struct Product {
     float (*sums[32])[4];
+    float added[32][4];
     uint4 a[32];
     uint32_t b[32][2];
     int arrived = 0, generation = 0;
@@ -138,17 +171,19 @@ inline void multiply(Product &p) {
     }
     for (int row = 0; row < 16; ++row) {
         float sums[8];  // by column: four lanes hold two each
-        const auto held = [&](int column) -> float & { return (*p.sums[row % 8 * 4 + column / 2])[row / 8 * 2 + column % 2]; };
-        for (int column = 0; column < 8; ++column) sums[column] = held(column);
+        const auto lane = [&](int column) { return row % 8 * 4 + column / 2; };
+        const auto at = [&](int column) { return row / 8 * 2 + column % 2; };
+        for (int column = 0; column < 8; ++column) sums[column] = p.added[lane(column)][at(column)];
         for (int k = 0; k < 16; ++k)
             for (int column = 0; column < 8; ++column) sums[column] += a[row][k] * b[k][column];
-        for (int column = 0; column < 8; ++column) held(column) = sums[column];
+        for (int column = 0; column < 8; ++column) (*p.sums[lane(column)])[at(column)] = sums[column];
     }
 }
 
-inline void mma_m16n8k16(float (&d)[4], const uint4 &a, uint32_t b_low, uint32_t b_high) {
+inline void mma_m16n8k16(float (&d)[4], const float (&c)[4], const uint4 &a, uint32_t b_low, uint32_t b_high) {
     const int lane = current % 32;
     Product &p = products[current / 32];
+    memcpy(p.added[lane], c, sizeof c);
     p.sums[lane] = &d, p.a[lane] = a, p.b[lane][0] = b_low, p.b[lane][1] = b_high;
     const int mine = p.generation;
     ++progress;
@@ -216,6 +251,7 @@ inline const char *launch_blocks(int grid, int block, int shared_bytes, const st
         memset(shared, 0xff, sizeof shared);
         arrived = 0;
         for (Product &product : products) product.arrived = 0;
+        for (Meeting &meeting : meetings) meeting.arrived = 0;
         fibers.resize(block);
         for (Fiber &fiber : fibers) {
             fiber.done = false, fiber.copies.clear();

@@ -8,6 +8,7 @@ refused, and so are launches beyond the limits, addresses that are not allocated
 import contextlib
 import ctypes
 import functools
+import math
 import re
 import shutil
 import subprocess
@@ -36,8 +37,9 @@ def compile_kernels(source: Path, folder: Path, names):
         bounds = subprocess.run(
             [*COMPILER, "-E", "-DDIINN_SHOW_BOUNDS", shim], check=True, capture_output=True, text=True
         )
-        found = re.findall(r"\blaunch_bounds_(\d+)\s+(\w+)\s*\(", bounds.stdout)
-        library.with_suffix(".bounds").write_text("\n".join(f"{name} {most}" for most, name in found))
+        found = re.findall(r"\blaunch_bounds\[([\d *]+)\]\s+(\w+)\s*\(", bounds.stdout)
+        most = {name: math.prod(map(int, product.split("*"))) for product, name in found}
+        library.with_suffix(".bounds").write_text("\n".join(f"{name} {threads}" for name, threads in most.items()))
         draft.rename(library)
     return ctypes.CDLL(str(library))
 

@@ -1,14 +1,15 @@
 // Coordinates and gather: from views to the rows a decoder engine reads, and from its RGB to pixels.
 //
 // make_queries     segments of several views and cameras -> index and query
-// gather_rows_N    rows of a map, N bytes a value, by index -> rows side by side
+// gather_rows_N    rows of all maps by index -> rows side by side, N bytes at once
 // store_pixels     RGB of the queries -> each segment's BGR pixels
 //
 // Reference: ``diinn.runtime.geometry.grid``'s ``fill`` (equal index, equal coordinates), NumPy's take (equal bytes),
 // ``backends.base.Segment.write`` (equal pixels).
 // Bytes a query, S samples of F numbers and C channels of b bytes: 4 S (1 + F) written, then 4 S read and 2 S C b moved,
 // then 12 read and 3 or 12 written.
-// One thread a query in the first and last, one a 32-bit word in the second; all end where the work ends.
+// One thread a query in the first and last, one a piece of N bytes in the second; all end where the work ends. A launch holds
+// fewer than 2^30 queries and 2^32 pieces, a view fewer than 2^32 queries.
 
 #include "geometry.h"
 
@@ -19,7 +20,7 @@ extern "C" __global__ void make_queries(int count, int segments, const Segment *
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= count) return;
     const Segment &mine = segment_of(segment, segments, i);
-    const long long id = id_in(mine, i);
+    const uint32_t id = id_in(mine, (uint32_t)i);
     const int samples = shifts * shifts;
     float *asked = query + (long long)i * samples * columns;
     for (int s = 0; s < samples; ++s) {
@@ -39,29 +40,41 @@ extern "C" __global__ void make_queries(int count, int segments, const Segment *
     }
 }
 
-// map [pixels, channels], index [count], rows [count, channels]; values = count * channels
-template <typename Value>
-__device__ void gather(long long values, int channels, const Value *map, const int *index, Value *rows) {
-    const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= values) return;
-    rows[i] = map[(long long)index[i / channels] * channels + i % channels];
+// Where the gathered rows of a map go. ``ROWS`` of backends/tensorrt.py is the same in NumPy.
+struct Rows {
+    void *rows;  // [samples, pieces]
+    int pieces;  // of a row
+    int unused;
+};
+
+// maps: addresses of [pixels, pieces] each; index [samples]; each: pieces of a sample, of all maps; total: of all samples
+template <typename Piece>
+__device__ __forceinline__ void gather(uint32_t total, uint32_t each, const Rows *to, const uint64_t *maps, const int *index) {
+    const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= total) return;
+    const uint32_t sample = i / each;
+    uint32_t piece = i - sample * each;
+    for (; piece >= (uint32_t)to->pieces; ++to, ++maps) piece -= to->pieces;
+    const uint64_t row = (uint32_t)to->pieces;
+    static_cast<Piece *>(to->rows)[sample * row + piece] =
+        reinterpret_cast<const Piece *>(*maps)[(uint32_t)index[sample] * row + piece];
 }
 
-extern "C" __global__ void gather_rows_4(long long values, int channels, const uint32_t *map, const int *index,
-                                         uint32_t *rows) {
-    gather(values, channels, map, index, rows);
-}
+#define GATHER(BYTES, PIECE)                                                                                          \
+    extern "C" __global__ void gather_rows_##BYTES(uint32_t total, uint32_t each, const Rows *to, const uint64_t *maps, \
+                                                   const int *index) {                                                \
+        gather<PIECE>(total, each, to, maps, index);                                                                  \
+    }
 
-extern "C" __global__ void gather_rows_2(long long values, int channels, const uint16_t *map, const int *index,
-                                         uint16_t *rows) {
-    gather(values, channels, map, index, rows);
-}
+GATHER(16, uint4)
+GATHER(4, uint32_t)
+GATHER(2, uint16_t)
 
 // rgb [count, 3] in units of [0, 1]
 extern "C" __global__ void store_pixels(int count, int segments, const Segment *segment, const float *rgb) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= count) return;
     const Segment &mine = segment_of(segment, segments, i);
-    const long long id = id_in(mine, i);
-    for (int channel = 0; channel < 3; ++channel) store(mine, i, id, channel, rgb[3 * i + channel]);
+    const uint32_t id = id_in(mine, (uint32_t)i);
+    for (int channel = 0; channel < 3; ++channel) store(mine, (uint32_t)i, id, channel, rgb[3 * i + channel]);
 }

@@ -7,28 +7,38 @@
 // Queries of any number of segments (views, cameras); maps fp16 [pixels, K] each; operands fp16, sums and sines fp32.
 // Paper: equations 2 to 6, folded (A_i z is in M_i). Reference: the bundle's ``decoder.onnx``; tolerance that of fp16.
 //
-// A warp decodes 32 queries through all layers. Its activations stay with the lane that made them (``tile.h``): registers
-// while they are multiplied, its own 16 bytes of shared memory while a layer is being made. Weights are shared by the
-// block: all of them in shared memory where they fit (``resident``), else one group of 16 units at a time is streamed from
-// L2, the next while this one is multiplied.
+// A warp decodes 32 queries through all layers. One lane a query finds its coordinates and stores its pixel; in between, four
+// lanes share a query's units. Activations stay with the lane that made them (``tile.h``): registers while they are
+// multiplied, its own 16 bytes of shared memory while a layer is being made. Products begin as what is added to them: the
+// modulation, the bias. Weights are shared by the block: all of them in shared memory where that leaves room for as many
+// warps (``resident``), else one group of 16 units at a time is streamed from L2, the next while this one is multiplied.
+//
+// ``reduced``: sines of arguments of any size (``tile.h``), where the bundle does not say that they are small.
 //
 // A query: 2 K (3 + 2 K (layers - 1) + 3) FLOP, K layers sines, 2 K layers bytes of the maps, shared by the queries of one
 // LR pixel, 3 or 12 bytes written. A block of W warps reads 4 K^2 (layers - 1) bytes of weights for its 32 W queries
 // where they are streamed.
 //
-// One block: up to 8 warps; shared memory: ``weights`` + W * K * 64 bytes (``fused.Plan`` on the host).
+// One block: up to 8 warps; shared memory: ``weights`` + W * K * 64 bytes (``fused.plan`` on the host). A launch holds fewer
+// than 2^30 queries, a view fewer than 2^32, and a map fewer than 2^32 pieces of 8 bytes.
 
 #include "geometry.h"
 #include "tile.h"
 
 struct Network {
     int layers;
-    const uint4 *hidden;       // (layers - 1) * words_of(K) / 4, in ``weight_at``'s order
-    const float4 *first;       // [K]: what multiplies y, x, ratio; bias
-    const float *bias;         // [layers - 1, K], of the synthesis
-    const uint2 *last;         // in ``last_weight_at``'s order
-    const float *last_bias;    // [3]
-    const uint64_t *maps;      // [layers] addresses
+    const uint4 *hidden;     // (layers - 1) * words_of(K) / 4, in ``weight_at``'s order
+    const float4 *first;     // [K]: what multiplies y, x, ratio; bias
+    const float4 *bias;      // [layers - 1, K / 2], of the synthesis: two units', twice, as an MMA's C takes them
+    const uint2 *last;       // in ``last_weight_at``'s order
+    const float2 *last_bias; // [4]: red and green, blue, zeros
+    const uint64_t *maps;    // [layers] addresses
+};
+
+// What the layers need of a query, 16 bytes.
+struct alignas(16) Asked {
+    uint32_t piece;  // which 8 bytes of a map are the first of its row
+    float y, x, ratio;
 };
 
 // The four values that a lane makes of one row, and of the row 8 below, into an MMA's A operand.
@@ -37,25 +47,45 @@ __device__ __forceinline__ uint4 operand(const float (&row)[4], const float (&be
                       pack_halves(below[2], below[3]));
 }
 
-// Four values of a map's row, from ``at`` on.
-__device__ __forceinline__ void modulation_at(uint64_t map, long long at, float (&values)[4]) {
-    const uint2 four = __ldg(reinterpret_cast<const uint2 *>(map) + at / 4);
-    const float2 low = unpack_halves(four.x), high = unpack_halves(four.y);
-    values[0] = low.x, values[1] = low.y, values[2] = high.x, values[3] = high.y;
+__device__ __forceinline__ Asked asked_of(const Segment &from, uint32_t id, int pieces) {
+    const Sample sample = sample_at(from, id, 0, 0);
+    return {(uint32_t)sample.index * pieces, sample.y, sample.x, ratio_at(from, id)};
 }
 
-template <int K, bool RESIDENT>
-__device__ __forceinline__ void decode(long long count, int segments, const Segment *segment, const Network &network,
+// Store the pixel of each lane's query, those of a warp following one another from query ``top`` of the launch on: its RGB in
+// units of [0, 1]. 96 bytes of one segment are written as 24 words.
+__device__ __forceinline__ void store_pixels(const Segment &to, uint32_t top, uint32_t id, bool wanted, float4 rgb) {
+    const int lane = threadIdx.x % LANES;
+    if (to.outside && to.outside[id]) rgb.x = rgb.y = rgb.z = to.border;
+    const uint32_t start = (uint32_t)to.start, at = 3 * (top + lane - start);
+    if (!to.bytes) {
+        float *const pixel = (float *)to.out + at;
+        if (wanted) pixel[0] = rgb.z, pixel[1] = rgb.y, pixel[2] = rgb.x;
+    }
+    const uint32_t bgr = byte_of(rgb.z * 255.0f) | byte_of(rgb.y * 255.0f) << 8 | byte_of(rgb.x * 255.0f) << 16;
+    if (all_of_warp(wanted && to.bytes && start <= top && (top - start) % 4 == 0)) {  // then it is one segment
+        const int byte = 4 * lane, query = byte / 3, within = byte % 3;
+        const uint32_t low = of_lane(bgr, query), high = of_lane(bgr, query + 1);
+        if (lane < 24) ((uint32_t *)to.out)[(at - 3 * lane) / 4 + lane] = low >> 8 * within | high << (24 - 8 * within);
+    } else if (wanted && to.bytes) {
+        uint8_t *const pixel = (uint8_t *)to.out + at;
+        pixel[0] = (uint8_t)bgr, pixel[1] = (uint8_t)(bgr >> 8), pixel[2] = (uint8_t)(bgr >> 16);
+    }
+}
+
+template <int K, bool RESIDENT, bool REDUCED>
+__device__ __forceinline__ void decode(int count, int segments, const Segment *segment, const Network &network,
                                        uint4 *shared) {
     constexpr int STEPS = K / GROUP, PIECE = STEPS * 2 * LANES;  // 16-byte words of one group's weights
+    constexpr int AT_ONCE = STEPS <= 2 ? STEPS : RESIDENT ? 1 : 2;  // groups; more would need too many registers
     const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, warps = blockDim.x / LANES;
     const int pieces = (network.layers - 1) * STEPS, unit_base = unit_of(lane);
     uint4 *weights = shared;
-    uint4 *mine = shared + (RESIDENT ? pieces : 2) * PIECE + warp * STEPS * TILES * LANES + lane;
+    uint4 *ours = shared + (RESIDENT ? pieces : 2) * PIECE + warp * STEPS * TILES * LANES, *mine = ours + lane;
 
     const auto fetch = [&](int piece, int slot) {
         for (int i = threadIdx.x; i < PIECE; i += blockDim.x)
-            copy_async(weights + slot * PIECE + i, network.hidden + (long long)piece * PIECE + i);
+            copy_async(weights + slot * PIECE + i, network.hidden + piece * PIECE + i);
     };
     int slot = 0;
     if (RESIDENT) {
@@ -66,36 +96,39 @@ __device__ __forceinline__ void decode(long long count, int segments, const Segm
         fetch(0, 0);
     }
 
-    const long long rows_a_block = (long long)warps * TILE_ROWS;
-    for (long long base = blockIdx.x * rows_a_block; base < count; base += gridDim.x * rows_a_block) {
-        const long long top = base + warp * TILE_ROWS + row_of(lane);
-        Sample asked[2 * TILES];  // of the lane's rows, 8 apart
-        float ratio[2 * TILES];
+    const int rows_a_block = warps * TILE_ROWS;
+    for (int base = blockIdx.x * rows_a_block; base < count; base += gridDim.x * rows_a_block) {
+        const int top = base + warp * TILE_ROWS, own = top + lane;
+        const Segment &to = segment_of(segment, segments, own < count ? own : count - 1);  // the last tile's rest asks again
+        const uint32_t id = id_in(to, (uint32_t)(own < count ? own : count - 1));
+
+        Asked asked[2 * TILES];  // of the lane's rows, 8 apart
+        reinterpret_cast<Asked *>(ours)[lane] = asked_of(to, id, K / 4);
+        __syncwarp();
 #pragma unroll
         for (int r = 0; r < 2 * TILES; ++r) {
-            const long long i = top + 8 * r < count ? top + 8 * r : count - 1;  // the last tile's rest asks again
-            const Segment &from = segment_of(segment, segments, i);
-            const long long id = id_in(from, i);
-            asked[r] = sample_at(from, id, 0, 0);
-            ratio[r] = ratio_at(from, id);
+            asked[r] = reinterpret_cast<const Asked *>(ours)[row_of(lane) + 8 * r];
+            asked[r].piece += unit_base / 4;
         }
-        __syncwarp();  // an MMA wants its warp together
+        __syncwarp();
 
-#pragma unroll 1
+        const uint2 *map = reinterpret_cast<const uint2 *>(network.maps[0]);
+#pragma unroll(AT_ONCE)
         for (int group = 0; group < STEPS; ++group) {
-            const int at = group * GROUP + unit_base;
             float made[2 * TILES][4];
             float4 first[4];
 #pragma unroll
-            for (int e = 0; e < 4; ++e) first[e] = network.first[at + e];
+            for (int e = 0; e < 4; ++e) first[e] = network.first[group * GROUP + unit_base + e];
 #pragma unroll
             for (int r = 0; r < 2 * TILES; ++r) {
-                float modulation[4];
-                modulation_at(network.maps[0], (long long)asked[r].index * K + at, modulation);
+                const uint2 four = __ldg(map + (asked[r].piece + 4u * group));
+                const float2 low = unpack_halves(relu_halves(four.x)), high = unpack_halves(relu_halves(four.y));
+                const float modulation[4] = {low.x, low.y, high.x, high.y};
 #pragma unroll
                 for (int e = 0; e < 4; ++e) {
                     const float4 w = first[e];
-                    made[r][e] = unit(modulation[e], fmaf(w.x, asked[r].y, fmaf(w.y, asked[r].x, fmaf(w.z, ratio[r], w.w))));
+                    const float argument = fmaf(w.x, asked[r].y, fmaf(w.y, asked[r].x, fmaf(w.z, asked[r].ratio, w.w)));
+                    made[r][e] = modulation[e] * sine<REDUCED>(argument);
                 }
             }
 #pragma unroll
@@ -109,15 +142,16 @@ __device__ __forceinline__ void decode(long long count, int segments, const Segm
             for (int step = 0; step < STEPS; ++step)
 #pragma unroll
                 for (int m = 0; m < TILES; ++m) activation[m][step] = mine[(step * TILES + m) * LANES];
-            const uint64_t map = network.maps[layer];
+            map = reinterpret_cast<const uint2 *>(network.maps[layer]);
 
-#pragma unroll 1
+#pragma unroll(AT_ONCE)
             for (int group = 0; group < STEPS; ++group) {
-                const int piece = (layer - 1) * STEPS + group, at = group * GROUP + unit_base;
-                float modulation[2 * TILES][4];  // on its way while others are waited for
+                const int piece = (layer - 1) * STEPS + group;
+                uint2 modulation[2 * TILES];  // on its way while others are waited for
 #pragma unroll
-                for (int r = 0; r < 2 * TILES; ++r) modulation_at(map, (long long)asked[r].index * K + at, modulation[r]);
-                const float4 bias = *reinterpret_cast<const float4 *>(network.bias + (layer - 1) * K + at);
+                for (int r = 0; r < 2 * TILES; ++r) modulation[r] = __ldg(map + (asked[r].piece + 4u * group));
+                const float4 *const pairs = network.bias + (piece * GROUP + unit_base) / 2;
+                const float4 bias[2] = {pairs[0], pairs[1]};
                 if (!RESIDENT) {
                     copies_done();
                     __syncthreads();  // this piece is there, and the one before is no longer read
@@ -125,7 +159,16 @@ __device__ __forceinline__ void decode(long long count, int segments, const Segm
                 }
                 const uint4 *const here = weights + (RESIDENT ? piece : slot) * PIECE + lane;
 
-                float sums[TILES][2][2][4] = {};  // [tile][modulation, synthesis][block][MMA's own]
+                float sums[TILES][2][2][4];  // [tile][modulation, synthesis][block][MMA's own]
+                float biases[2][4] = {{bias[0].x, bias[0].y, bias[0].z, bias[0].w},
+                                      {bias[1].x, bias[1].y, bias[1].z, bias[1].w}};
+#pragma unroll
+                for (int r = 0; r < 2 * TILES; ++r) {
+                    const float2 low = unpack_halves(modulation[r].x), high = unpack_halves(modulation[r].y);
+                    float(&to_sums)[2][4] = sums[r / 2][0];
+                    to_sums[0][r % 2 * 2] = low.x, to_sums[0][r % 2 * 2 + 1] = low.y;
+                    to_sums[1][r % 2 * 2] = high.x, to_sums[1][r % 2 * 2 + 1] = high.y;
+                }
 #pragma unroll
                 for (int step = 0; step < STEPS; ++step) {
 #pragma unroll
@@ -133,12 +176,13 @@ __device__ __forceinline__ void decode(long long count, int segments, const Segm
                         const uint4 b = here[(step * 2 + synthesis) * LANES];
 #pragma unroll
                         for (int m = 0; m < TILES; ++m) {
-                            mma_m16n8k16(sums[m][synthesis][0], activation[m][step], b.x, b.y);
-                            mma_m16n8k16(sums[m][synthesis][1], activation[m][step], b.z, b.w);
+                            float(&d)[2][4] = sums[m][synthesis];
+                            const bool begins = synthesis && !step;
+                            mma_m16n8k16(d[0], begins ? biases[0] : d[0], activation[m][step], b.x, b.y);
+                            mma_m16n8k16(d[1], begins ? biases[1] : d[1], activation[m][step], b.z, b.w);
                         }
                     }
                 }
-                const float biases[4] = {bias.x, bias.y, bias.z, bias.w};
 #pragma unroll
                 for (int m = 0; m < TILES; ++m) {
                     float made[2][4];
@@ -147,8 +191,7 @@ __device__ __forceinline__ void decode(long long count, int segments, const Segm
 #pragma unroll
                         for (int e = 0; e < 4; ++e) {
                             const int block = e / 2, column = below * 2 + e % 2;
-                            made[below][e] = unit(sums[m][0][block][column] + modulation[2 * m + below][e],
-                                                  sums[m][1][block][column] + biases[e]);
+                            made[below][e] = relu(sums[m][0][block][column]) * sine<REDUCED>(sums[m][1][block][column]);
                         }
                     mine[(group * TILES + m) * LANES] = operand(made[0], made[1]);
                 }
@@ -156,49 +199,52 @@ __device__ __forceinline__ void decode(long long count, int segments, const Segm
             }
         }
 
-        float rgb[TILES][4] = {};  // lanes 0 of four hold red and green, lanes 1 blue
-#pragma unroll 1
+        const float2 last_bias = network.last_bias[lane % 4];
+        float rgb[TILES][4];  // lanes 0 of four hold red and green, lanes 1 blue
+#pragma unroll
+        for (int m = 0; m < TILES; ++m) rgb[m][0] = rgb[m][2] = last_bias.x, rgb[m][1] = rgb[m][3] = last_bias.y;
+#pragma unroll(STEPS <= 4 ? STEPS : 2)
         for (int step = 0; step < STEPS; ++step) {
             const uint2 b = network.last[step * LANES + lane];
 #pragma unroll
-            for (int m = 0; m < TILES; ++m) mma_m16n8k16(rgb[m], mine[(step * TILES + m) * LANES], b.x, b.y);
+            for (int m = 0; m < TILES; ++m) mma_m16n8k16(rgb[m], rgb[m], mine[(step * TILES + m) * LANES], b.x, b.y);
+        }
+        __syncwarp();  // the activations are read: each row's RGB takes their place, 16 bytes
+        if (lane % 4 < 2) {
+#pragma unroll
+            for (int r = 0; r < 2 * TILES; ++r)
+                reinterpret_cast<float2 *>(ours)[2 * (row_of(lane) + 8 * r) + lane % 4] = {rgb[r / 2][r % 2 * 2],
+                                                                                           rgb[r / 2][r % 2 * 2 + 1]};
         }
         __syncwarp();
-        const int holds = lane % 4 == 0 ? 2 : lane % 4 == 1 ? 1 : 0;  // channels
-#pragma unroll
-        for (int r = 0; r < 2 * TILES; ++r) {
-            const long long i = top + 8 * r;
-            if (i >= count) continue;
-            const Segment &to = segment_of(segment, segments, i);
-            const long long id = id_in(to, i);
-#pragma unroll
-            for (int c = 0; c < 2; ++c) {
-                if (c >= holds) continue;
-                const int channel = lane % 4 * 2 + c;
-                store(to, i, id, channel, rgb[r / 2][r % 2 * 2 + c] + network.last_bias[channel]);
-            }
-        }
+        store_pixels(to, top, id, own < count, reinterpret_cast<const float4 *>(ours)[lane]);
+        __syncwarp();
     }
     if (!RESIDENT) copies_done();  // the next tile's first piece, for which there is no tile
 }
 
-#define FUSED(K, BLOCKS, NAME, RESIDENT)                                                                               \
-    extern "C" __global__ void __launch_bounds__(256, BLOCKS) fused_##K##_##NAME(                                       \
-        long long count, int segments, const Segment *segment, int layers, const uint4 *hidden, const float4 *first,    \
-        const float *bias, const uint2 *last, const float *last_bias, const uint64_t *maps) {                           \
+// WARPS of a block and BLOCKS of a multiprocessor at most: what ``fused.WARPS`` says, too.
+#define FUSED(K, WARPS, BLOCKS, NAME, RESIDENT, REDUCED)                                                               \
+    extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) fused_##K##_##NAME(                                \
+        int count, int segments, const Segment *segment, int layers, const uint4 *hidden, const float4 *first,          \
+        const float4 *bias, const uint2 *last, const float2 *last_bias, const uint64_t *maps) {                         \
         extern __shared__ uint4 shared[];                                                                               \
-        decode<K, RESIDENT>(count, segments, segment, {layers, hidden, first, bias, last, last_bias, maps}, shared);    \
+        decode<K, RESIDENT, REDUCED>(count, segments, segment, {layers, hidden, first, bias, last, last_bias, maps},    \
+                                     shared);                                                                           \
     }
+#define STREAMED(K, WARPS, BLOCKS)                          \
+    FUSED(K, WARPS, BLOCKS, streamed, false, false)         \
+    FUSED(K, WARPS, BLOCKS, streamed_reduced, false, true)
+#define BOTH_FORMS(K, WARPS, BLOCKS)                        \
+    FUSED(K, WARPS, BLOCKS, resident, true, false)          \
+    FUSED(K, WARPS, BLOCKS, resident_reduced, true, true)   \
+    STREAMED(K, WARPS, BLOCKS)
 
-FUSED(16, 3, resident, true)
-FUSED(16, 3, streamed, false)
-FUSED(32, 2, resident, true)
-FUSED(32, 2, streamed, false)
-FUSED(64, 2, resident, true)
-FUSED(64, 2, streamed, false)
-FUSED(128, 1, resident, true)
-FUSED(128, 1, streamed, false)
-FUSED(256, 1, streamed, false)
+BOTH_FORMS(16, 8, 3)
+BOTH_FORMS(32, 8, 2)
+BOTH_FORMS(64, 8, 2)
+BOTH_FORMS(128, 6, 2)
+STREAMED(256, 8, 1)
 
 // Weights as a bundle holds them, fp32 [layers - 1, 2, K, K] (modulation, synthesis; out, in), to ``hidden``; a thread a
 // 32-bit word.

@@ -27,16 +27,21 @@ struct Segment {
     int bytes;
 };
 
+// Queries are numbered by ``Id``: long long, or where a launch and a view hold fewer what is cheaper on a GPU.
+
 // The segment of query ``i`` of a launch.
-BOTH const Segment &segment_of(const Segment *segments, int count, long long i) {
+template <typename Id>
+BOTH const Segment &segment_of(const Segment *segments, int count, Id i) {
     int found = 0;
-    while (found + 1 < count && segments[found + 1].start <= i) ++found;
+    while (found + 1 < count && (Id)segments[found + 1].start <= i) ++found;
     return segments[found];
 }
 
 // Which query of its view query ``i`` of the launch is.
-BOTH long long id_in(const Segment &segment, long long i) {
-    return segment.ids ? segment.ids[i - segment.start] : segment.first + (i - segment.start);
+template <typename Id>
+BOTH Id id_in(const Segment &segment, Id i) {
+    const Id at = i - (Id)segment.start;
+    return segment.ids ? (Id)segment.ids[at] : (Id)segment.first + at;
 }
 
 struct Sample {
@@ -45,24 +50,28 @@ struct Sample {
 };
 
 // Sample (along_y, along_x) of query ``id``; a map has but one.
-BOTH Sample sample_at(const Segment &segment, long long id, int along_y, int along_x) {
+template <typename Id>
+BOTH Sample sample_at(const Segment &segment, Id id, int along_y, int along_x) {
     if (!segment.cols) return {segment.offset + segment.rows[id], segment.row_at[2 * id], segment.row_at[2 * id + 1]};
-    const int row = (int)(id / segment.width) + along_y * segment.height;
-    const int col = (int)(id % segment.width) + along_x * segment.width;
+    const Id down = id / (Id)segment.width;
+    const Id row = down + (Id)(along_y * segment.height);
+    const Id col = id - down * (Id)segment.width + (Id)(along_x * segment.width);
     return {segment.offset + segment.rows[row] * segment.source_width + segment.cols[col], segment.row_at[row],
             segment.col_at[col]};
 }
 
 // The area ratio of query ``id`` (DIINN's layout).
-BOTH float ratio_at(const Segment &segment, long long id) {
+template <typename Id>
+BOTH float ratio_at(const Segment &segment, Id id) {
     return segment.cols ? segment.constants[0] : segment.constants[id];
 }
 
 // Store one channel (0 red, 1 green, 2 blue; units of [0, 1]) of query ``i``, which is ``id`` in its view: uint8 rounded to
 // even and clamped, or float32.
-BOTH void store(const Segment &segment, long long i, long long id, int channel, float value) {
+template <typename Id>
+BOTH void store(const Segment &segment, Id i, Id id, int channel, float value) {
     if (segment.outside && segment.outside[id]) value = segment.border;
-    const long long at = 3 * (i - segment.start) + 2 - channel;
+    const Id at = 3 * (i - (Id)segment.start) + 2 - (Id)channel;
     if (segment.bytes)
         ((uint8_t *)segment.out)[at] = (uint8_t)rintf(fminf(fmaxf(value * 255.0f, 0.0f), 255.0f));
     else

@@ -1,8 +1,10 @@
 // What the kernels ask of the machine, each thing under one name: on a GPU here; on a CPU what is needed is defined before
 // this file is included, with DIINN_HOST: by the tests' emulator, or by cpu/decoder.cpp, which takes the geometry alone.
 //
-// mma_m16n8k16  one warp: D[16, 8] += A[16, 16] B[16, 8], operands fp16, accumulated in fp32; fragments as PTX lays them out
+// mma_m16n8k16  one warp: D[16, 8] = C[16, 8] + A[16, 16] B[16, 8], operands fp16, accumulated in fp32; fragments as PTX
+//               lays them out; D and C may be the same
 // copy_async    16 bytes from device to shared memory, done when copies_done returns (and for other threads at a barrier)
+// of_lane       what another lane of the warp gives; all_of_warp: whether all its lanes say so. Every lane has to come
 
 #pragma once
 
@@ -41,7 +43,7 @@ __device__ __forceinline__ float2 unpack_halves(uint32_t both) {
     return values;
 }
 
-__device__ __forceinline__ float sine_of_reduced(float x) { return __sinf(x); }
+__device__ __forceinline__ float fast_sine(float x) { return __sinf(x); }
 
 // max(x, 0), and NaN where x is: what is wrong with a map must not come out as black.
 __device__ __forceinline__ float relu(float x) {
@@ -54,17 +56,41 @@ __device__ __forceinline__ float relu(float x) {
 #endif
 }
 
-__device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint4 &a, uint32_t b_low, uint32_t b_high) {
+// ``relu`` of two halves.
+__device__ __forceinline__ uint32_t relu_halves(uint32_t both) {
+#if __CUDA_ARCH__ >= 800
+    uint32_t positive;
+    asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(positive) : "r"(both), "r"(0u));
+    return positive;
+#else
+    const float2 values = unpack_halves(both);
+    return pack_halves(relu(values.x), relu(values.y));
+#endif
+}
+
+// Rounded to even and clamped to 0 .. 255; 0 where x is NaN.
+__device__ __forceinline__ uint32_t byte_of(float x) {
+    uint32_t byte;
+    asm("cvt.rni.u8.f32 %0, %1;" : "=r"(byte) : "f"(x));
+    return byte;
+}
+
+__device__ __forceinline__ uint32_t of_lane(uint32_t value, int lane) { return __shfl_sync(~0u, value, lane); }
+__device__ __forceinline__ bool all_of_warp(bool says) { return __all_sync(~0u, says); }
+
+__device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const float (&c)[4], const uint4 &a, uint32_t b_low,
+                                             uint32_t b_high) {
 #if __CUDA_ARCH__ >= 800
     asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b_low), "r"(b_high));
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%10, %11, %12, %13};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b_low), "r"(b_high), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
 #else  // sm_75 has half of it
     asm volatile(
-        "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a.x), "r"(a.y), "r"(b_low));
+        "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %8, %9, %10};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a.x), "r"(a.y), "r"(b_low), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
     asm volatile(
         "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])

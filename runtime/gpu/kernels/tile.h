@@ -44,13 +44,13 @@ BOTH Place last_weight_at(int word, int high) {
     return {0, lane / 4, step * GROUP + unit_at(half_of_step, lane % 4 * 2 + high)};
 }
 
-// sin(x), fp32: x less the nearest multiple of 2 pi in two parts, then the special function unit on [-pi, pi]. Turns are
-// rounded by adding what leaves no bits for a fraction: rintf would be a special function, too. For |x| below 1e7.
+// sin(x), fp32, by the special function unit. ``REDUCED``: x less the nearest multiple of 2 pi in two parts first, so that
+// the unit sees [-pi, pi], for |x| below 1e7; turns are rounded by adding what leaves no bits for a fraction: rintf would be
+// a special function, too. Without that the unit's own reduction has to do, for |x| below ``fused.LARGEST_UNREDUCED``.
+template <bool REDUCED>
 BOTH_DEVICE float sine(float x) {
+    if (!REDUCED) return fast_sine(x);
     const float whole = 12582912.0f;  // 1.5 * 2^23
     const float turns = fmaf(x, 0.15915494309f, whole) - whole;
-    return sine_of_reduced(fmaf(turns, 1.7484555e-7f, fmaf(turns, -6.2831854820f, x)));
+    return fast_sine(fmaf(turns, 1.7484555e-7f, fmaf(turns, -6.2831854820f, x)));
 }
-
-// One unit of a layer (paper, equation 6 in its folded form): modulation times synthesis.
-BOTH_DEVICE float unit(float modulation, float argument) { return relu(modulation) * sine(argument); }

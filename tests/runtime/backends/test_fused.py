@@ -15,7 +15,7 @@ from conftest import ramp
 from diinn.runtime import DiinnError, InputError, SuperResolver
 from diinn.runtime.backends import fused as fused_backend
 from diinn.runtime.backends import gpu_base
-from diinn.runtime.backends.fused import plan
+from diinn.runtime.backends.fused import Plan, plan
 from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.engines import verify
 from diinn.runtime.engines.cache import Cache
@@ -52,11 +52,16 @@ def mode(request: pytest.FixtureRequest, gpu: Trt, device_kind: type) -> None:
     gpu.setattr(device_kind, "skewed", request.param)
 
 
-@pytest.mark.parametrize(("width", "depth"), [(16, 1), (16, 3), (32, 4), (64, 2), (128, 2), (256, 2)])
+SHAPES = [(16, 1), (16, 3), (32, 4), (64, 2), (128, 2), (256, 2)]
+
+
+@pytest.mark.parametrize(("width", "depth", "reduced"), [*((*shape, False) for shape in SHAPES), (16, 3, True)])
 def test_every_width_is_what_it_is_on_the_cpu(
-    gpu: Trt, device_kind: type, mode: None, make: Make, width: int, depth: int
+    gpu: Trt, device_kind: type, mode: None, make: Make, width: int, depth: int, reduced: bool
 ) -> None:
     bundle = make(width, depth)
+    if reduced:
+        gpu.setattr(fused_backend, "LARGEST_UNREDUCED", 0.0)
     frames = [ramp(13, 9), ramp(13, 9)[::-1].copy()]
     x, y = np.meshgrid(np.linspace(-2, 10, 11, dtype=np.float32), np.linspace(0, 12, 7, dtype=np.float32))
     views = [View.roi((1.5, 2.25, 5, 7.5), (13, 11)), View.remap(x, y, border_value=0.5)]
@@ -68,6 +73,7 @@ def test_every_width_is_what_it_is_on_the_cpu(
         assert fused.backend.device.launches - launches == 2  # frames made planar; all cameras and views decoded
         small = [fused.decode(e, views) for e in fused.encode(frames, TOLD)]
         assert f"({device_kind.name}, fused_" in fused.backend.describe()  # type: ignore[attr-defined]
+        assert fused.backend._decoder.plan.kernel.endswith("_reduced") == reduced  # type: ignore[attr-defined]
     for one, two, three in zip(wanted, found, small, strict=True):
         for right, ours, pixels in zip(one, two, three, strict=True):
             np.testing.assert_allclose(ours, right, atol=5e-3)
@@ -134,14 +140,37 @@ def test_a_race_in_the_kernel_is_seen(
 
 def test_plans() -> None:
     small, paper = plan(32, 4, 163 * 1024), plan(256, 4, 163 * 1024)
-    assert (small.kernel, small.warps, small.shared) == ("fused_32_resident", 8, (6 + 8) * 2048)
-    assert (paper.kernel, paper.warps, paper.shared) == ("fused_256_streamed", 8, 10 * 16384)
+    assert small == Plan("fused_32_resident", 8, (6 + 8) * 2048, 2)
+    assert paper == Plan("fused_256_streamed", 8, 10 * 16384, 1)
+    assert plan(32, 4, 163 * 1024, reduced=True).kernel == "fused_32_resident_reduced"
     assert plan(256, 4, 99 * 1024).warps == 4
     assert plan(256, 4, 64 * 1024).warps == 2
     with pytest.raises(InputError, match="no fused kernel for a decoder 48 wide, only for 16, 32, 64, 128, 256"):
         plan(48, 4, 163 * 1024)
     with pytest.raises(InputError, match="needs 49152 bytes of shared memory, the device has 40000"):
         plan(256, 4, 40000)
+
+
+@pytest.mark.parametrize("shared", [64, 99, 163, 227])
+@pytest.mark.parametrize("width", fused_backend.WIDTHS)
+def test_plans_fit_the_device_and_two_blocks_where_they_can(width: int, shared: int) -> None:
+    found = plan(width, 4, shared * 1024)
+    assert found.blocks * (found.shared + 1024) <= (shared + 1) * 1024
+    assert found.warps * found.blocks <= fused_backend.WARPS[width][1]
+    wanted = {(64, 99): ("streamed", 2), (64, 163): ("resident", 2), (128, 99): ("streamed", 2)}
+    if (width, shared) in wanted:
+        form, blocks = wanted[width, shared]
+        assert (found.kernel, found.blocks) == (f"fused_{width}_{form}", blocks)
+
+
+def test_sines_are_reduced_unless_the_bundle_says_that_arguments_are_small() -> None:
+    for name in bundles.shipped():
+        layers = bundles.load(name).layers()
+        assert not fused_backend.needs_reduction(layers)
+        assert fused_backend.needs_reduction({**layers, "largest_argument": np.float32(26)})
+        assert fused_backend.needs_reduction({**layers, "largest_argument": np.float32(np.nan)})
+        del layers["largest_argument"]  # a bundle of an earlier exporter
+        assert fused_backend.needs_reduction(layers)
 
 
 def test_bands_and_several_launches(gpu: Trt, make: Make) -> None:

@@ -152,7 +152,7 @@ def test_launches_that_cannot_be_are_refused(
 
 def test_launch_bounds_hold(device: Any, device_kind: Any) -> None:
     kernel = device.kernels(KERNELS / "fused_decoder.cu", ("fused_16_resident",))["fused_16_resident"]
-    nothing = (np.int64(0), np.int32(0), np.uint64(0), np.int32(2), *[np.uint64(0)] * 6)
+    nothing = (np.int32(0), np.int32(0), np.uint64(0), np.int32(2), *[np.uint64(0)] * 6)
     with pytest.raises(DiinnError, match="CUDA failed"):
         kernel(512, *nothing, block=512, shared=16 * 1024)
     assert any("launch bounds say 256" in line for line in device_kind.complaints())

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, play_device
 from diinn.runtime import DiinnError, InputError
+from diinn.runtime.backends.tensorrt import ROWS
 from diinn.runtime.geometry import grid
 from diinn.runtime.geometry.segments import SEGMENT, Segment
 from diinn.runtime.gpu import compiler, nvrtc
@@ -205,9 +206,14 @@ def test_a_binary_made_beforehand_is_taken_where_it_fits(tmp_path: Path, monkeyp
         compiler.machine_code(source, "8.7", 99000)
 
 
+KERNEL_NAMES = {
+    "coordinates_gather": ("make_queries", "gather_rows_16", "gather_rows_4", "gather_rows_2", "store_pixels"),
+    "frames": ("planar_rgb",),
+}
+
+
 def launch(device, source: str, name: str, threads: int, *arguments: object) -> None:  # type: ignore[no-untyped-def]
-    names = re.findall(r"__global__ void (\w+)\(", (KERNEL_FOLDER / f"{source}.cu").read_text())
-    device.kernels(KERNEL_FOLDER / f"{source}.cu", names)[name](threads, *arguments)
+    device.kernels(KERNEL_FOLDER / f"{source}.cu", KERNEL_NAMES[source])[name](threads, *arguments)
     device.wait()
 
 
@@ -276,16 +282,23 @@ def test_queries_are_those_of_grid(device, layout, source, dsizes, cut, offset, 
     np.testing.assert_array_max_ulp(found_query[:, 2:], query[:, 2:], 1 if not layout.weighted else 4)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_rows_are_those_of_take(device, dtype: type) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize(
+    ("dtype", "channels", "piece"),
+    [(np.float16, (5, 2), 2), (np.float16, (6, 2), 4), (np.float32, (5, 3), 4), (np.float16, (8, 24), 16)],
+)
+def test_rows_are_those_of_take(device, dtype: type, channels: tuple[int, ...], piece: int) -> None:  # type: ignore[no-untyped-def]
     rng = np.random.default_rng(0)
-    rows = rng.normal(size=(37, 5)).astype(dtype)
+    maps = [rng.normal(size=(37, c)).astype(dtype) for c in channels]
     index = rng.integers(37, size=101).astype(np.int32)
-    found = np.empty((101, 5), dtype)
-    pointers = [address(a) for a in (rows, index, found)]
-    name = f"gather_rows_{found.itemsize}"
-    launch(device, "coordinates_gather", name, found.size, np.int64(found.size), np.int32(5), *pointers)
-    np.testing.assert_array_equal(found, rows[index])
+    found = [np.empty((101, c), dtype) for c in channels]
+    table = np.zeros(len(maps), ROWS)
+    table["rows"], table["pieces"] = [address(a) for a in found], [m.strides[0] // piece for m in maps]
+    each = int(table["pieces"].sum())
+    sources = np.array([address(m) for m in maps], np.uint64)
+    facts = (np.uint32(101 * each), np.uint32(each), address(table), address(sources), address(index))
+    launch(device, "coordinates_gather", f"gather_rows_{piece}", 101 * each, *facts)
+    for rows, values in zip(found, maps, strict=True):
+        np.testing.assert_array_equal(rows, values[index])
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
@@ -309,11 +322,21 @@ PROBE = """
 #include "tile.h"
 extern "C" __global__ void units(int count, const float *x, float *y) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < count) y[i] = unit(x[i], 1.5707964f);
+    if (i < count) y[i] = relu(x[i]);
+}
+extern "C" __global__ void halves(int count, const float *x, float *y) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= count) return;
+    const float2 pair = unpack_halves(relu_halves(pack_halves(x[i], x[i])));
+    y[i] = pair.x + pair.y;
 }
 extern "C" __global__ void sines(int count, const float *x, float *y) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < count) y[i] = sine(x[i]);
+    if (i < count) y[i] = sine<true>(x[i]);
+}
+extern "C" __global__ void rounded(int count, const float *x, uint32_t *y) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < count) y[i] = byte_of(x[i]);
 }
 extern "C" __global__ void places(int units, int words, int *found) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -329,15 +352,24 @@ def probe(device, tmp_path: Path):  # type: ignore[no-untyped-def]
     """Functions of the kernels' headers, called one by one."""
     source = tmp_path / "probe.cu"
     source.write_text(PROBE.replace('"tile.h"', f'"{KERNEL_FOLDER / "tile.h"}"'))
-    return device.kernels(source, ("units", "sines", "places"))
+    return device.kernels(source, ("units", "halves", "sines", "rounded", "places"))
 
 
 def test_nan_in_a_map_stays_visible(device, probe) -> None:  # type: ignore[no-untyped-def]
     x = np.float32([np.nan, -np.nan, -1, -0.0, 0, 2, np.inf, -np.inf])
     found = np.empty_like(x)
-    probe["units"](len(x), np.int32(len(x)), address(x), address(found))
+    for name, times in (("units", 1), ("halves", 2)):  # one value, and the sum of a pair
+        probe[name](len(x), np.int32(len(x)), address(x), address(found))
+        device.wait()
+        np.testing.assert_allclose(found, [np.nan, np.nan, 0, 0, 0, 2 * times, np.inf, 0], rtol=1e-6)
+
+
+def test_bytes_are_rounded_to_even_and_clamped(device, probe) -> None:  # type: ignore[no-untyped-def]
+    x = np.float32([0.5, 1.5, 2.5, -3, 254.5, 255.4, 300, np.nan, np.inf, -np.inf])
+    found = np.empty(len(x), np.uint32)
+    probe["rounded"](len(x), np.int32(len(x)), address(x), address(found))
     device.wait()
-    np.testing.assert_allclose(found, [np.nan, np.nan, 0, 0, 0, 2, np.inf, 0], rtol=1e-6)
+    np.testing.assert_array_equal(found, [0, 2, 2, 0, 254, 255, 255, 0, 255, 0])
 
 
 @pytest.mark.parametrize(("arch", "instruction"), [("75", "setp.lt"), ("80", "max.NaN.f32"), ("90", "max.NaN.f32")])
