@@ -60,9 +60,10 @@ class OnnxRuntimeBackend(Backend):
             )
         self._gathers = wanted != "int8"
         self.provider = "CPU" + SUFFIX if device else _provider(provider)
-        self._fused = self._own_decoder()
         self._chunk = self.chunk
-        self._open_graphs()
+        self._open_encoder()
+        self._fused = self._own_decoder()
+        self._open_decoder()
         self._openvino_asked = device is not None
         if device is not None:
             self._take_to_openvino(device, [wanted] if wanted else [*openvino.worthwhile(device), "fp32"])
@@ -83,8 +84,7 @@ class OnnxRuntimeBackend(Backend):
             raise InputError(f"OpenVINO computes in {', '.join(openvino.HINTS)}, not {wanted}: use --provider cpu")
         return device
 
-    def _open_graphs(self) -> None:
-        """Encoder and decoder on ``provider``; the decoder only where the CPU's own kernel does not decode."""
+    def _open_encoder(self) -> None:
         precision, kind = ("fp32", np.float32) if self._gathers else ("int8", np.float16)
         threads = self.options.thread_count
         self.workers = threads if self.provider == "CPU" + SUFFIX else 1
@@ -96,11 +96,8 @@ class OnnxRuntimeBackend(Backend):
             {"frame": (np.float32, [None, self.bundle.planes, None, None])},
             {m.name: (kind, [None, None, None, m.channels]) for m in self.bundle.maps},
         )
-        self._encoder_device = self._encoder_name = self._decoder_name = self.provider.removesuffix(SUFFIX)
-        self._decoder: ort.InferenceSession | None = None
+        self._encoder_device = self._encoder_name = self.provider.removesuffix(SUFFIX)
         self._leaves_openvino = False
-        if self._fused is None:
-            self._open_decoder(precision)
 
     def _wanted_decoder(self) -> str | None:
         """Which decoder is asked for, by the options or the environment."""
@@ -132,8 +129,13 @@ class OnnxRuntimeBackend(Backend):
             log.log(logging.INFO if missing else logging.WARNING, "ONNX Runtime decodes: %s", error)
             return None
 
-    def _open_decoder(self, precision: str) -> None:
-        role = "gather_decoder" if self._gathers else "decoder"
+    def _open_decoder(self) -> None:
+        """Where the CPU's own kernel does not decode."""
+        self._decoder: ort.InferenceSession | None = None
+        self._decoder_name = self.provider.removesuffix(SUFFIX)
+        if self._fused is not None:
+            return
+        role, precision = ("gather_decoder", "fp32") if self._gathers else ("decoder", "int8")
         self._decoder = self._session(role, precision, 1, self.provider)
         kind = np.float32 if self._gathers else np.float16
         inputs: dict[str, Tensor] = {m.name: (kind, [None, m.channels]) for m in self.bundle.maps}
@@ -150,7 +152,8 @@ class OnnxRuntimeBackend(Backend):
             self._fused = None
         else:
             return False
-        self._open_graphs()
+        self._open_encoder()
+        self._open_decoder()
         return True
 
     def _take_to_openvino_if_faster(self) -> None:
@@ -165,7 +168,8 @@ class OnnxRuntimeBackend(Backend):
             missing = isinstance(error, InputError)  # else it is there and broken
             log.log(logging.INFO if missing else logging.WARNING, "ONNX Runtime encodes: %s", error)
             if self._encoder_name != "CPU":
-                self._open_graphs()
+                self._open_encoder()
+                self._open_decoder()
 
     def _take_to_openvino(self, device: str, precisions: Sequence[str]) -> None:
         """Have OpenVINO encode, and decode where it is faster than ONNX Runtime.
