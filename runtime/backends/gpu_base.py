@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from diinn.runtime.engines.profiles import Profile
 from diinn.runtime.engines.verify import Verdict
 from diinn.runtime.errors import OutOfMemory
 from diinn.runtime.geometry.grid import Size
-from diinn.runtime.geometry.segments import SEGMENT, Chunk, Segment
+from diinn.runtime.geometry.segments import SEGMENT, Chunk, Segment, pack
 from diinn.runtime.gpu.device import Device
 from diinn.runtime.gpu.graphs import GraphCache
 from diinn.runtime.gpu.memory import Buffers, DeviceMaps, Pinned
@@ -24,6 +25,17 @@ from diinn.runtime.images.arrays import Image, as_dtype
 
 log = logging.getLogger(__name__)
 KERNELS = Path(__file__).parent.parent / "gpu" / "kernels"
+
+IN_FLIGHT = 2  # chunks
+
+
+@dataclass(frozen=True)
+class _Staged:
+    """Pinned memory of one chunk: its pixels, its ``SEGMENT``s, and ids that it names one by one."""
+
+    pixels: Pinned
+    segments: Pinned
+    ids: Pinned
 
 
 class DeviceBackend(Backend):
@@ -44,8 +56,8 @@ class DeviceBackend(Backend):
             self._tables = Tables(self.device, self._buffers)
             self._encoding = GraphCache(self.device, wanted=options.cuda_graphs)
             self._decoding = GraphCache(self.device, wanted=options.cuda_graphs)
-            self._frames, self._levels, self._pixels = (Pinned(self.device) for _ in range(3))
-            self._segments, self._ids, self._addresses = (Pinned(self.device) for _ in range(3))
+            self._frames, self._levels, self._addresses = (Pinned(self.device) for _ in range(3))
+            self._staged = [_Staged(*(Pinned(self.device) for _ in range(3))) for _ in range(IN_FLIGHT)]
             self._convert = self.device.kernels(KERNELS / "frames.cu", ("planar_rgb",))
             super().__init__(bundle, options)
         except BaseException:
@@ -134,20 +146,41 @@ class DeviceBackend(Backend):
 
     def decode(self, maps: DeviceMaps, segments: Sequence[Segment]) -> None:
         try:
-            super().decode(maps, segments)
+            self._decode(maps, segments)
         except OutOfMemory as error:
             self.chunk = max(min(self.chunk, sum(segment.count for segment in segments)) // 8, 1)
             log.warning("%s; decoding in smaller pieces, %d queries each", error, self.chunk)
-            super().decode(maps, segments)
+            self._decode(maps, segments)
+
+    def _decode(self, maps: DeviceMaps, segments: Sequence[Segment]) -> None:
+        """Each chunk is on its way before the pixels of the one before are waited for and copied."""
+        waiting: list[Callable[[], None]] = []
+        try:
+            for number, chunk in enumerate(pack(segments, self.chunk)):
+                waiting.append(self._begin(maps, chunk, self._staged[number % IN_FLIGHT]))
+                if len(waiting) == IN_FLIGHT:
+                    waiting.pop(0)()
+            for finish in waiting:
+                finish()
+        except BaseException:
+            self.device.wait()  # pinned memory is used again
+            raise
 
     def run_chunk(self, maps: DeviceMaps, chunk: Chunk) -> None:
+        self._begin(maps, chunk, self._staged[0])()
+
+    def _begin(self, maps: DeviceMaps, chunk: Chunk, staged: _Staged) -> Callable[[], None]:
+        """Put a chunk on the stream; what it returns waits for its pixels and writes them.
+
+        Device memory is given back at once: whatever takes it again comes later on the same stream.
+        """
         count = sum(segment.count for _, segment in chunk)
         sizes = [segment.count * 3 * segment.out.itemsize for _, segment in chunk]
         starts = np.concatenate([[0], np.cumsum([-(-size // 16) * 16 for size in sizes])])
-        pixels = self._pixels.array((int(starts[-1]),), np.uint8)
+        pixels = staged.pixels.array((int(starts[-1]),), np.uint8)
         listed = sum(0 if isinstance(segment.ids, slice) else segment.count for _, segment in chunk)
         with self._buffers.borrowed(pixels.nbytes, len(chunk) * SEGMENT.itemsize, listed * INT) as (out, at, ids):
-            table, numbers = self._table(chunk, out + starts[:-1].astype(np.uint64), ids, listed)
+            table, numbers = self._table(chunk, staged, out + starts[:-1].astype(np.uint64), ids, listed)
 
             def work() -> None:
                 self.device.upload(at, table)
@@ -156,17 +189,22 @@ class DeviceBackend(Backend):
                 self.decode_segments(maps, count, len(chunk), at)
                 self.device.download(pixels, out)
 
-            staged = (pixels.ctypes.data, pixels.size, table.ctypes.data, table.size, numbers.ctypes.data, numbers.size)
-            self._decoding.run((count, *staged, out, at, ids, maps.table, *maps.addresses), work)
-            self.device.wait()
-        for (_, segment), start, size in zip(chunk, starts, sizes, strict=False):
-            segment.out[segment.ids] = pixels[start : start + size].view(segment.out.dtype).reshape(-1, 3)
+            pinned = (pixels.ctypes.data, pixels.size, table.ctypes.data, table.size, numbers.ctypes.data, numbers.size)
+            self._decoding.run((count, *pinned, out, at, ids, maps.table, *maps.addresses), work)
+        done = self.device.mark()
 
-    def _table(self, chunk: Chunk, out: Any, ids: int, listed: int) -> tuple[Any, Any]:
+        def finish() -> None:
+            done()
+            for (_, segment), start, size in zip(chunk, starts, sizes, strict=False):
+                segment.out[segment.ids] = pixels[start : start + size].view(segment.out.dtype).reshape(-1, 3)
+
+        return finish
+
+    def _table(self, chunk: Chunk, staged: _Staged, out: Any, ids: int, listed: int) -> tuple[Any, Any]:
         """``SEGMENT``s of a chunk, and the ``listed`` ids that some of them name one by one."""
-        table = self._segments.array((len(chunk),), SEGMENT)
+        table = staged.segments.array((len(chunk),), SEGMENT)
         table[...] = np.zeros((), SEGMENT)
-        numbers = self._ids.array((listed,), np.int32)
+        numbers = staged.ids.array((listed,), np.int32)
         used = 0
         for row, address, (start, segment) in zip(table, out, chunk, strict=True):
             for name, value in self._tables[segment.queries].fields.items():

@@ -157,6 +157,18 @@ class Device:
             self._stream.synchronize()
             return [float(begin.time_till(end)) for begin, end in events]
 
+    def mark(self) -> Callable[[], None]:
+        """What waits until all that is on the stream now is done, whatever is put there later."""
+        with self.active():
+            event = self._cuda.Event(self._cuda.event_flags.DISABLE_TIMING)
+            event.record(self._stream)
+
+        def wait() -> None:
+            with self.active():
+                event.synchronize()
+
+        return wait
+
     def wait(self) -> None:
         """Until everything on the stream is done."""
         with self.active():

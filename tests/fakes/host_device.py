@@ -97,6 +97,7 @@ class HostDevice:
     def __init__(self, ordinal=0):
         self.blocks, self._pinned, self._freed, self._queue, self.replayed, self.launches = {}, {}, [], [], 0, 0
         self._capturing = self._broken = self._closed = False
+        self._done = 0  # pieces of work that were on the stream
         self.stream = len(STREAMS) + 1
         STREAMS[self.stream] = self
 
@@ -195,10 +196,25 @@ class HostDevice:
             self._refuse("work for a closed device")
         self._queue.append((work, arguments, keep))
 
+    def mark(self):
+        self._unsafe("an event")
+        last = self._done + len(self._queue)
+
+        def wait():
+            self._unsafe("a wait")
+            self._run(last)
+
+        return wait
+
     def wait(self):
         self._unsafe("a wait")
-        queue, self._queue = self._queue, []
-        for work, arguments, _ in queue:
+        self._run(self._done + len(self._queue))
+
+    def _run(self, last):
+        """What was put on the stream before it held ``last`` pieces of work in all."""
+        while self._done < last:
+            work, arguments, _ = self._queue.pop(0)
+            self._done += 1
             work(*arguments)
 
     def capture(self, work):

@@ -186,6 +186,35 @@ def test_bands_and_several_launches(gpu: Trt, make: Make) -> None:
         np.testing.assert_allclose(ours, right, atol=5e-3)
 
 
+def test_a_chunk_is_on_its_way_while_the_one_before_is_copied(gpu: Trt, bundle_path: Path) -> None:
+    frame = ramp(12, 9)
+    with SuperResolver.open(bundle_path, backend="cuda", check=False) as fused:
+        right = fused.resize(frame, (20, 20))
+    with SuperResolver.open(bundle_path, backend="cuda", check=False, chunk=100) as fused:
+        backend, order = fused.backend, []
+        decode, mark = backend.decode_segments, backend.device.mark  # type: ignore[attr-defined]
+
+        def marked() -> Callable[[], None]:
+            order.append("begun")
+            wait = mark()
+            return lambda: (order.append("waited"), wait())[1]
+
+        gpu.setattr(backend.device, "mark", marked)  # type: ignore[attr-defined]
+        np.testing.assert_array_equal(fused.resize(frame, (20, 20)), right)
+        assert order == ["begun", "begun", "waited", "begun", "waited", "begun", "waited", "waited"]
+
+        def fails_late(*what: object) -> None:
+            if len(order) > 9:
+                raise InputError("the third chunk fails")
+            decode(*what)
+
+        gpu.setattr(backend, "decode_segments", fails_late)
+        with pytest.raises(InputError, match="third"):
+            fused.resize(frame, (20, 20))
+        gpu.setattr(backend, "decode_segments", decode)
+        np.testing.assert_array_equal(fused.resize(frame, (20, 20)), right)
+
+
 def test_decoding_is_replayed(gpu: Trt, bundle_path: Path) -> None:
     with SuperResolver.open(bundle_path, backend="cuda") as plain:
         wanted = [plain.resize(ramp(12, 9 + n % 2), (20, 20)) for n in range(6)]
