@@ -27,6 +27,8 @@ BENCHMARKS = {  # what pip is to install for each
     "gpu": "'diinn[cuda,train,export]'",
     "kernels": "'diinn[cpu]'",
     "engines": "'diinn[cuda,train,export]'",
+    "fp16_sums": "'diinn[cpu,train,export]'",
+    "engine_layers": "'diinn[cpu,nvidia-builder]'",
     "jetson": "'diinn[cpu]'",
     "soak": "'diinn[cpu]' psutil",
     "picture": "'diinn[cpu]'",

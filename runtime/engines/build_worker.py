@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import tensorrt as trt
-from diinn.runtime.engines import profiles, versions
+from diinn.runtime.engines import map_outputs, profiles, versions
 from diinn.runtime.engines.build import Job
 from diinn.runtime.engines.profiles import Profile
 from diinn.runtime.errors import DiinnError, unknown
@@ -46,6 +46,8 @@ def build(job: Job, log: Log) -> bytes:
         versions.bits(trt.NetworkDefinitionCreationFlag, rules.network_flags)
     )
     _parse(trt.OnnxParser(network, log), job.graph)
+    # Weights that it added live as long as this list.
+    kept = [] if rules.constrained else map_outputs.channels_last(network)
     config: trt.IBuilderConfig = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job.workspace)
     config.clear_flag(trt.BuilderFlag.TF32)  # its 10 bits would make fp32 a lesser fp16
@@ -63,6 +65,7 @@ def build(job: Job, log: Log) -> bytes:
     if plan is None:
         raise DiinnError("TensorRT could not build the engine")
     Path(job.out).with_suffix(".timing").write_bytes(bytes(config.get_timing_cache().serialize()))
+    del kept
     return bytes(plan)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import ramp
 from diinn.benchmarks import scores
-from diinn.export import fp16_acceptance, fp16_graph, graphs, writer
+from diinn.export import fp16_acceptance, fp16_graph, graphs, reference, writer
 from diinn.export.reference import Reference
 from diinn.runtime import DiinnError, InputError
 from diinn.runtime.bundles import bundle as bundles
@@ -150,13 +150,39 @@ def test_shipped_fp16_graphs_are_what_todays_exporter_makes_and_stay_in_range(na
     assert made.largest[1] <= fp16_acceptance.LARGEST_VALUE
     assert card["largest"]["magnitude"] == pytest.approx(made.largest[1], rel=1e-3)
     assert card["rms_to_fp32"] == pytest.approx(made.loss, rel=0.2)
+    assert card["rms_with_fp16_sums"] == pytest.approx(made.half_sums, rel=0.2)
+    assert made.half_sums > made.loss
+
+
+def test_fp16_sums_are_rounded_after_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2048 + 1 is 2048 in fp16: what is added one at a time is lost, sixteen at once are not."""
+    rows = np.full((1, 33), 1, np.float16)
+    rows[0, 0] = 2048
+    columns = np.ones((33, 1), np.float16)
+    assert reference._half_product(rows, columns).item() == 2048 + 15 + 16 + 1
+    monkeypatch.setattr(reference, "STEP", 1)
+    assert reference._half_product(rows, columns).item() == 2048
+
+
+def test_with_one_step_for_all_products_fp16_sums_are_the_rounding_reference(
+    pair: tuple[Pair, grid.Layout], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs_, layout = pair
+    made = fp16_acceptance.make(*graphs_, layout)
+    monkeypatch.setattr(reference, "STEP", 2**20)
+    frame = ramp(9, 11).transpose(2, 0, 1)
+    once, half = (
+        Reference(made.encoder, made.decoder, layout, kind).resize(frame, (20, 17))
+        for kind in (reference.rounding, reference.half_sums)
+    )
+    np.testing.assert_allclose(half, once, atol=5e-3)  # a bias is added after the sum is rounded
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", bundles.shipped())
 def test_fp16_loses_no_more_than_a_fiftieth_of_a_decibel_on_set5(name: str, shared_data: Path) -> None:
     bundle = bundles.load(name)
-    reference = Reference(*(onnx.load(bundle.graph(r, "fp16")) for r in ("encoder", "decoder")), bundle.layout)
+    half = Reference(*(onnx.load(bundle.graph(r, "fp16")) for r in ("encoder", "decoder")), bundle.layout)
     losses = []
 
     def told_nothing(frame: np.ndarray) -> np.ndarray:
@@ -171,9 +197,9 @@ def test_fp16_loses_no_more_than_a_fiftieth_of_a_decibel_on_set5(name: str, shar
                     hr,
                     scale,
                     lambda lr, shape: torch.from_numpy(
-                        reference.resize(
-                            fp16_acceptance.with_strengths(lr.numpy(), bundle.dial)[0], shape[::-1]
-                        ).transpose(2, 0, 1)
+                        half.resize(fp16_acceptance.with_strengths(lr.numpy(), bundle.dial)[0], shape[::-1]).transpose(
+                            2, 0, 1
+                        )
                     ),
                 )
                 losses.append(wanted - got)

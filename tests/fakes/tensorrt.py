@@ -41,7 +41,9 @@ TacticSource = _enum(
     "TacticSource", *["CUBLAS CUBLAS_LT CUDNN EDGE_MASK_CONVOLUTIONS JIT_CONVOLUTIONS"] * 2, "EDGE_MASK_CONVOLUTIONS"
 )
 MemoryPoolType = enum.IntEnum("MemoryPoolType", ["WORKSPACE"], start=0)
-LayerType = enum.IntEnum("LayerType", ["COMPUTE", "CONSTANT", "SHAPE", "QUANTIZE", "DEQUANTIZE"], start=0)
+LayerType = enum.IntEnum(
+    "LayerType", ["COMPUTE", "CONSTANT", "SHAPE", "QUANTIZE", "DEQUANTIZE", "SLICE", "SHUFFLE", "CONVOLUTION"], start=0
+)
 TensorIOMode = enum.Enum("TensorIOMode", ["NONE", "INPUT", "OUTPUT"])
 DataType = enum.Enum("DataType", {"FLOAT": onnx.TensorProto.FLOAT, "HALF": onnx.TensorProto.FLOAT16})
 
@@ -107,6 +109,13 @@ class Network:
     @property
     def num_layers(self):
         return len(self.layers)
+
+    @property
+    def num_outputs(self):
+        return len(self.model.graph.output)
+
+    def get_output(self, index):
+        return SimpleNamespace(name=self.model.graph.output[index].name)
 
     def get_layer(self, index):
         return self.layers[index]
