@@ -53,6 +53,7 @@ class _Names:
 
 device_attribute = _Names(driver.CUdevice_attribute, "CU_DEVICE_ATTRIBUTE_")
 function_attribute = _Names(driver.CUfunction_attribute, "CU_FUNC_ATTRIBUTE_")
+event_flags = _Names(driver.CUevent_flags, "CU_EVENT_")
 
 
 def init() -> None:

@@ -97,6 +97,17 @@ def test_nothing_is_done_before_somebody_waits(device: Any) -> None:
     np.testing.assert_array_equal(frames.found, frames.wanted)
 
 
+def test_what_was_on_the_stream_at_a_mark_is_done_after_waiting_for_it(device: Any) -> None:
+    frames = Frames(device)
+    frames.found[...] = -1
+    frames.work()
+    wait = device.mark()
+    device.fill(device.allocate(16), 16, 0)
+    assert (frames.found == -1).all()
+    wait()
+    np.testing.assert_array_equal(frames.found, frames.wanted)
+
+
 def test_memory_begins_as_nan_and_is_filled(device: Any) -> None:
     address, found = device.allocate(16), device.pinned((4,), np.float32)
     device.download(found, address)
