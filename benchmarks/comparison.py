@@ -22,7 +22,6 @@ from diinn.benchmarks.tables import VARIANTS
 from diinn.export import writer
 from diinn.runtime.backends.base import BackendOptions
 from diinn.runtime.errors import DiinnError, InputError
-from diinn.runtime.geometry.grid import Size
 from diinn.runtime.super_resolver import SuperResolver
 from diinn.runtime.util.command_line import Parser
 from diinn.train import checkpoint, config, curve, protocol
@@ -32,7 +31,6 @@ from rich.console import Console
 from rich.table import Table
 
 SCALES = (2.0, 3.0, 4.0, 3.14, 8.0)
-CAMERA: tuple[Size, Size] = ((160, 120), (640, 480))
 
 
 @dataclass(frozen=True)
@@ -123,8 +121,8 @@ def latencies(everything: Sequence[Method], out: Path, seconds: float) -> dict[s
             bundle = out / "bundles" / f"{method.name}.diinn"
             if not bundle.exists() or bundle.stat().st_mtime < (folder / "last.pth").stat().st_mtime:
                 writer.export(folder / "last.pth", bundle)
-            resolver = stack.enter_context(SuperResolver.open(bundle, backend="onnxruntime", provider="cpu"))
-            entries[method.name] = speed.in_runtime(resolver, *CAMERA)
+            resolver = stack.enter_context(SuperResolver.open(bundle))
+            entries[method.name] = speed.in_runtime(resolver, *speed.CAMERA)
         return speed.alternate(entries, 3, seconds)
 
 
@@ -193,10 +191,10 @@ def run(args: argparse.Namespace) -> int:
         return 0
     rows = measure(runs, args.sets, args.out)
     times = latencies(everything, args.out, args.seconds)
-    threads = BackendOptions().thread_count
+    threads, (lr, size) = BackendOptions().thread_count, speed.CAMERA
     head = (
         f"Protocol: {protocol.PROTOCOL}.\n{settings.optim.steps} steps of {args.config.name}; PSNR in dB, ± is the "
-        f"standard deviation over seeds; latency of {CAMERA[0][0]}x{CAMERA[0][1]} → {CAMERA[1][0]}x{CAMERA[1][1]} in "
+        f"standard deviation over seeds; latency of {lr[0]}x{lr[1]} → {size[0]}x{size[1]} in "
         f"the runtime, {threads} threads, medians, taking turns.\n"
     )
     shown = table(everything, rows, times, args.out)

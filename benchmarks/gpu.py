@@ -21,12 +21,12 @@ from diinn.benchmarks.gpu_parity import Parity, check, decoder_model, parity_tab
 from diinn.benchmarks.roofline import HALF, Card, Work
 from diinn.benchmarks.speed import CASES
 from diinn.export import graphs
-from diinn.runtime.backends.fused import WIDTHS, FusedDecoder
 from diinn.runtime.errors import DiinnError
 from diinn.runtime.geometry import grid
 from diinn.runtime.geometry.grid import Size
 from diinn.runtime.geometry.segments import SEGMENT
 from diinn.runtime.gpu import device as devices
+from diinn.runtime.gpu.decoder import WIDTHS, FusedDecoder
 from diinn.runtime.gpu.memory import Buffers, DeviceMaps
 from diinn.runtime.gpu.segments import ViewTables
 from diinn.runtime.util.command_line import Parser, check_output

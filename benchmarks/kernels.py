@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diinn.benchmarks import sass, tile_path
-from diinn.runtime.backends import fused as fused_backend
 from diinn.runtime.errors import InputError
-from diinn.runtime.gpu import compiler
+from diinn.runtime.gpu import compiler, decoder
 from diinn.runtime.util.command_line import Parser, check_output
 from rich import box
 from rich.console import Console
@@ -74,7 +73,7 @@ def rows(source: Path, capability: str, nvcc: Path) -> Iterator[Row]:
         fused = re.fullmatch(r"fused_(\d+)_(\w+?)(_reduced)?", kernel)
         if fused:
             try:
-                plan = fused_backend.plan(int(fused[1]), DEPTH, per_block * 1024, reduced=fused[3] is not None)
+                plan = decoder.plan(int(fused[1]), DEPTH, per_block * 1024, reduced=fused[3] is not None)
             except InputError:
                 continue
             if plan.kernel != kernel:
@@ -102,7 +101,7 @@ def tiles(source: Path, nvcc: Path, disassembler: Path) -> dict[str, dict[str, f
     found = sass.functions(disassembler, code)
     made = {}
     for kernel in sorted((name for name in found if name.startswith("fused_")), key=_width):
-        warps = fused_backend.WARPS[_width(kernel)[0]][0]
+        warps = decoder.WARPS[_width(kernel)[0]][0]
         made[kernel] = sass.by_kind(tile_path.instructions(kernel, found[kernel], DEPTH, warps))
     return made
 
@@ -123,7 +122,7 @@ def tile_table(found: dict[str, dict[str, float]]) -> Table:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = Parser(prog="diinn-bench kernels", description=__doc__)
-    top.add_argument("--sources", type=Path, default=compiler.FOLDER, metavar="FOLDER", help="other kernels than ours")
+    top.add_argument("--sources", type=Path, default=compiler.KERNELS, metavar="FOLDER", help="other kernels than ours")
     top.add_argument("--out", type=Path, metavar="FILE.md", help="write the table there")
     return top
 

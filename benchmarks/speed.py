@@ -2,7 +2,7 @@
 
 The three take turns in one process on the same cores, so that their ratios hold on a noisy machine;
 figures are medians. ``diinn-bench speed`` prints the tables of
-``benchmarks/results/speed.md``.
+``benchmarks/results/speed.md``. ``--bundle`` times bundles beside each other instead, each as the runtime chooses.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ CASES: tuple[tuple[Size, Size], ...] = (
     ((48, 48), (512, 512)),
     ((160, 120), (640, 480)),
 )
+CAMERA = CASES[-1]
 FOLDED_CHUNK = 4096
 Contestant = tuple[Callable[[], Any], Callable[[Any], Any]]  # encode, and decode of what it returned
 
@@ -148,10 +150,24 @@ def table(results: Sequence[Result]) -> Table:
     return out
 
 
+def bundles(models: Sequence[str], least: int, seconds: float) -> Table:
+    """Bundles that take turns on a camera's frames, each with the encoder and the decoder that the runtime chooses."""
+    out = Table("model", "computed by", "encoder ms", "decoder ms", "all ms", box=box.MARKDOWN)
+    for column in out.columns[2:]:
+        column.justify = "right"
+    with ExitStack() as stack:
+        resolvers = {name: stack.enter_context(SuperResolver.open(name)) for name in models}
+        times = alternate({name: in_runtime(r, *CAMERA) for name, r in resolvers.items()}, least, seconds)
+        for name, resolver in resolvers.items():
+            out.add_row(resolver.bundle.name, resolver.backend.describe(), *(f"{t:.1f}" for t in times[name]))
+    return out
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = Parser(prog="diinn-bench speed", description=__doc__)
     top.add_argument("--network", choices=NAMES, action="append", help="default: all")
+    top.add_argument("--bundle", nargs="+", metavar="NAME|PATH", help="shipped models or bundles in place of networks")
     top.add_argument("--least", type=int, default=3, help="runs of each form per case, at least (default 3)")
     top.add_argument("--seconds", type=float, default=10, help="and until so many seconds are over (default 10)")
     top.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
@@ -164,7 +180,12 @@ def run(args: argparse.Namespace) -> int:
     threads = BackendOptions().thread_count
     torch.set_num_threads(threads)
     print(f"{processor()}, {threads} threads, torch {torch.__version__}, NumPy {np.__version__}")
-    console = Console(width=110)
+    console = Console(width=150)
+    if args.bundle:
+        lr, out = CAMERA
+        print(f"\n{lr[0]}x{lr[1]} → {out[0]}x{out[1]}, uint8 to uint8\n")
+        console.print(bundles(args.bundle, args.least, args.seconds))
+        return 0
     everything = []
     for name in args.network or NAMES:
         with network(name) as net:

@@ -6,7 +6,6 @@ import logging
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from diinn.runtime.engines.verify import Verdict
 from diinn.runtime.errors import OutOfMemory
 from diinn.runtime.geometry.grid import Size
 from diinn.runtime.geometry.segments import SEGMENT, Chunk, Segment, pack
+from diinn.runtime.gpu.compiler import KERNELS
 from diinn.runtime.gpu.device import Device
 from diinn.runtime.gpu.graphs import GraphCache
 from diinn.runtime.gpu.memory import Buffers, DeviceMaps, Pinned
@@ -24,8 +24,6 @@ from diinn.runtime.gpu.segments import FLOAT, INT, Tables
 from diinn.runtime.images.arrays import Image, as_dtype
 
 log = logging.getLogger(__name__)
-KERNELS = Path(__file__).parent.parent / "gpu" / "kernels"
-
 IN_FLIGHT = 2  # chunks
 
 

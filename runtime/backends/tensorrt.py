@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from diinn.runtime.backends.base import BackendOptions
-from diinn.runtime.backends.gpu_base import KERNELS, DeviceBackend
+from diinn.runtime.backends.gpu_base import DeviceBackend
 from diinn.runtime.bundles import golden
 from diinn.runtime.bundles.bundle import Bundle
 from diinn.runtime.engines import build, verify
@@ -18,6 +18,7 @@ from diinn.runtime.engines.loader import EngineEncoder, Engines, LoadedEngine
 from diinn.runtime.engines.profiles import Shape
 from diinn.runtime.errors import DiinnError, InputError
 from diinn.runtime.geometry.grid import Size
+from diinn.runtime.gpu.compiler import KERNELS
 from diinn.runtime.gpu.device import Device
 from diinn.runtime.gpu.memory import DeviceMaps
 from diinn.runtime.gpu.segments import FLOAT, INT

@@ -147,7 +147,7 @@ def _missing() -> str:
         build.tensorrt()
         device = Device()
         try:  # the kernels around the engines: find a missing compiler before the minutes of a build
-            device.kernels(compiler.FOLDER / "frames.cu", ("planar_rgb",))
+            device.kernels(compiler.KERNELS / "frames.cu", ("planar_rgb",))
         finally:
             device.close()
     except DiinnError as error:

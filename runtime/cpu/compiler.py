@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diinn.runtime.errors import DiinnError, InputError
-from diinn.runtime.gpu.compiler import FOLDER as HEADERS
+from diinn.runtime.gpu.compiler import KERNELS as HEADERS
 from diinn.runtime.util import compiling
 from diinn.runtime.util.private_files import FileRejected, read_own
 

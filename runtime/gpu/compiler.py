@@ -20,8 +20,8 @@ from diinn.runtime.util import compiling
 from diinn.runtime.util.private_files import FileRejected, read_own
 
 log = logging.getLogger(__name__)
-FOLDER = Path(__file__).parent / "kernels"
-PREBUILT = FOLDER / "prebuilt"  # filled by ``make kernels``
+KERNELS = Path(__file__).parent / "kernels"
+PREBUILT = KERNELS / "prebuilt"  # filled by ``make kernels``
 NVCC = Path("/usr/local/cuda/bin/nvcc")
 NVRTC_REMEDY = "pip install cuda-bindings nvidia-cuda-nvrtc (cuda-bindings<13 nvidia-cuda-nvrtc-cu12 for CUDA 12)"
 FLAGS = ("-std=c++17", "-O3")
@@ -181,7 +181,7 @@ def prebuild(nvcc: Path, capabilities: Sequence[str]) -> list[Path]:
     """Fat binaries of all kernels into ``PREBUILT``, each with what it was made of."""
     PREBUILT.mkdir(exist_ok=True)
     made = []
-    for source in sorted(FOLDER.glob("*.cu")):
+    for source in sorted(KERNELS.glob("*.cu")):
         codes = [f"-gencode=arch=compute_{c},code=sm_{c}" for c in (c.replace(".", "") for c in capabilities)]
         data, _ = compiled(nvcc, source, ["-fatbin", *codes])
         path = PREBUILT / f"{source.stem}.fatbin"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import cv2
 import pytest
+from conftest import ROOT
 from diinn.benchmarks import memory, networks, speed
 from diinn.benchmarks.__main__ import main as bench
 from diinn.runtime import InputError
@@ -24,6 +25,22 @@ def test_speed_measures_the_same_work_three_ways(
         assert r["encode"] > 0
         assert r["decode"] > 0
         assert re.search(rf"\| +{re.escape(r['form'])} +\|", printed)
+
+
+def test_bundles_are_timed_as_the_runtime_chooses(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "CAMERA", ((24, 20), (48, 40)))
+    compared = ROOT / "benchmarks" / "results" / "comparison"
+    rivals = [str(compared / f"{name}.diinn") for name in ("diinn", "liif", "metasr")]
+    assert bench(["speed", "--least", "1", "--seconds", "0", "--bundle", "nano", *rivals]) == 0
+    printed = capsys.readouterr().out
+    assert re.findall(r"^\| (\w+) +\| onnxruntime .*\| +[\d.]+ \|$", printed, re.MULTILINE) == [
+        "nano",
+        "diinn",
+        "liif",
+        "metasr",
+    ]
 
 
 def test_the_three_forms_give_the_same_pixels() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from diinn.benchmarks import gpu, gpu_parity
 from diinn.benchmarks.__main__ import main as bench
-from diinn.runtime.backends.fused import FusedDecoder
+from diinn.runtime.gpu.decoder import FusedDecoder
 
 Patch, Output = pytest.MonkeyPatch, pytest.CaptureFixture[str]
 

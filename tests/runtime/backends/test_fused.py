@@ -15,11 +15,11 @@ from conftest import ramp
 from diinn.runtime import DiinnError, InputError, SuperResolver
 from diinn.runtime.backends import fused as fused_backend
 from diinn.runtime.backends import gpu_base
-from diinn.runtime.backends.fused import Plan, plan
 from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.engines import verify
 from diinn.runtime.engines.cache import Cache
 from diinn.runtime.geometry.view import View
+from diinn.runtime.gpu import decoder
 from diinn.runtime.noise.strength import Strength
 
 Make = Callable[..., Path]
@@ -33,8 +33,8 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Makes a bundle with random weights, each once."""
 
     @cache
-    def made(width: int, depth: int, **decoder: object) -> Path:
-        return tiny.of_layers(tmp_path_factory.mktemp("bundle"), width, depth, **decoder)
+    def made(width: int, depth: int, **options: object) -> Path:
+        return tiny.of_layers(tmp_path_factory.mktemp("bundle"), width, depth, **options)
 
     return made
 
@@ -61,7 +61,7 @@ def test_every_width_is_what_it_is_on_the_cpu(
 ) -> None:
     bundle = make(width, depth)
     if reduced:
-        gpu.setattr(fused_backend, "LARGEST_UNREDUCED", 0.0)
+        gpu.setattr(decoder, "LARGEST_UNREDUCED", 0.0)
     frames = [ramp(13, 9), ramp(13, 9)[::-1].copy()]
     x, y = np.meshgrid(np.linspace(-2, 10, 11, dtype=np.float32), np.linspace(0, 12, 7, dtype=np.float32))
     views = [View.roi((1.5, 2.25, 5, 7.5), (13, 11)), View.remap(x, y, border_value=0.5)]
@@ -87,7 +87,7 @@ def test_weights_are_streamed_where_they_do_not_fit(
 ) -> None:
     bundle, depth = make(width, 3), 3
     gpu.setattr(device_kind, "shared_bytes", shared)
-    chosen = plan(width, depth, shared)
+    chosen = decoder.plan(width, depth, shared)
     assert chosen.kernel.endswith("streamed")
     assert chosen.shared <= shared
     frame = ramp(12, 11)
@@ -126,37 +126,37 @@ def test_a_race_in_the_kernel_is_seen(
 
     right = pixels(skewed=False)
     np.testing.assert_array_equal(pixels(skewed=True), right)
-    sources = shutil.copytree(gpu_base.KERNELS, tmp_path / "kernels")
+    sources = shutil.copytree(decoder.KERNELS, tmp_path / "kernels")
     source = sources / "fused_decoder.cu"
     text = source.read_text()
     assert text.count(line) == text.count(FETCH) == 1
     moved = text.replace(FETCH, "") if FETCH in instead else text
     source.write_text(moved.replace(line, instead))
-    for module in (gpu_base, fused_backend):
+    for module in (gpu_base, decoder):
         gpu.setattr(module, "KERNELS", sources)
     gpu.setattr(device_kind, "folder", sources)
     assert not all(np.array_equal(pixels(skewed), right) for skewed in (False, True)), what
 
 
 def test_plans() -> None:
-    small, paper = plan(32, 4, 163 * 1024), plan(256, 4, 163 * 1024)
-    assert small == Plan("fused_32_resident", 8, (6 + 8) * 2048, 2)
-    assert paper == Plan("fused_256_streamed", 8, 10 * 16384, 1)
-    assert plan(32, 4, 163 * 1024, reduced=True).kernel == "fused_32_resident_reduced"
-    assert plan(256, 4, 99 * 1024).warps == 4
-    assert plan(256, 4, 64 * 1024).warps == 2
+    small, paper = decoder.plan(32, 4, 163 * 1024), decoder.plan(256, 4, 163 * 1024)
+    assert small == decoder.Plan("fused_32_resident", 8, (6 + 8) * 2048, 2)
+    assert paper == decoder.Plan("fused_256_streamed", 8, 10 * 16384, 1)
+    assert decoder.plan(32, 4, 163 * 1024, reduced=True).kernel == "fused_32_resident_reduced"
+    assert decoder.plan(256, 4, 99 * 1024).warps == 4
+    assert decoder.plan(256, 4, 64 * 1024).warps == 2
     with pytest.raises(InputError, match="no fused kernel for a decoder 48 wide, only for 16, 32, 64, 128, 256"):
-        plan(48, 4, 163 * 1024)
+        decoder.plan(48, 4, 163 * 1024)
     with pytest.raises(InputError, match="needs 49152 bytes of shared memory, the device has 40000"):
-        plan(256, 4, 40000)
+        decoder.plan(256, 4, 40000)
 
 
 @pytest.mark.parametrize("shared", [64, 99, 163, 227])
-@pytest.mark.parametrize("width", fused_backend.WIDTHS)
+@pytest.mark.parametrize("width", decoder.WIDTHS)
 def test_plans_fit_the_device_and_two_blocks_where_they_can(width: int, shared: int) -> None:
-    found = plan(width, 4, shared * 1024)
+    found = decoder.plan(width, 4, shared * 1024)
     assert found.blocks * (found.shared + 1024) <= (shared + 1) * 1024
-    assert found.warps * found.blocks <= fused_backend.WARPS[width][1]
+    assert found.warps * found.blocks <= decoder.WARPS[width][1]
     wanted = {(64, 99): ("streamed", 2), (64, 163): ("resident", 2), (128, 99): ("streamed", 2)}
     if (width, shared) in wanted:
         form, blocks = wanted[width, shared]
@@ -166,11 +166,11 @@ def test_plans_fit_the_device_and_two_blocks_where_they_can(width: int, shared: 
 def test_sines_are_reduced_unless_the_bundle_says_that_arguments_are_small() -> None:
     for name in bundles.shipped():
         layers = bundles.load(name).layers()
-        assert not fused_backend.needs_reduction(layers)
-        assert fused_backend.needs_reduction({**layers, "largest_argument": np.float32(26)})
-        assert fused_backend.needs_reduction({**layers, "largest_argument": np.float32(np.nan)})
+        assert not decoder.needs_reduction(layers)
+        assert decoder.needs_reduction({**layers, "largest_argument": np.float32(26)})
+        assert decoder.needs_reduction({**layers, "largest_argument": np.float32(np.nan)})
         del layers["largest_argument"]  # a bundle of an earlier exporter
-        assert fused_backend.needs_reduction(layers)
+        assert decoder.needs_reduction(layers)
 
 
 def test_bands_and_several_launches(gpu: Trt, make: Make) -> None:
@@ -338,7 +338,7 @@ def test_auto_passes_over_what_does_not_fit_and_says_so(gpu: Trt, make: Make, ca
 
 
 @pytest.mark.parametrize(
-    ("decoder", "options", "message"),
+    ("model", "options", "message"),
     [
         ({"width": 16, "depth": 2, "modulation": "mz"}, {}, "holds no layers.npz"),
         ({"width": 24, "depth": 2}, {}, "no fused kernel for a decoder 24 wide"),
@@ -347,9 +347,9 @@ def test_auto_passes_over_what_does_not_fit_and_says_so(gpu: Trt, make: Make, ca
     ],
 )
 def test_what_has_no_kernel_is_said(
-    gpu: Trt, make: Make, decoder: dict[str, object], options: dict[str, str], message: str
+    gpu: Trt, make: Make, model: dict[str, object], options: dict[str, str], message: str
 ) -> None:
-    bundle = make(**decoder)  # type: ignore[arg-type]
+    bundle = make(**model)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=message):
         SuperResolver.open(bundle, backend="cuda", **options)  # type: ignore[arg-type]
 
@@ -385,4 +385,4 @@ def test_shipped_bundles_hold_their_layers() -> None:
         bundle = bundles.load(name)
         layers = bundle.layers()
         assert layers["hidden"].shape == (len(bundle.maps) - 1, 2, *[bundle.maps[0].channels] * 2)
-        fused_backend.plan(bundle.maps[0].channels, len(bundle.maps), 48 * 1024)
+        decoder.plan(bundle.maps[0].channels, len(bundle.maps), 48 * 1024)

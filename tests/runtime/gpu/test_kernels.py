@@ -161,7 +161,7 @@ def test_an_older_toolkit_makes_what_it_can(
     monkeypatch.setenv("CUDA_HOME", str(home))
     monkeypatch.setenv("DIINN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(compiler, "PREBUILT", tmp_path / "prebuilt")
-    monkeypatch.setattr(compiler, "FOLDER", tmp_path)  # one small kernel is enough
+    monkeypatch.setattr(compiler, "KERNELS", tmp_path)  # one small kernel is enough
     (tmp_path / "small.cu").write_text('extern "C" __global__ void nothing() {}')
     assert compiler.main() == 0
     assert "compute capabilities 8.6, 8.7, 9.0, for drivers of CUDA 12.6" in capsys.readouterr().out
