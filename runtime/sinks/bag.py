@@ -199,7 +199,7 @@ def _copies(sources: list[Source], written: Collection[str]) -> list[_Copy]:
                     f"?copy=all takes no messages of ROS 1, and {str(path)!r} is one: convert it with rosbags-convert"
                 )
             topics = []
-            for topic in bag.topics.keys() - used:
+            for topic in (name for name in bag.topics if name not in used):
                 if topic in results:
                     raise InputError(
                         f"?copy=all would copy {topic} into a view's own topic: choose another by ?topic=/NAME"

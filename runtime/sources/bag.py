@@ -148,9 +148,8 @@ class BagTopic(BlockingSource):
             log.warning("%s: %d images were left out, the last since %s", self.topic, self.undecodable, self._trouble)
         if self._backwards:
             log.warning(
-                "%s: stamps run backwards %d times; frames from there on follow those before",
-                self.topic,
-                self._backwards,
+                "%s: stamps went back (%d of %d frames), as by a clock that was set; frames before that come first",
+                *(self.topic, self._backwards, self.captured),
             )
         self.complete = True
         if self._bag.cut_short:
@@ -218,6 +217,6 @@ def split(uri: str) -> tuple[str, list[str]]:
     if not separator or os.path.exists(uri) or not is_bag(Path(path)):  # noqa: PTH110  never raises
         return uri, []
     topics = [topic for _, topic in uri_query.pairs(query, repr(uri), {"topic": None})]
-    if not all(topics):
+    if not topics or not all(topics):
         raise InputError(f"{uri!r}: ?topic= names none: write ?topic=/NAME")
     return path, list(dict.fromkeys(topics))

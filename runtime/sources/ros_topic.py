@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from diinn.runtime.errors import SourceError
+from diinn.runtime.errors import InputError, SourceError
 from diinn.runtime.images.arrays import UInt8
 from diinn.runtime.sources import ros_messages
 from diinn.runtime.sources.capture import CaptureRequest, OpenCapture
@@ -28,7 +28,7 @@ def split(address: str) -> tuple[str, dict[str, str]]:
     path, _, query = rest.partition("?")
     topic = "/" + path.strip("/")
     if not ros_messages.TOPIC.fullmatch(topic):
-        raise SourceError(f"camera {address}: {path!r} is no topic: write {SCHEME}:///front/image_raw")
+        raise InputError(f"camera {address}: {path!r} is no topic: write {SCHEME}:///front/image_raw")
     return topic, dict(uri_query.pairs(query, f"camera {address}", OPTIONS))
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from diinn.runtime.errors import SourceError
+from diinn.runtime.errors import InputError
 from diinn.runtime.images.arrays import UInt8
 from diinn.runtime.sources.capture import FFMPEG_OPTIONS, LEAVE, CaptureRequest, OpenCapture, open_capture
 from diinn.runtime.util.processes import die_with
@@ -107,7 +107,7 @@ def main() -> None:
                     wire.send(info=info)
                 header = {"header": device.header} if device.header else {}
                 wire.give(image, captured, arrived, count, device.undecodable, **header)
-        except (SourceError, cv2.error) as error:
+        except (InputError, cv2.error) as error:
             wire.send(failed=" ".join(str(error).split()))
         except ConnectionError:  # the parent is gone
             sys.exit(0)
