@@ -98,6 +98,9 @@ class OnnxRuntimeBackend(Backend):
         wanted, provider, chosen = self.options.precision, self.options.provider, os.environ.get(ENCODER)
         if chosen is not None and chosen not in ENCODERS:
             raise InputError(unknown(ENCODER, chosen, ENCODERS))
+        named = (provider or "").lower() == openvino.PREFIX
+        if named and not openvino.installed() and "OpenVINO" + SUFFIX in ort.get_available_providers():
+            return None  # a build of ONNX Runtime with a provider of that name
         device = openvino.device_of(chosen if provider is None and wanted is None else provider)
         if device is None and provider is None and wanted in openvino.HALVES:
             return "CPU"
@@ -206,7 +209,9 @@ class OnnxRuntimeBackend(Backend):
         try:
             self._take_to_openvino("CPU", precisions)
         except DiinnError as error:
-            missing = isinstance(error, InputError)  # else it is there and broken
+            missing = isinstance(error, InputError) and not isinstance(
+                error, BundleError
+            )  # else it is there and broken
             log.log(logging.INFO if missing else logging.WARNING, "ONNX Runtime encodes: %s", error)
 
     def _take_to_openvino(self, device: str, precisions: Sequence[str]) -> None:

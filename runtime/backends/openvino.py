@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import platform
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.metadata import version
@@ -132,6 +133,8 @@ def require(device: str) -> Any:
 @functools.cache
 def _devices() -> dict[str, Any] | DiinnError:
     """``devices``, or why there are none: a library is registered once a process."""
+    if not installed() and platform.machine() not in ("x86_64", "AMD64"):
+        return InputError("OpenVINO's plugin is for x86-64 alone: use --precision fp32, or --backend tensorrt for fp16")
     if not installed():
         return InputError(f"OpenVINO is not installed: {REMEDY}")
     register = getattr(ort, "register_execution_provider_library", None)

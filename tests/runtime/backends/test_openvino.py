@@ -289,7 +289,7 @@ def test_the_precision_can_be_asked_for(precision: str) -> None:
 
 
 @needs_openvino
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("threads", [1])  # more cannot fail on two cores
 def test_threads_bound_it(threads: int) -> None:
     """Processor time does not exceed that of so many cores, and no thread is bound to a core."""
     with opened("nano", provider="openvino", precision="fp32", threads=threads) as resolver:
