@@ -143,13 +143,15 @@ class SuperResolver(Closing):
     @classmethod
     def _open(cls, backend: Backend, memory_budget: int, check: bool) -> SuperResolver:
         resolver = cls(backend.bundle, backend, memory_budget)
-        if check:
-            try:
+        try:
+            if check:  # first what is exact, so that a tight tolerance judges it
                 backend.verify()
                 resolver._check_or_retreat()
-            except BaseException:
-                resolver.close()
-                raise
+            if backend.accelerate() and check:
+                resolver._check_or_retreat()
+        except BaseException:
+            resolver.close()
+            raise
         return resolver
 
     def _check_or_retreat(self) -> None:

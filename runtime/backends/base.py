@@ -205,6 +205,17 @@ class Backend(ABC):
             DiinnError: A check fails.
         """
 
+    def accelerate(self) -> bool:
+        """Put something faster and less exact in place, where it gives nearly the same; after the golden sample.
+
+        Returns:
+            Whether anything changed: the sample is then replayed once more, within the tolerance that now holds.
+
+        Raises:
+            DiinnError: What was asked for cannot be had.
+        """
+        return False
+
     def retreat(self, why: DiinnError) -> bool:
         """Put something slower in place of what differs from the golden sample.
 

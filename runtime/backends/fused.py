@@ -87,6 +87,8 @@ class CudaBackend(DeviceBackend):
     def not_ready(cls, bundle: Bundle, options: BackendOptions) -> str:
         if options.provider is not None:
             return f"--provider {options.provider} is of ONNX Runtime"
+        if options.precision == "bf16":
+            return "--precision bf16 is OpenVINO's"
         try:
             device = Device()
         except InputError as error:
@@ -226,7 +228,8 @@ def _layers(bundle: Bundle, options: BackendOptions) -> dict[str, Any]:
     if options.provider is not None:
         raise InputError(f"--provider {options.provider} is of ONNX Runtime: leave it out with CUDA")
     if options.precision not in (None, "fp16"):
-        raise InputError(f"the cuda backend decodes in fp16, not {options.precision}: use --backend tensorrt")
+        other = "--provider openvino" if options.precision == "bf16" else "--backend tensorrt"
+        raise InputError(f"the cuda backend decodes in fp16, not {options.precision}: use {other}")
     if "fp16" not in bundle.graphs:
         bundle.graph("decoder", "fp16")  # raises with the reason
     return bundle.layers()

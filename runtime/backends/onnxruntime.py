@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from diinn.runtime.bundles import golden
 from diinn.runtime.bundles.bundle import Levels
 from diinn.runtime.cpu import compiler
 from diinn.runtime.cpu.decoder import FusedDecoder, Launch, check_width
-from diinn.runtime.errors import BundleError, DiinnError, InputError, unknown
+from diinn.runtime.errors import BundleError, DiinnError, InputError, OutOfMemory, unknown
 from diinn.runtime.geometry.grid import Float32
 from diinn.runtime.geometry.segments import Chunk, Segment, write
 from diinn.runtime.geometry.view import View
@@ -38,6 +39,32 @@ CHOICES = {"fused": "fused", "onnxruntime": "onnx"}
 ENCODER = "DIINN_CPU_ENCODER"  # of the environment: where neither provider nor precision is asked for
 ENCODERS = ("openvino", "onnxruntime")
 CPU_PIXELS = 4 * 160 * 120  # of all frames encoded together
+ON_CPU = "the encoder runs on the CPU"
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """What encodes and decodes, and the backend's attributes that go with it.
+
+    Attributes:
+        encoder: The encoder's session.
+        decoder: The decoder's; None where the CPU's own kernel decodes.
+        device: The encoder's.
+        encoder_name: The encoder's, for users.
+        decoder_name: The decoder's, for users.
+        tolerance: As ``Backend.tolerance``.
+        chunk: As ``Backend.chunk``.
+        workers: As ``Backend.workers``.
+    """
+
+    encoder: ort.InferenceSession
+    decoder: ort.InferenceSession | None
+    device: str
+    encoder_name: str
+    decoder_name: str
+    tolerance: float | None
+    chunk: int
+    workers: int
 
 
 class OnnxRuntimeBackend(Backend):
@@ -52,31 +79,28 @@ class OnnxRuntimeBackend(Backend):
 
     def load(self) -> None:
         wanted, provider = self.options.precision, self.options.provider
-        device = self._openvino_device()
-        if wanted not in (None, "fp32", "int8") and device is None:
+        self._openvino = self._openvino_device()
+        if wanted not in (None, "fp32", "int8") and self._openvino is None:
+            others = "" if wanted == "bf16" else " or --backend tensorrt"
             raise InputError(
-                f"provider {provider or 'cpu'} computes in fp32, not {wanted}: use --provider openvino or "
-                "--backend tensorrt"
+                f"provider {provider or 'cpu'} computes in fp32, not {wanted}: use --provider openvino{others}"
             )
         self._gathers = wanted != "int8"
-        self.provider = "CPU" + SUFFIX if device else _provider(provider)
+        self.provider = "CPU" + SUFFIX if self._openvino else _provider(provider)
+        self._is_faster = False  # than the plain sessions, and less exact
         self._chunk = self.chunk
-        self._open_encoder()
+        encoder = self._open_encoder()
         self._fused = self._own_decoder()
-        self._open_decoder()
-        self._openvino_asked = device is not None
-        if device is not None:
-            self._take_to_openvino(device, [wanted] if wanted else [*openvino.worthwhile(device), "fp32"])
-        elif provider is None and wanted in (None, "fp32"):
-            self._take_encoder_to_gpu()
-            if wanted is None and self._encoder_name == "CPU" and os.environ.get(ENCODER) != "onnxruntime":
-                self._take_to_openvino_if_faster()
+        self._take(self._plain(encoder))
 
     def _openvino_device(self) -> str | None:
         """The device of OpenVINO's that is asked for, by its name or by a precision that only OpenVINO has."""
         wanted, provider, chosen = self.options.precision, self.options.provider, os.environ.get(ENCODER)
         if chosen is not None and chosen not in ENCODERS:
             raise InputError(unknown(ENCODER, chosen, ENCODERS))
+        named = (provider or "").lower() == openvino.PREFIX
+        if named and not openvino.installed() and "OpenVINO" + SUFFIX in ort.get_available_providers():
+            return None  # a build of ONNX Runtime with a provider of that name
         device = openvino.device_of(chosen if provider is None and wanted is None else provider)
         if device is None and provider is None and wanted in openvino.HALVES:
             return "CPU"
@@ -84,20 +108,27 @@ class OnnxRuntimeBackend(Backend):
             raise InputError(f"OpenVINO computes in {', '.join(openvino.HINTS)}, not {wanted}: use --provider cpu")
         return device
 
-    def _open_encoder(self) -> None:
+    def _open_encoder(self) -> ort.InferenceSession:
         precision, kind = ("fp32", np.float32) if self._gathers else ("int8", np.float16)
-        threads = self.options.thread_count
-        self.workers = threads if self.provider == "CPU" + SUFFIX else 1
-        self.chunk, self.tolerance = self._chunk, None if self._gathers else golden.SATURATED
-        self._encoder = self._session("encoder", precision, threads, self.provider)
+        encoder = self._session("encoder", precision, self.options.thread_count, self.provider)
         check_tensors(
-            self._encoder,
+            encoder,
             self.bundle.graph("encoder", precision),
             {"frame": (np.float32, [None, self.bundle.planes, None, None])},
             {m.name: (kind, [None, None, None, m.channels]) for m in self.bundle.maps},
         )
-        self._encoder_device = self._encoder_name = self.provider.removesuffix(SUFFIX)
-        self._leaves_openvino = False
+        return encoder
+
+    def _plain(self, encoder: ort.InferenceSession) -> Sessions:
+        """All by the provider, in the graphs' own precision; ``encoder`` is its session."""
+        name = self.provider.removesuffix(SUFFIX)
+        workers = self.options.thread_count if name == "CPU" else 1
+        tolerance = None if self._gathers else golden.SATURATED
+        return Sessions(encoder, self._open_decoder(), name, name, name, tolerance, self._chunk, workers)
+
+    def _take(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+        self.tolerance, self.chunk, self.workers = sessions.tolerance, sessions.chunk, sessions.workers
 
     def _wanted_decoder(self) -> str | None:
         """Which decoder is asked for, by the options or the environment."""
@@ -129,32 +160,46 @@ class OnnxRuntimeBackend(Backend):
             log.log(logging.INFO if missing else logging.WARNING, "ONNX Runtime decodes: %s", error)
             return None
 
-    def _open_decoder(self) -> None:
+    def _open_decoder(self) -> ort.InferenceSession | None:
         """Where the CPU's own kernel does not decode."""
-        self._decoder: ort.InferenceSession | None = None
-        self._decoder_name = self.provider.removesuffix(SUFFIX)
         if self._fused is not None:
-            return
+            return None
         role, precision = ("gather_decoder", "fp32") if self._gathers else ("decoder", "int8")
-        self._decoder = self._session(role, precision, 1, self.provider)
+        decoder = self._session(role, precision, 1, self.provider)
         kind = np.float32 if self._gathers else np.float16
         inputs: dict[str, Tensor] = {m.name: (kind, [None, m.channels]) for m in self.bundle.maps}
         if self._gathers:
             inputs["index"] = (np.int32, [None])
         inputs["query"] = (np.float32, [None, len(self.bundle.layout.columns)])
-        check_tensors(self._decoder, self.bundle.graph(role, precision), inputs, {"rgb": (np.float32, [None, 3])})
+        check_tensors(decoder, self.bundle.graph(role, precision), inputs, {"rgb": (np.float32, [None, 3])})
+        return decoder
 
     def retreat(self, why: DiinnError) -> bool:
-        if self._leaves_openvino:
-            log.warning("ONNX Runtime encodes, not OpenVINO: %s", why)
-        elif self._fused is not None and self.options.decoder != "fused" and not self._openvino_asked:
+        if self._is_faster:
+            if self._openvino is not None:
+                return False  # it was asked for
+            on_gpu = self._sessions.device != "CPU"
+            log.warning("%s: %s", ON_CPU if on_gpu else "ONNX Runtime encodes, not OpenVINO", why)
+            self._is_faster = False
+        elif self._fused is not None and self.options.decoder != "fused":
             log.warning("ONNX Runtime decodes, not the compiled decoder: %s", why)
             self._fused = None
         else:
             return False
-        self._open_encoder()
-        self._open_decoder()
+        self._take(self._plain(self._open_encoder()))
         return True
+
+    def accelerate(self) -> bool:
+        wanted, plain = self.options.precision, self._sessions
+        if self._openvino is not None:
+            precisions = [wanted] if wanted else [*openvino.worthwhile(self._openvino), "fp32"]
+            self._take_to_openvino(self._openvino, precisions)
+        elif self.options.provider is None and wanted in (None, "fp32"):
+            self._take_encoder_to_gpu()
+            if wanted is None and self._sessions is plain and os.environ.get(ENCODER) != "onnxruntime":
+                self._take_to_openvino_if_faster()
+        self._is_faster = self._sessions is not plain
+        return self._is_faster
 
     def _take_to_openvino_if_faster(self) -> None:
         """Have OpenVINO compute, on a processor where it is much faster, if it is there."""
@@ -163,13 +208,11 @@ class OnnxRuntimeBackend(Backend):
             return
         try:
             self._take_to_openvino("CPU", precisions)
-            self._leaves_openvino = True
         except DiinnError as error:
-            missing = isinstance(error, InputError)  # else it is there and broken
+            missing = isinstance(error, InputError) and not isinstance(
+                error, BundleError
+            )  # else it is there and broken
             log.log(logging.INFO if missing else logging.WARNING, "ONNX Runtime encodes: %s", error)
-            if self._encoder_name != "CPU":
-                self._open_encoder()
-                self._open_decoder()
 
     def _take_to_openvino(self, device: str, precisions: Sequence[str]) -> None:
         """Have OpenVINO encode, and decode where it is faster than ONNX Runtime.
@@ -177,24 +220,38 @@ class OnnxRuntimeBackend(Backend):
         In the first precision whose pictures are near enough to ONNX Runtime's, or the one that is asked for.
         """
         openvino.require(device)
-        frame = golden.soft_frame()
-        dsize = 2 * frame.shape[1], 2 * frame.shape[0]
-        right, plain = self._sample(frame, dsize).clip(0, 1), self._decoder
-        may_decode = plain is not None and self._wanted_decoder() is None
+        may_decode = self._fused is None and self._wanted_decoder() is None
+        why: DiinnError | None = None
         for precision, decodes in openvino.plans(self.bundle, device, precisions, may_decode=may_decode):
-            self._encoder = self._openvino_session("encoder", precision, device)
-            self._decoder = self._openvino_session("gather_decoder", precision, device) if decodes else plain
-            self._encoder_device, self._encoder_name = device, openvino.named(device, precision)
-            self._decoder_name = self._encoder_name if decodes else "CPU"
-            self.tolerance = openvino.TOLERANCES.get(precision)
-            self.chunk = self.options.chunk or (openvino.CHUNK if decodes else self._chunk)
-            self.workers = 1 if decodes else self.options.thread_count
-            gap = float(np.sqrt(np.mean((self._sample(frame, dsize).clip(0, 1) - right) ** 2)))
-            most = openvino.largest_gap(precision)
-            if gap <= most or precision == self.options.precision:
-                return
-        raise InputError(
-            f"OpenVINO in {precision} differs by {gap:.2g} rms, {most:.2g} is allowed: --precision {precision} lifts it"
+            asked = precision == self.options.precision
+            most = float("inf") if asked else openvino.largest_gap(precision)
+            try:
+                gap = self._try(self._by_openvino(device, precision, decodes=decodes), golden.soft_frame(), _rms, most)
+                if gap <= most:
+                    return
+                why = InputError(
+                    f"OpenVINO in {precision} differs by {gap:.2g} rms, {most:.2g} is allowed: "
+                    f"--precision {precision} lifts it"
+                )
+            except OutOfMemory:
+                raise
+            except DiinnError as error:
+                why = error
+            log.debug("not OpenVINO's %s, decoder %s: %s", precision, decodes, why)
+        assert why is not None
+        raise why
+
+    def _by_openvino(self, device: str, precision: str, *, decodes: bool) -> Sessions:
+        plain, name = self._sessions, openvino.named(device, precision)
+        encoder = self._openvino_session("encoder", precision, device)
+        faster = replace(
+            plain, encoder=encoder, device=device, encoder_name=name, tolerance=openvino.TOLERANCES.get(precision)
+        )
+        if not decodes:
+            return faster
+        decoder = self._openvino_session("gather_decoder", precision, device)
+        return replace(
+            faster, decoder=decoder, decoder_name=name, chunk=self.options.chunk or openvino.CHUNK, workers=1
         )
 
     def _take_encoder_to_gpu(self) -> None:
@@ -207,37 +264,55 @@ class OnnxRuntimeBackend(Backend):
             return
         missing = cuda_driver.missing()
         if missing:  # an ONNX Runtime for GPUs is installed, so one was meant to be used
-            log.warning("the encoder runs on the CPU: %s", missing)
+            log.warning("%s: %s", ON_CPU, missing)
             return
-        on_cpu, frame = self._encoder, golden.frame()
-        dsize = frame.shape[1] + 7, frame.shape[0] + 5
-        right = self._sample(frame, dsize)
         try:
-            self._encoder = self._session("encoder", "fp32", 1, cuda)
-            gap = float(np.abs(self._sample(frame, dsize) - right).max())
+            encoder = self._session("encoder", "fp32", 1, cuda)
+            faster = replace(self._sessions, encoder=encoder, device="CUDA", encoder_name="CUDA")
             tolerance = min(float(self.bundle.golden()["tolerance"]), golden.LARGEST_TOLERANCE)
+            gap = self._try(faster, golden.frame(), _largest, tolerance)
             if not gap <= tolerance:
-                raise DiinnError(f"provider CUDA differs by {gap:.3g} from it (tolerance {tolerance:.3g})")
+                log.warning("%s: provider CUDA differs by %.3g from it (tolerance %.3g)", ON_CPU, gap, tolerance)
         except (
             DiinnError,
             KeyError,
             ValueError,
             TypeError,
         ) as error:  # a damaged sample is reported where it is replayed
-            self._encoder = on_cpu
-            log.warning("the encoder runs on the CPU: %s", error)
-        else:
-            self._encoder_device = self._encoder_name = "CUDA"
+            log.warning("%s: %s", ON_CPU, error)
+
+    def _try(self, faster: Sessions, frame: Image, size: Callable[[Float32], float], most: float) -> float:
+        """Take other sessions where a frame's picture is that of the present ones.
+
+        Args:
+            faster: The other sessions.
+            frame: What to compare, at twice its size.
+            size: Of a difference.
+            most: Largest size that is right.
+
+        Returns:
+            The size of the difference, in units of [0, 1]; the present sessions stay where it is not right.
+        """
+        present, dsize = self._sessions, (2 * frame.shape[1], 2 * frame.shape[0])
+        right = self._sample(frame, dsize)
+        self._take(faster)
+        gap = float("nan")
+        try:
+            gap = size(self._sample(frame, dsize) - right)
+        finally:
+            if not gap <= most:
+                self._take(present)
+        return gap
 
     def _sample(self, frame: Image, dsize: tuple[int, int]) -> Float32:
-        """A frame without noise at another size (width, height): [h, w, 3] BGR, units of [0, 1]."""
+        """A frame without noise at another size (width, height): [h, w, 3] BGR, in [0, 1]."""
         height, width = frame.shape[:2]
         queries = View.resize(dsize).queries((width, height), self.bundle.scales, self.bundle.layout)
         out = np.empty((*queries.shape, 3), np.float32)
         maps = self.encode([frame], [self.bundle.levels(NONE)])
         segment = Segment(queries, slice(0, queries.count), 0, out.reshape(-1, 3), 0.0)
         self.decode(maps, [segment])
-        return out
+        return out.clip(0, 1)
 
     def _session(self, role: str, precision: str, threads: int, provider: str) -> ort.InferenceSession:
         path: Path = self.bundle.graph(role, precision)
@@ -251,13 +326,13 @@ class OnnxRuntimeBackend(Backend):
     def close(self) -> None:
         if not self.closed:
             super().close()
-            del self._encoder, self._decoder, self._fused
+            del self._sessions, self._fused
 
     def describe(self) -> str:
         threads = self.options.thread_count if self.provider == "CPU" + SUFFIX else 1
         said = f", {threads} threads" if threads > 1 else ""
-        decoder = f"fused {self._fused.instructions}" if self._fused is not None else self._decoder_name
-        return f"onnxruntime {ort.__version__} (encoder {self._encoder_name}, decoder {decoder}{said})"
+        decoder = f"fused {self._fused.instructions}" if self._fused is not None else self._sessions.decoder_name
+        return f"onnxruntime {ort.__version__} (encoder {self._sessions.encoder_name}, decoder {decoder}{said})"
 
     def max_batch(self, size: tuple[int, int]) -> int | None:
         """On the CPU as many as keep a layer's activations small.
@@ -265,11 +340,11 @@ class OnnxRuntimeBackend(Backend):
         Four frames of 320x240 together take a fifth longer than one after the other, with either shipped model; four of
         160x120 do not.
         """
-        return max(1, CPU_PIXELS // (size[0] * size[1])) if self._encoder_device == "CPU" else None
+        return max(1, CPU_PIXELS // (size[0] * size[1])) if self._sessions.device == "CPU" else None
 
     def encode(self, frames: Sequence[Image], levels: Sequence[Levels]) -> list[Float32]:
         batch = np.concatenate([planar_rgb(frame, inputs) for frame, inputs in zip(frames, levels, strict=True)])
-        maps = self._call(self._encoder, [m.name for m in self.bundle.maps], {"frame": batch})
+        maps = self._call(self._sessions.encoder, [m.name for m in self.bundle.maps], {"frame": batch})
         return [m.reshape(-1, m.shape[-1]) for m in maps]
 
     def decode(self, maps: list[Float32], segments: Sequence[Segment]) -> None:
@@ -287,8 +362,9 @@ class OnnxRuntimeBackend(Backend):
             feed["index"] = index
         else:
             feed = {name: rows[index] for name, rows in feed.items()}
-        assert self._decoder is not None
-        write(chunk, self._call(self._decoder, ["rgb"], {**feed, "query": query})[0])
+        decoder = self._sessions.decoder
+        assert decoder is not None
+        write(chunk, self._call(decoder, ["rgb"], {**feed, "query": query})[0])
 
     @staticmethod
     def _call(session: ort.InferenceSession, outputs: list[str], feed: dict[str, Any]) -> list[Float32]:
@@ -296,6 +372,14 @@ class OnnxRuntimeBackend(Backend):
             return session.run(outputs, feed)  # type: ignore[no-any-return]
         except Exception as error:
             raise failed(error) from error
+
+
+def _rms(gap: Float32) -> float:
+    return float(np.sqrt(np.mean(gap**2)))
+
+
+def _largest(gap: Float32) -> float:
+    return float(np.abs(gap).max())
 
 
 def _provider(name: str | None) -> str:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import platform
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from diinn.runtime.bundles import golden
@@ -37,6 +39,7 @@ FAITHFUL = 40.0
 # Allowed difference to the golden sample, whose frame is harder than pictures; fp32 has the sample's own.
 TOLERANCES = {"fp16": verify.TOLERANCES["fp16"], "bf16": golden.LARGEST_TOLERANCE}
 CHUNK = 8192  # queries decoded at once
+_LOCK = Lock()
 NARROW = 64  # channels of all of a query's samples that ONNX Runtime decodes as fast
 
 
@@ -107,7 +110,8 @@ def devices() -> dict[str, Any]:
         InputError: The plugin is not there, or ONNX Runtime is too old for it.
         DiinnError: It does not load.
     """
-    found = _devices()
+    with _LOCK:  # threads may open models at once
+        found = _devices()
     if isinstance(found, DiinnError):
         raise found
     return found
@@ -129,6 +133,8 @@ def require(device: str) -> Any:
 @functools.cache
 def _devices() -> dict[str, Any] | DiinnError:
     """``devices``, or why there are none: a library is registered once a process."""
+    if not installed() and platform.machine() not in ("x86_64", "AMD64"):
+        return InputError("OpenVINO's plugin is for x86-64 alone: use --precision fp32, or --backend tensorrt for fp16")
     if not installed():
         return InputError(f"OpenVINO is not installed: {REMEDY}")
     register = getattr(ort, "register_execution_provider_library", None)

@@ -37,6 +37,8 @@ class TensorRtBackend(DeviceBackend):
     def not_ready(cls, bundle: Bundle, options: BackendOptions) -> str:
         if options.provider is not None:
             return f"--provider {options.provider} is of ONNX Runtime"
+        if options.precision == "bf16":
+            return "--precision bf16 is OpenVINO's"
         try:
             build.tensorrt()
             device = Device()

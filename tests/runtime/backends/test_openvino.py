@@ -19,6 +19,8 @@ from diinn.runtime import DiinnError, InputError, SuperResolver
 from diinn.runtime.backends import openvino
 from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.bundles import golden
+from diinn.runtime.cpu.decoder import FusedDecoder, Launch
+from diinn.runtime.errors import BundleError
 from diinn.runtime.geometry.view import View
 from diinn.runtime.sources import demo
 from diinn.runtime.util.onnx_runtime import ort
@@ -216,6 +218,66 @@ def test_what_differs_from_the_golden_sample_goes_back_to_onnx_runtime(monkeypat
 
 
 @needs_openvino
+@needs_amx
+@pytest.mark.parametrize("options", [{}, {"provider": "openvino"}, {"precision": "bf16"}])
+def test_a_wrong_compiled_decoder_is_noticed_before_openvino_encodes(
+    monkeypatch: Patch, caplog: Log, options: dict[str, str]
+) -> None:
+    right, by = picture("nano", decoder="onnx")
+    if "decoder fused" not in picture("nano", provider="cpu")[1]:
+        pytest.skip("no compiled decoder here: apt-get install g++")
+    decode = FusedDecoder.decode
+
+    def wrong(self: FusedDecoder, launch: Launch, begin: int, end: int) -> None:
+        decode(self, launch, begin, end)
+        for array in launch._kept:
+            if array.shape[1:] == (3,) and array.dtype == np.float32:  # less than bf16 is allowed
+                array += 0.03
+
+    monkeypatch.setattr(FusedDecoder, "decode", wrong)
+    found, made = picture("nano", **options)
+    assert made == by
+    assert "encoder OpenVINO bf16, decoder CPU" in made
+    np.testing.assert_array_equal(found, right)
+    (warning,) = said(caplog)
+    assert warning.startswith("ONNX Runtime decodes, not the compiled decoder: ")
+
+
+@needs_openvino
+@pytest.mark.parametrize("options", [{}, {"provider": "openvino"}, {"precision": "bf16"}])
+@pytest.mark.parametrize("broken", [("gather_decoder",), ("encoder",)])
+def test_what_openvino_cannot_open_stays_with_onnx_runtime(
+    tmp_path: Path, monkeypatch: Patch, caplog: Log, options: dict[str, str], broken: tuple[str, ...]
+) -> None:
+    """A decoder leaves the encoder; a bf16 encoder is never left under another's name."""
+    pytest.importorskip("torch", reason="no PyTorch: it makes checkpoints")
+    processor(monkeypatch, "amx_bf16")
+    path = random_model(tmp_path, 72, 1)
+    right, _ = picture(path, provider="cpu")
+    open_session = openvino.open_session
+
+    def opens(content: bytes, where: Path, *arguments: Any) -> Any:
+        if where.stem in broken:
+            raise BundleError(f"cannot open {where.name}")
+        return open_session(content, where, *arguments)
+
+    monkeypatch.setattr(openvino, "open_session", opens)
+    caplog.clear()
+    if broken == ("encoder",) and options:
+        with pytest.raises(BundleError, match="cannot open encoder"):
+            picture(path, **options)
+        return
+    found, by = picture(path, **options)
+    if broken == ("encoder",):
+        assert "encoder CPU, decoder CPU" in by
+        np.testing.assert_array_equal(found, right)
+        assert [line for line in said(caplog) if line.startswith("ONNX Runtime encodes: cannot open encoder")]
+    else:
+        assert "encoder OpenVINO bf16, decoder CPU" in by
+        assert 0 < np.abs(found - right).max() < openvino.TOLERANCES["bf16"]
+
+
+@needs_openvino
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_the_precision_can_be_asked_for(precision: str) -> None:
     right, _ = picture("nano", provider="cpu")
@@ -227,7 +289,7 @@ def test_the_precision_can_be_asked_for(precision: str) -> None:
 
 
 @needs_openvino
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("threads", [1])  # more cannot fail on two cores
 def test_threads_bound_it(threads: int) -> None:
     """Processor time does not exceed that of so many cores, and no thread is bound to a core."""
     with opened("nano", provider="openvino", precision="fp32", threads=threads) as resolver:
