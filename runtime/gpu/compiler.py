@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -23,7 +25,8 @@ log = logging.getLogger(__name__)
 KERNELS = Path(__file__).parent / "kernels"
 PREBUILT = KERNELS / "prebuilt"  # filled by ``make kernels``
 NVCC = Path("/usr/local/cuda/bin/nvcc")
-NVRTC_REMEDY = "pip install cuda-bindings nvidia-cuda-nvrtc (cuda-bindings<13 nvidia-cuda-nvrtc-cu12 for CUDA 12)"
+NVRTC_REMEDY = "pip install cuda-bindings nvidia-cuda-nvrtc ('cuda-bindings<13' nvidia-cuda-nvrtc-cu12 for CUDA 12)"
+_said: set[str] = set()  # compilers that were taken in place of one that fails
 FLAGS = ("-std=c++17", "-O3")
 # What kernels are compiled for where a toolkit knows it: 11.0 came with CUDA 13, 12.6 of JetPack 6 ends at 9.0.
 CAPABILITIES = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1")
@@ -39,72 +42,98 @@ def machine_code(source: Path, capability: str, driver: int) -> bytes:
     found = _prebuilt(source, capability, driver)
     if found is not None:
         return found
-    reasons = [(compiler.unfit(capability, driver), compiler) for compiler in compilers()]
-    if not reasons:
-        raise InputError(
-            f"cannot compile {source.name} for compute capability {capability}: no nvcc on PATH, in CUDA_HOME or in "
-            f"{NVCC.parent}, and no NVRTC; {NVRTC_REMEDY}, install the CUDA toolkit, or copy {PREBUILT.name}/ from a "
-            "machine where python -m diinn.runtime.gpu.compiler ran"
-        )
-    compiler = next((compiler for why, compiler in reasons if not why), None)
-    if compiler is None:
-        raise InputError(reasons[0][0])
-    kept = _kept(source, capability, compiler.kind + compiler.toolkit)
-    try:
-        return read_own(kept)
-    except FileRejected:
-        log.info("compiling %s for compute capability %s", source.name, capability)
-    data = compiler.cubin(source, capability)
-    compiling.keep(kept, data, source.name)
-    return data
+    # What is kept was compiled for a driver like this one: no compiler need be asked, or NVRTC loaded.
+    here = [(compiler, _kept(source, capability, f"{driver // 1000} {compiler.key}")) for compiler in compilers()]
+    for _, kept in here:
+        with contextlib.suppress(FileRejected):
+            return read_own(kept)
+    problems: list[DiinnError] = []
+    for compiler, kept in here:
+        if not compiler.there():
+            continue
+        try:
+            compiler.check(capability, driver)
+            log.info("compiling %s for compute capability %s", source.name, capability)
+            data = compiler.cubin(source, capability)
+        except DiinnError as error:
+            problems.append(error)
+            continue
+        _say_instead(problems, compiler)
+        compiling.keep(kept, data, source.name)
+        return data
+    if problems:
+        raise min(problems, key=lambda error: isinstance(error, Unfit))
+    raise InputError(
+        f"cannot compile {source.name} for compute capability {capability}: no nvcc on PATH, in CUDA_HOME or in "
+        f"{NVCC.parent}, and no NVRTC; {NVRTC_REMEDY}, install the CUDA toolkit, or copy {PREBUILT.name}/ from a "
+        "machine where python -m diinn.runtime.gpu.compiler ran"
+    )
+
+
+class Unfit(InputError):
+    """A compiler is of a CUDA that this driver does not run, or that does not know this architecture."""
 
 
 @dataclass(frozen=True)
 class Compiler:
-    """What makes machine code of a kernel's source.
+    """What makes machine code of a kernel's source; of it nothing but ``key`` is known before it is wanted.
 
-    name: for messages; kind: before the toolkit's version in the key of what is kept; toolkit: the CUDA it belongs to,
-    like "13.0", empty where it is not known; codes: the architectures it compiles for, like "87"; cubin: compiles a
-    source for a compute capability; another: how to take another version
+    name: for messages; key: what its work is kept under, beside sources; there: whether it is on this machine
+    toolkit: the CUDA it belongs to, like "13.0", empty where it is not known
+    codes: the architectures it compiles for, like "87"; cubin: compiles a source for a compute capability
+    another: how to take another version
     """
 
     name: str
-    kind: str
-    toolkit: str
-    codes: set[str]
+    key: str
+    there: Callable[[], bool]
+    toolkit: Callable[[], str]
+    codes: Callable[[], set[str]]
     cubin: Callable[[Path, str], bytes]
     another: str
 
-    def unfit(self, capability: str, driver: int) -> str:
-        """Why it makes nothing for this device and driver; empty where it does."""
-        if self.toolkit and int(self.toolkit.split(".")[0]) * 1000 > driver:
+    def check(self, capability: str, driver: int) -> None:
+        """Raises Unfit where it makes nothing for this device and driver, DiinnError where it does not run."""
+        toolkit = self.toolkit()
+        if toolkit and int(toolkit.split(".")[0]) * 1000 > driver:
             runs = f"{driver // 1000}.{driver % 1000 // 10}"
-            return (
-                f"{self.name} is of CUDA {self.toolkit}, the driver runs up to {runs}: "
+            raise Unfit(
+                f"{self.name} is of CUDA {toolkit}, the driver runs up to {runs}: "
                 f"{self.another.format('an older')}, or update the driver"
             )
-        if self.codes and capability.replace(".", "") not in self.codes:
-            return (
-                f"{self.name} is of CUDA {self.toolkit}, which does not compile for compute capability {capability}: "
+        codes = self.codes()
+        if codes and capability.replace(".", "") not in codes:
+            raise Unfit(
+                f"{self.name} is of CUDA {toolkit}, which does not compile for compute capability {capability}: "
                 f"{self.another.format('a newer')}"
             )
-        return ""
 
 
 def compilers() -> list[Compiler]:
-    """What is on this machine: nvcc before NVRTC."""
+    """What this machine may have: nvcc, if it is there, before NVRTC."""
     found, nvcc = [], find_nvcc()
     if nvcc is not None:
 
         def cubin(source: Path, capability: str) -> bytes:
             return compiled(nvcc, source, ["-cubin", f"-arch=sm_{capability.replace('.', '')}"])[0]
 
-        another = "set CUDA_HOME to {} toolkit"
-        found.append(Compiler(str(nvcc), "", version(nvcc), _codes(nvcc), cubin, another))
-    if toolkit := nvrtc.version():
-        another = "install {} NVRTC and cuda-bindings"
-        found.append(Compiler("NVRTC", "NVRTC ", toolkit, nvrtc.codes(), nvrtc.cubin, another))
-    return found
+        toolkit, another = version(nvcc), "set CUDA_HOME to {} toolkit"
+        codes = functools.partial(_codes, nvcc)
+        found.append(Compiler(str(nvcc), toolkit, lambda: True, lambda: toolkit, codes, cubin, another))
+
+    def there() -> bool:
+        return bool(nvrtc.version())
+
+    key, another = f"NVRTC {' '.join(nvrtc.FLAGS)} {nvrtc.wheels()}", "install {} NVRTC and cuda-bindings"
+    return [*found, Compiler("NVRTC", key, there, nvrtc.version, nvrtc.codes, nvrtc.cubin, another)]
+
+
+def _say_instead(problems: Sequence[DiinnError], compiler: Compiler) -> None:
+    """Once a process: that a compiler that fits fails, and which one is taken."""
+    failed = [error for error in problems if not isinstance(error, Unfit)]
+    if failed and compiler.name not in _said:
+        _said.add(compiler.name)
+        log.warning("%s; %s compiles kernels in its place", failed[0], compiler.name)
 
 
 def find_nvcc() -> Path | None:
@@ -152,8 +181,8 @@ def _codes(nvcc: Path) -> set[str]:
     return set(re.findall(r"\bsm_(\d+)\b", done.stdout))
 
 
-def _kept(source: Path, capability: str, toolkit: str) -> Path:
-    return compiling.kept(source.stem, f"{digest(source)} {capability} {toolkit}", ".cubin")
+def _kept(source: Path, capability: str, key: str) -> Path:
+    return compiling.kept(source.stem, f"{digest(source)} {capability} {key}", ".cubin")
 
 
 def _prebuilt(source: Path, capability: str, driver: int) -> bytes | None:

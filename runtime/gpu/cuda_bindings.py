@@ -64,8 +64,14 @@ def init() -> None:
     if found < wanted * 1000:
         raise Error(
             f"{VERSION} wants a driver of CUDA {wanted}, this one is of {found // 1000}.{found % 1000 // 10}: "
-            f"pip install 'cuda-bindings<{wanted}' nvidia-cuda-nvrtc-cu{found // 1000}"
+            f"pip install {_wheels(found // 1000)}"
         )
+
+
+def _wheels(major: int) -> str:
+    """The wheels for a driver of CUDA ``major``, as a shell takes them; from 13 on NVRTC's is called without it."""
+    compiler = f"nvidia-cuda-nvrtc-cu{major}" if major < 13 else f"'nvidia-cuda-nvrtc<{major + 1}'"
+    return f"'cuda-bindings<{major + 1}' {compiler}"
 
 
 def get_driver_version() -> int:

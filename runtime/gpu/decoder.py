@@ -70,9 +70,9 @@ def plan(width: int, depth: int, shared_bytes: int, *, reduced: bool = False) ->
 def needs_reduction(layers: Mapping[str, Any]) -> bool:
     """Whether arguments of sines may be beyond what the special function unit takes as it is.
 
-    layers: as ``Bundle.layers`` gives them; one that does not say how large they get needs it
+    layers: as ``Bundle.layers`` gives them; one that does not say how large they get, or nothing that can be, needs it
     """
-    return not float(layers.get("largest_argument", np.inf)) * MARGIN <= LARGEST_UNREDUCED
+    return not 0 < float(layers.get("largest_argument", np.inf)) * MARGIN <= LARGEST_UNREDUCED
 
 
 def planned(device: Device, layers: Mapping[str, Any]) -> Plan:

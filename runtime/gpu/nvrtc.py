@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from diinn.runtime.errors import DiinnError
 
 FLAGS = ("-std=c++17",)
+WHEELS = ("cuda-bindings", "nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-nvrtc-cu11")
+
+
+def wheels() -> str:
+    """The versions of its wheels that are installed; nothing is loaded."""
+    found = []
+    for name in WHEELS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found.append(f"{name} {metadata.version(name)}")
+    return ", ".join(found)
 
 
 def version() -> str:

@@ -392,8 +392,9 @@ def test_an_older_driver_than_the_wheel_is_for_is_said(standin: Any, binding: st
 
     load().standin_set(b"driver", 11040)
     try:
-        with pytest.raises(InputError, match=r"wants a driver of CUDA 1\d, this one is of 11\.4: pip install"):
+        with pytest.raises(InputError, match=r"wants a driver of CUDA 1\d, this one is of 11\.4: pip install") as said:
             standin()
+        assert str(said.value).endswith("pip install 'cuda-bindings<12' nvidia-cuda-nvrtc-cu11")
     finally:
         load().standin_set(b"driver", 13000)
 

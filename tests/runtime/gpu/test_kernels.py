@@ -72,7 +72,12 @@ def test_nvrtc_compiles_where_there_is_no_nvcc(tmp_path: Path, monkeypatch: pyte
     code = compiler.machine_code(source, "8.7", newest)
     assert code[:4] == b"\x7fELF"
     monkeypatch.setattr(nvrtc, "cubin", lambda *_: pytest.fail("compiled again"))
-    assert compiler.machine_code(source, "8.7", newest) == code
+    with monkeypatch.context() as patch:
+        patch.setattr(nvrtc, "version", lambda: pytest.fail("loaded"))
+        assert compiler.machine_code(source, "8.7", newest) == code
+        patch.setattr(nvrtc, "FLAGS", (*nvrtc.FLAGS, "--use_fast_math"))
+        with pytest.raises(pytest.fail.Exception, match="loaded"):  # what other flags made is not taken
+            compiler.machine_code(source, "8.7", newest)
     major = nvrtc.version().split(".")[0]
     said = rf"NVRTC is of CUDA {major}\.\d+, the driver runs up to 11\.4: install an older"
     with pytest.raises(InputError, match=said):
@@ -85,6 +90,37 @@ def test_nvrtc_compiles_where_nvcc_does_not_fit(tmp_path: Path, monkeypatch: pyt
     require_nvrtc()
     monkeypatch.setenv("CUDA_HOME", str(older_toolkit(tmp_path / "cuda", "35 50", "10.2")))
     monkeypatch.setenv("DIINN_CACHE", str(tmp_path / "cache"))
+    assert compiler.machine_code(KERNEL_FOLDER / "frames.cu", "8.7", 99000)[:4] == b"\x7fELF"
+
+
+@pytest.mark.parametrize("broken", ["does not run", "no host compiler"])
+def test_nvrtc_compiles_where_nvcc_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, broken: str
+) -> None:
+    require_nvrtc()
+    script = tmp_path / "cuda" / "bin" / "nvcc"
+    script.parent.mkdir(parents=True)
+    script.write_text("#!/bin/sh\ncase $1 in --*) exit ;; esac\necho 'nvcc fatal error: no g++' >&2\nexit 1\n")
+    if broken == "no host compiler":
+        script.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
+    monkeypatch.setenv("DIINN_CACHE", str(tmp_path / "cache" / "engines"))
+    monkeypatch.setattr(compiler, "_said", set())
+    for name in ("frames", "coordinates_gather"):
+        assert compiler.machine_code(KERNEL_FOLDER / f"{name}.cu", "8.7", 99000)[:4] == b"\x7fELF"
+    (message,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert message.startswith(f"{script} ")
+    assert message.endswith("; NVRTC compiles kernels in its place")
+    monkeypatch.setattr(nvrtc, "version", lambda: "")
+    with pytest.raises(DiinnError, match=r"does not run|no g\+\+"):
+        compiler.machine_code(KERNEL_FOLDER / "fused_decoder.cu", "8.7", 99000)
+
+
+def test_nvrtc_is_not_loaded_where_nvcc_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if compiler.find_nvcc() is None:
+        pytest.skip("no nvcc: install the CUDA toolkit")
+    monkeypatch.setenv("DIINN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(nvrtc, "version", lambda: pytest.fail("loaded"))
     assert compiler.machine_code(KERNEL_FOLDER / "frames.cu", "8.7", 99000)[:4] == b"\x7fELF"
 
 
@@ -196,6 +232,7 @@ def test_a_binary_made_beforehand_is_taken_where_it_fits(tmp_path: Path, monkeyp
     monkeypatch.setattr(compiler, "PREBUILT", tmp_path)
     assert {path.name for path in compiler.prebuild(nvcc, ["8.7", "9.0"])} == {f"{k.stem}.fatbin" for k in KERNELS}
     monkeypatch.setattr(compiler, "find_nvcc", lambda: None)
+    monkeypatch.setenv("DIINN_CACHE", str(tmp_path / "cache"))
     source = KERNEL_FOLDER / "frames.cu"
     assert compiler.machine_code(source, "8.7", 99000) == (tmp_path / "frames.fatbin").read_bytes()
     for capability, driver in (("7.5", 99000), ("8.7", 11040)):
