@@ -1,7 +1,7 @@
 """What fp16 loses in PSNR, with products that accumulate in fp32 and in fp16, by emulation; no GPU is needed.
 
 ``diinn-bench fp16_sums small nano --data Set5``. A layer of fp16 tensors may accumulate in either, as TensorRT picks.
-Exit code 1 where fp16 sums lose more than 0.02 dB.
+Exit code 1 where fp16 sums lose more than 0.02 dB on any image.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import torch
 from diinn.export import quantize, reference
-from diinn.export.fp16_acceptance import loss, with_strengths
+from diinn.export.fp16_acceptance import Pair, loss, with_strengths
 from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.util.command_line import Parser
 from diinn.train import protocol
@@ -33,12 +33,18 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def losses(bundle: bundles.Bundle, folder: Path, scale: float) -> np.ndarray[Any, Any]:
-    """[images, 3]: PSNR in fp32, and what fp16 loses with fp32 sums and with fp16 sums, dB, on the images' middles."""
+def pairs(bundle: bundles.Bundle) -> tuple[Pair, Pair]:
+    """The fp32 and the fp16 graphs, (encoder, decoder) each."""
     plain, half = (
         (onnx.load(bundle.graph("encoder", kind)), onnx.load(bundle.graph("decoder", kind)))
         for kind in ("fp32", "fp16")
     )
+    return plain, half
+
+
+def losses(bundle: bundles.Bundle, graphs: tuple[Pair, Pair], folder: Path, scale: float) -> np.ndarray[Any, Any]:
+    """[images, 3]: PSNR in fp32, and what fp16 loses with fp32 sums and with fp16 sums, dB, on the images' middles."""
+    plain, half = graphs
     models = [
         reference.Reference(*plain, bundle.layout, reference.fast),
         reference.Reference(*half, bundle.layout, reference.rounding),
@@ -61,23 +67,19 @@ def losses(bundle: bundles.Bundle, folder: Path, scale: float) -> np.ndarray[Any
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
-    out, worst = Table(*HEADS, box=box.MARKDOWN), 0.0
+    out, lost = Table(*HEADS, box=box.MARKDOWN), []
     for name in args.model:
         bundle = bundles.load(name)
-        plain, half = (
-            (onnx.load(bundle.graph("encoder", kind)), onnx.load(bundle.graph("decoder", kind)))
-            for kind in ("fp32", "fp16")
-        )
-        rms = [
-            loss(plain, half, bundle.layout, bundle.dial, sums) for sums in (reference.rounding, reference.half_sums)
-        ]
+        graphs = pairs(bundle)
+        rms = [loss(*graphs, bundle.layout, bundle.dial, sums) for sums in (reference.rounding, reference.half_sums)]
         out.add_row(f"{bundle.name}, rms to fp32", "", *(f"{value:.2e}" for value in rms), "")
         for scale in SCALES:
-            found = losses(bundle, args.data, scale)
+            found = losses(bundle, graphs, args.data, scale)
             mean = found.mean(0)
-            worst = max(worst, mean[2])
+            lost.append(found[:, 2])
             figures = (f"{mean[0]:.3f}", f"{-mean[1]:+.4f}", f"{-mean[2]:+.4f}", f"{-found[:, 2].max():+.4f}")
             out.add_row(f"{bundle.name}, {args.data.name} ×{scale:g}", *figures)
     Console(width=120).print(out)
-    print(f"fp16 sums lose at most {worst:.4f} dB, {LARGEST_LOSS} are allowed")
-    return int(worst > LARGEST_LOSS)
+    worst = np.max(np.concatenate(lost))  # NaN where an image has it
+    print(f"fp16 sums lose at most {worst:.4f} dB of an image, {LARGEST_LOSS} are allowed")
+    return int(not worst <= LARGEST_LOSS)

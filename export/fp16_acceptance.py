@@ -48,7 +48,7 @@ class Typed:
         """The entry for ``bundle.json``."""
         return {
             "rms_to_fp32": self.loss,
-            "rms_with_fp16_sums": self.half_sums,
+            "rms_with_fp16_sums": self.half_sums if np.isfinite(self.half_sums) else None,  # JSON has no inf
             "sine_arguments": "fp32" if self.arguments else "fp16",
             "largest": {"tensor": self.largest[0], "magnitude": self.largest[1], "allowed": LARGEST_VALUE},
         }

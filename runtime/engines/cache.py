@@ -27,7 +27,7 @@ from diinn.runtime.errors import InputError
 from diinn.runtime.util.private_files import FileRejected, cache_folder, check_owner, read_own, replace
 
 log = logging.getLogger(__name__)
-FORMAT, VERSION = "diinn-engine", 2
+FORMAT, VERSION = "diinn-engine", 3
 LARGEST_METADATA = 2**20
 LONGEST_BUILD = 24 * 3600  # seconds
 VERDICT = {"rows", "tolerance", "compared", "at", "passed", "summary"}  # what ``verify.py`` writes

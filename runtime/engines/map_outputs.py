@@ -90,7 +90,8 @@ def _split(
         own: trt.IConvolutionLayer = network.add_convolution_nd(
             joint.get_input(0), size, joint.kernel_size_nd, trt.Weights(weight), trt.Weights(bias)
         )
-        own.stride_nd, own.pre_padding, own.post_padding = joint.stride_nd, joint.pre_padding, joint.post_padding
+        own.stride_nd, own.dilation_nd = joint.stride_nd, joint.dilation_nd
+        own.pre_padding, own.post_padding = joint.pre_padding, joint.post_padding
         own.name = f"{name}.convolution"
         new: trt.ITensor = own.get_output(0)
         new.name = name

@@ -1,5 +1,6 @@
 """fp16 graphs: what is held in which type, what it loses, and that an overflow is seen before an engine makes it."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from conftest import ramp
 from diinn.benchmarks import scores
-from diinn.export import fp16_acceptance, fp16_graph, graphs, reference, writer
+from diinn.export import arguments, fp16_acceptance, fp16_graph, graphs, reference, writer
 from diinn.export.reference import Reference
 from diinn.runtime import DiinnError, InputError
 from diinn.runtime.bundles import bundle as bundles
@@ -152,6 +153,26 @@ def test_shipped_fp16_graphs_are_what_todays_exporter_makes_and_stay_in_range(na
     assert card["rms_to_fp32"] == pytest.approx(made.loss, rel=0.2)
     assert card["rms_with_fp16_sums"] == pytest.approx(made.half_sums, rel=0.2)
     assert made.half_sums > made.loss
+
+
+@pytest.mark.parametrize("name", bundles.shipped())
+def test_shipped_largest_arguments_are_what_todays_exporter_finds(name: str) -> None:
+    bundle = bundles.load(name)
+    encoder, decoder = (onnx.load(bundle.graph(role)) for role in ("encoder", "decoder"))
+    found = arguments.largest(encoder, decoder, bundle.layout, bundle.dial)
+    assert bundle.layers()["largest_argument"] == pytest.approx(found, rel=1e-3)
+
+
+def test_fp16_sums_that_overflow_are_null_on_the_card(
+    checkpoint_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = fp16_acceptance.loss
+    monkeypatch.setattr(
+        fp16_acceptance, "loss", lambda *given: np.inf if given[-1] is reference.half_sums else loss(*given)
+    )
+    made = writer.export(checkpoint_path, tmp_path / "overflow.diinn").path
+    json.loads((made / "bundle.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert bundles.load(made).measured["fp16"]["rms_with_fp16_sums"] is None
 
 
 def test_fp16_sums_are_rounded_after_every_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from diinn.runtime.engines import verify
 from diinn.runtime.engines.cache import Cache
 from diinn.runtime.geometry.view import View
 from diinn.runtime.gpu import decoder
+from diinn.runtime.gpu import device as cuda_module
 from diinn.runtime.noise.strength import Strength
 
 Make = Callable[..., Path]
@@ -222,6 +223,28 @@ def test_decoding_is_replayed(gpu: Trt, bundle_path: Path) -> None:
         for n, right in enumerate(wanted):
             np.testing.assert_array_equal(fused.resize(ramp(12, 9 + n % 2), (20, 20)), right)
         assert fused.backend.device.replayed >= 2  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("encoder", ["TensorRT", "CPU"])
+def test_it_decodes_by_nvidias_own_binding(
+    request: pytest.FixtureRequest, trt: Trt, device_kind: type, bundle_path: Path, encoder: str
+) -> None:
+    """``test_device.py`` has both bindings call by call; here is what a backend takes of the second."""
+    if request.config.getoption("device") != "standin":
+        pytest.skip("of the driver and its bindings: make test-device")
+    pytest.importorskip("cuda.bindings", reason="no cuda.bindings: pip install cuda-bindings")
+    trt.setattr(cuda_module, "BINDINGS", cuda_module.BINDINGS[1:])
+    if encoder == "CPU":
+        trt.setitem(sys.modules, "tensorrt", None)
+    frame = ramp(12, 9)
+    with SuperResolver.open(bundle_path, backend="onnxruntime") as cpu:
+        right = cpu.resize(frame, (20, 20), dtype=np.float32)
+    for options in ({"chunk": 100}, {"cuda_graphs": True}):
+        with SuperResolver.open(bundle_path, backend="cuda", **options) as fused:  # type: ignore[arg-type]
+            assert fused.backend.device.binding.startswith("cuda.bindings")  # type: ignore[attr-defined]
+            assert f"encoder by {encoder}" in fused.backend.describe() or encoder == "CPU"
+            for _ in range(3):
+                np.testing.assert_allclose(fused.resize(frame, (20, 20), dtype=np.float32), right, atol=5e-3)
 
 
 def test_the_encoder_is_an_engine_where_tensorrt_is(trt: Trt, bundle_path: Path) -> None:
