@@ -3,6 +3,7 @@
 import errno
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -234,9 +235,10 @@ def test_a_device_that_fails_ends_the_stream(mjpeg: Callable[..., Served], bundl
         stream = Stream([camera(mjpeg().url)], resolver, sinks=[sink])
         stream.start()
         until(lambda: sink.results)
-        encoder, resolver.backend._encoder = resolver.backend._encoder, None  # as a device that is gone
+        sessions = resolver.backend._sessions
+        resolver.backend._sessions = replace(sessions, encoder=None)  # as a device that is gone
         until(lambda: not stream.busy)
         stream.close()
         with pytest.raises(DiinnError, match="ONNX Runtime failed while running"):
             stream.check()
-        resolver.backend._encoder = encoder
+        resolver.backend._sessions = sessions
