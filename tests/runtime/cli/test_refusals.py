@@ -177,6 +177,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     args, word = BAD[case]
     code, _, err = run(*args)
+    # Debian's OpenCV 4.6 now and then lets go of a pipeline too early, which GLib prints.
+    err = re.sub(r"\n?\(\w+:\d+\): GStreamer-CRITICAL.*?\n(?=diinn-run: )", "", err, flags=re.DOTALL)
     assert err.startswith("diinn-run: ")
     assert word in err
     assert len([line for line in err.splitlines() if "was trained for" not in line]) == 1  # a warning, not an error
