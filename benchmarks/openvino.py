@@ -44,14 +44,18 @@ class Frames:
     def add(self, name: str, sizes: tuple[Size, Size], times: dict[str, tuple[float, float, float]]) -> None:
         """The forms of a network by name, (encode, decode, all) in ms each; the first is the rival, the last ours."""
         (lr, out), (*_, ours), rival = sizes, times, next(iter(times))
-        has_amx = bool(openvino.worthwhile("CPU"))
         for form, (encode, decode, both) in times.items():
             faster = times[rival][2] / both
             gate = (
-                f"{GATES[name]:g}: {'met' if faster >= GATES[name] else 'MISSED'}" if form == ours and has_amx else ""
+                f"{GATES[name]:g}: {'met' if faster >= GATES[name] else 'MISSED'}" if form == ours and has_amx() else ""
             )
             where = f"{lr[0]}x{lr[1]} → {out[0]}x{out[1]}"
             self.table.add_row(name, where, form, *(f"{t:.1f}" for t in (encode, decode, both)), f"{faster:.1f}", gate)
+
+
+def has_amx() -> bool:
+    """Whether the runtime has OpenVINO encode here, as on a CPU without a GPU."""
+    return bool(openvino.worthwhile("CPU"))
 
 
 def said(resolver: SuperResolver) -> str:
@@ -71,7 +75,9 @@ def shipped(name: str, least: int, seconds: float) -> dict[str, tuple[float, flo
         forms["OpenVINO fp32"] = stack.enter_context(
             SuperResolver.open(name, backend="onnxruntime", provider="openvino", precision="fp32")
         )
-        chosen = stack.enter_context(SuperResolver.open(name, backend="onnxruntime"))
+        chosen = stack.enter_context(
+            SuperResolver.open(name, backend="onnxruntime", provider="openvino" if has_amx() else "cpu")
+        )
         forms[f"chosen: {said(chosen)}"] = chosen
         return speed.alternate({form: speed.in_runtime(r, LR, OUT) for form, r in forms.items()}, least, seconds)
 
@@ -82,7 +88,7 @@ def paper(least: int, seconds: float) -> dict[str, tuple[float, float, float]]:
     with (
         network("paper") as net,
         SuperResolver.open(net.bundle, backend="onnxruntime", provider="cpu") as plain,
-        SuperResolver.open(net.bundle, backend="onnxruntime") as chosen,
+        SuperResolver.open(net.bundle, backend="onnxruntime", provider="openvino" if has_amx() else "cpu") as chosen,
     ):
         published = "published, PyTorch"
         entries = {published: speed.contestants(net, plain, PAPER_LR, PAPER_OUT)[published]}
@@ -132,7 +138,6 @@ def parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
     openvino.devices()  # says what is missing
-    os.environ.pop("DIINN_CPU_ENCODER", None)  # the runtime chooses
     scores.check_sets(args.data)
     for model in args.model:
         bundles.load(model)

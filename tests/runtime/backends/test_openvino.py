@@ -354,6 +354,7 @@ def test_an_installation_that_does_not_work_is_one_line(
     }[what]
     if what == "not installed":
         monkeypatch.setattr(openvino, "installed", lambda: False)
+        monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])  # not the registered one
     caplog.set_level("INFO")
     found, by = picture("nano")
     assert "encoder CPU" in by
