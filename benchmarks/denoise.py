@@ -12,7 +12,7 @@ import torch
 from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.geometry.grid import Size
 from diinn.runtime.images.arrays import UInt8
-from diinn.runtime.noise.estimator import LOOK_FRAMES, LOOK_SECONDS
+from diinn.runtime.noise.estimator import LOOK_FRAMES
 from diinn.runtime.noise.strength import Strength
 from diinn.runtime.sources import demo
 from diinn.runtime.super_resolver import SuperResolver
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
                 print(
                     f"{resolver.bundle.name} {lr[0]}x{lr[1]} -> {dsize[0]}x{dsize[1]}: estimate {estimate:.2f} ms, "
                     f"frame {whole:.1f} ms: {100 * estimate / whole:.1f} % of one that is looked at, "
-                    f"{100 * estimate / max(LOOK_FRAMES * whole, 1e3 * LOOK_SECONDS):.1f} % of a camera's"
+                    f"{100 * estimate / (LOOK_FRAMES * whole):.1f} % of a camera's frames"
                 )
             if files:
                 console.print(errors(resolver, files))

@@ -58,7 +58,7 @@ def has_amx() -> bool:
     return bool(openvino.worthwhile("CPU"))
 
 
-def said(resolver: SuperResolver) -> str:
+def computed_by(resolver: SuperResolver) -> str:
     """What encodes and what decodes."""
     return resolver.backend.describe().partition("(")[2].rstrip(")")
 
@@ -78,7 +78,7 @@ def shipped(name: str, least: int, seconds: float) -> dict[str, tuple[float, flo
         chosen = stack.enter_context(
             SuperResolver.open(name, backend="onnxruntime", provider="openvino" if has_amx() else "cpu")
         )
-        forms[f"chosen: {said(chosen)}"] = chosen
+        forms[f"chosen: {computed_by(chosen)}"] = chosen
         return speed.alternate({form: speed.in_runtime(r, LR, OUT) for form, r in forms.items()}, least, seconds)
 
 
@@ -92,7 +92,7 @@ def paper(least: int, seconds: float) -> dict[str, tuple[float, float, float]]:
     ):
         published = "published, PyTorch"
         entries = {published: speed.contestants(net, plain, PAPER_LR, PAPER_OUT)[published]}
-        for form, resolver in (("ONNX Runtime", plain), (f"chosen: {said(chosen)}", chosen)):
+        for form, resolver in (("ONNX Runtime", plain), (f"chosen: {computed_by(chosen)}", chosen)):
             entries[form] = speed.in_runtime(resolver, PAPER_LR, PAPER_OUT)
         return speed.alternate(entries, least, seconds)
 

@@ -13,7 +13,7 @@ def largest(
     """The largest magnitude of an argument of ``Sin`` in the fp32 graphs, radians.
 
     Seen on the frames that fp16 is measured on, those that have what pictures have and those made to drive activations
-    far, at every strength and scale of theirs. A network may meet worse: whoever relies on it keeps a margin.
+    far, at every strength and scale of theirs. A network may meet worse: what is decided by it needs a margin.
 
     dial: of the encoder, if it has one
     """

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from diinn.runtime.backends.base import BackendOptions
-from diinn.runtime.backends.gpu_base import DeviceBackend
+from diinn.runtime.backends.gpu_base import DeviceBackend, meant_for_another
 from diinn.runtime.bundles.bundle import Bundle
 from diinn.runtime.engines import build, verify
 from diinn.runtime.engines.cache import Cache
@@ -85,10 +85,8 @@ class CudaBackend(DeviceBackend):
 
     @classmethod
     def not_ready(cls, bundle: Bundle, options: BackendOptions) -> str:
-        if options.provider is not None:
-            return f"--provider {options.provider} is of ONNX Runtime"
-        if options.precision == "bf16":
-            return "--precision bf16 is OpenVINO's"
+        if another := meant_for_another(options):
+            return another
         try:
             device = Device()
         except InputError as error:

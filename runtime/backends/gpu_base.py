@@ -27,6 +27,13 @@ log = logging.getLogger(__name__)
 IN_FLIGHT = 2  # chunks
 
 
+def meant_for_another(options: BackendOptions) -> str:
+    """Why options are for another backend than a GPU's; empty where they are not."""
+    if options.provider is not None:
+        return f"--provider {options.provider} is of ONNX Runtime"
+    return "--precision bf16 is OpenVINO's" if options.precision == "bf16" else ""
+
+
 @dataclass(frozen=True)
 class _Staged:
     """Pinned memory of one chunk: its pixels, its ``SEGMENT``s, and ids that it names one by one."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from diinn.runtime.backends.base import BackendOptions
-from diinn.runtime.backends.gpu_base import DeviceBackend
+from diinn.runtime.backends.gpu_base import DeviceBackend, meant_for_another
 from diinn.runtime.bundles import golden
 from diinn.runtime.bundles.bundle import Bundle
 from diinn.runtime.engines import build, verify
@@ -35,10 +35,8 @@ class TensorRtBackend(DeviceBackend):
 
     @classmethod
     def not_ready(cls, bundle: Bundle, options: BackendOptions) -> str:
-        if options.provider is not None:
-            return f"--provider {options.provider} is of ONNX Runtime"
-        if options.precision == "bf16":
-            return "--precision bf16 is OpenVINO's"
+        if another := meant_for_another(options):
+            return another
         try:
             build.tensorrt()
             device = Device()

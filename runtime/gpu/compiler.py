@@ -19,6 +19,7 @@ from pathlib import Path
 from diinn.runtime.errors import DiinnError, InputError
 from diinn.runtime.gpu import nvrtc
 from diinn.runtime.util import compiling
+from diinn.runtime.util.once import Once
 from diinn.runtime.util.private_files import FileRejected, read_own
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ KERNELS = Path(__file__).parent / "kernels"
 PREBUILT = KERNELS / "prebuilt"  # filled by ``make kernels``
 NVCC = Path("/usr/local/cuda/bin/nvcc")
 NVRTC_REMEDY = "pip install cuda-bindings nvidia-cuda-nvrtc ('cuda-bindings<13' nvidia-cuda-nvrtc-cu12 for CUDA 12)"
-_said: set[str] = set()  # compilers that were taken in place of one that fails
+_logged = Once()  # compilers that were taken in place of one that fails
 FLAGS = ("-std=c++17", "-O3")
 # What kernels are compiled for where a toolkit knows it: 11.0 came with CUDA 13, 12.6 of JetPack 6 ends at 9.0.
 CAPABILITIES = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1")
@@ -58,7 +59,7 @@ def machine_code(source: Path, capability: str, driver: int) -> bytes:
         except DiinnError as error:
             problems.append(error)
             continue
-        _say_instead(problems, compiler)
+        _warn_instead(problems, compiler)
         compiling.keep(kept, data, source.name)
         return data
     if problems:
@@ -128,11 +129,10 @@ def compilers() -> list[Compiler]:
     return [*found, Compiler("NVRTC", key, there, nvrtc.version, nvrtc.codes, nvrtc.cubin, another)]
 
 
-def _say_instead(problems: Sequence[DiinnError], compiler: Compiler) -> None:
+def _warn_instead(problems: Sequence[DiinnError], compiler: Compiler) -> None:
     """Once a process: that a compiler that fits fails, and which one is taken."""
     failed = [error for error in problems if not isinstance(error, Unfit)]
-    if failed and compiler.name not in _said:
-        _said.add(compiler.name)
+    if failed and _logged.first(compiler.name):
         log.warning("%s; %s compiles kernels in its place", failed[0], compiler.name)
 
 

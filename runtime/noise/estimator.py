@@ -70,7 +70,10 @@ class Smoothed:
         self._looked, self._frames = -math.inf, 0
 
     def due(self, at: float) -> bool:
-        """Whether to look at the next frame, of time ``at``, seconds; a clock that was set back counts as due."""
+        """Whether to look at the next frame, of time ``at``, seconds; to be asked once for each.
+
+        A clock that was set back counts as due.
+        """
         self._frames += 1
         passed = at - self._looked
         if self.value is None or not 0 <= passed < SMOOTH_SECONDS:

@@ -9,7 +9,7 @@ from diinn.benchmarks.__main__ import main as bench
 
 
 @pytest.mark.parametrize(
-    ("lost", "code", "said"),
+    ("lost", "code", "printed"),
     [([0.001, 0.019], 0, "0.0190 dB"), ([0.001, 0.021], 1, "0.0210 dB"), ([0.001, np.nan], 1, "nan dB")],
 )
 def test_the_worst_image_decides(
@@ -19,13 +19,13 @@ def test_the_worst_image_decides(
     photo_folder: Path,
     lost: list[float],
     code: int,
-    said: str,
+    printed: str,
 ) -> None:
     rows = np.array([(30.0, 0.0, value) for value in lost])
     monkeypatch.setattr(fp16_sums, "loss", lambda *_: 1e-4)
     monkeypatch.setattr(fp16_sums, "losses", lambda *_: rows)
     assert bench(["fp16_sums", str(bundle_path), "--data", str(photo_folder)]) == code
-    assert f"fp16 sums lose at most {said}" in capsys.readouterr().out
+    assert f"fp16 sums lose at most {printed}" in capsys.readouterr().out
 
 
 def test_fp16_sums_are_measured(bundle_path: Path, photo_folder: Path) -> None:

@@ -91,8 +91,8 @@ inline const uint32_t *meet(uint32_t given) {
 inline void __syncwarp() { meet(0); }
 inline uint32_t of_lane(uint32_t value, int lane) { return meet(value)[lane & 31]; }  // it wraps
 inline bool all_of_warp(bool says) {
-    const uint32_t *const said = meet(says);
-    return std::all_of(said, said + 32, [](uint32_t one) { return one; });
+    const uint32_t *const given = meet(says);
+    return std::all_of(given, given + 32, [](uint32_t one) { return one; });
 }
 
 template <typename Value>

@@ -19,7 +19,7 @@
 // LR pixel, 3 or 12 bytes written. A block of W warps reads 4 K^2 (layers - 1) bytes of weights for its 32 W queries
 // where they are streamed.
 //
-// One block: up to 8 warps; shared memory: ``weights`` + W * K * 64 bytes (``fused.plan`` on the host). A launch holds fewer
+// One block: up to 8 warps; shared memory: ``weights`` + W * K * 64 bytes (``gpu/decoder.py`` on the host). A launch holds fewer
 // than 2^30 queries, a view fewer than 2^32, and a map fewer than 2^32 pieces of 8 bytes.
 
 #include "geometry.h"
@@ -223,7 +223,7 @@ __device__ __forceinline__ void decode(int count, int segments, const Segment *s
     if (!RESIDENT) copies_done();  // the next tile's first piece, for which there is no tile
 }
 
-// WARPS of a block and BLOCKS of a multiprocessor at most: what ``fused.WARPS`` says, too.
+// WARPS of a block and BLOCKS of a multiprocessor at most: what ``WARPS`` of ``gpu/decoder.py`` says, too.
 #define FUSED(K, WARPS, BLOCKS, NAME, RESIDENT, REDUCED)                                                               \
     extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) fused_##K##_##NAME(                                \
         int count, int segments, const Segment *segment, int layers, const uint4 *hidden, const float4 *first,          \

@@ -46,7 +46,7 @@ BOTH Place last_weight_at(int word, int high) {
 
 // sin(x), fp32, by the special function unit. ``REDUCED``: x less the nearest multiple of 2 pi in two parts first, so that
 // the unit sees [-pi, pi], for |x| below 1e7; turns are rounded by adding what leaves no bits for a fraction: rintf would be
-// a special function, too. Without that the unit's own reduction has to do, for |x| below ``fused.LARGEST_UNREDUCED``.
+// a special function, too. Without that the unit's own reduction has to do, for |x| below ``LARGEST_UNREDUCED`` of ``gpu/decoder.py``.
 template <bool REDUCED>
 BOTH_DEVICE float sine(float x) {
     if (!REDUCED) return fast_sine(x);

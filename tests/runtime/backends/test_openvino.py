@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,10 +17,11 @@ import pytest
 from conftest import ramp
 from diinn.runtime import DiinnError, InputError, SuperResolver
 from diinn.runtime.backends import openvino
+from diinn.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.bundles import golden
-from diinn.runtime.cpu.decoder import FusedDecoder, Launch
 from diinn.runtime.errors import BundleError
+from diinn.runtime.geometry.segments import Segment
 from diinn.runtime.geometry.view import View
 from diinn.runtime.sources import demo
 from diinn.runtime.util.onnx_runtime import ort
@@ -62,7 +63,7 @@ def processor(monkeypatch: Patch, *features: str) -> None:
     monkeypatch.setattr(openvino, "features", lambda: features)
 
 
-def said(caplog: Log, level: str = "WARNING") -> list[str]:
+def logged(caplog: Log, level: str = "WARNING") -> list[str]:
     return [r.message for r in caplog.records if r.levelname == level and r.name.startswith("diinn")]
 
 
@@ -155,7 +156,7 @@ def test_a_processor_where_it_is_no_faster_is_left_to_onnx_runtime(
     monkeypatch.setattr(openvino, "devices", lambda: pytest.fail("looked for it"))
     caplog.set_level("INFO")
     assert "encoder CPU" in picture("nano")[1]
-    assert not [line for line in said(caplog, "INFO") if "OpenVINO" in line]
+    assert not [line for line in logged(caplog, "INFO") if "OpenVINO" in line]
 
 
 def test_amx_for_fp16_comes_first(monkeypatch: Patch) -> None:
@@ -174,7 +175,7 @@ def test_a_model_that_loses_too_much_is_not_run_in_that_precision(monkeypatch: P
     found, by = picture("nano")
     assert "encoder CPU" in by
     np.testing.assert_array_equal(found, right)
-    (why,) = [line for line in said(caplog, "INFO") if line.startswith("ONNX Runtime encodes: ")]
+    (why,) = [line for line in logged(caplog, "INFO") if line.startswith("ONNX Runtime encodes: ")]
     assert re.search(r"OpenVINO in bf16 differs by \S+ rms, \S+ is allowed: --precision bf16 lifts it", why)
     assert "encoder OpenVINO fp32" in picture("nano", provider="openvino")[1]
     assert "encoder OpenVINO bf16" in picture("nano", precision="bf16")[1]
@@ -210,7 +211,7 @@ def test_what_differs_from_the_golden_sample_goes_back_to_onnx_runtime(monkeypat
     found, by = picture("nano")
     assert "encoder CPU, decoder " in by
     np.testing.assert_array_equal(found, right)
-    (warning,) = said(caplog)
+    (warning,) = logged(caplog)
     assert warning.startswith("ONNX Runtime encodes, not OpenVINO: ")
     assert "differs by" in warning
     with pytest.raises(DiinnError, match="differs by"):
@@ -226,20 +227,20 @@ def test_a_wrong_compiled_decoder_is_noticed_before_openvino_encodes(
     right, by = picture("nano", decoder="onnx")
     if "decoder fused" not in picture("nano", provider="cpu")[1]:
         pytest.skip("no compiled decoder here: apt-get install g++")
-    decode = FusedDecoder.decode
+    decode = OnnxRuntimeBackend.decode
 
-    def wrong(self: FusedDecoder, launch: Launch, begin: int, end: int) -> None:
-        decode(self, launch, begin, end)
-        for array in launch._kept:
-            if array.shape[1:] == (3,) and array.dtype == np.float32:  # less than bf16 is allowed
-                array += 0.03
+    def wrong(self: OnnxRuntimeBackend, maps: Any, segments: Sequence[Segment]) -> None:
+        decode(self, maps, segments)
+        for segment in segments:
+            if self._fused is not None and segment.out.dtype == np.float32:
+                segment.out[...] += 0.03  # less than bf16 is allowed
 
-    monkeypatch.setattr(FusedDecoder, "decode", wrong)
+    monkeypatch.setattr(OnnxRuntimeBackend, "decode", wrong)
     found, made = picture("nano", **options)
     assert made == by
     assert "encoder OpenVINO bf16, decoder CPU" in made
     np.testing.assert_array_equal(found, right)
-    (warning,) = said(caplog)
+    (warning,) = logged(caplog)
     assert warning.startswith("ONNX Runtime decodes, not the compiled decoder: ")
 
 
@@ -271,7 +272,7 @@ def test_what_openvino_cannot_open_stays_with_onnx_runtime(
     if broken == ("encoder",):
         assert "encoder CPU, decoder CPU" in by
         np.testing.assert_array_equal(found, right)
-        assert [line for line in said(caplog) if line.startswith("ONNX Runtime encodes: cannot open encoder")]
+        assert [line for line in logged(caplog) if line.startswith("ONNX Runtime encodes: cannot open encoder")]
     else:
         assert "encoder OpenVINO bf16, decoder CPU" in by
         assert 0 < np.abs(found - right).max() < openvino.TOLERANCES["bf16"]
@@ -289,10 +290,9 @@ def test_the_precision_can_be_asked_for(precision: str) -> None:
 
 
 @needs_openvino
-@pytest.mark.parametrize("threads", [1])  # more cannot fail on two cores
-def test_threads_bound_it(threads: int) -> None:
-    """Processor time does not exceed that of so many cores, and no thread is bound to a core."""
-    with opened("nano", provider="openvino", precision="fp32", threads=threads) as resolver:
+def test_one_thread_takes_one_core() -> None:
+    """And no thread is bound to a core."""
+    with opened("nano", provider="openvino", precision="fp32", threads=1) as resolver:
         frame = ramp(120, 160)
         for _ in range(2):
             resolver.encode([frame])
@@ -300,7 +300,7 @@ def test_threads_bound_it(threads: int) -> None:
         for _ in range(5):
             resolver.encode([frame])
         wall, used = time.perf_counter() - wall, time.process_time() - used
-        assert used <= wall * (threads + 0.3)
+        assert used <= 1.3 * wall
         if hasattr(os, "sched_getaffinity"):
             tasks = [int(task.name) for task in Path("/proc/self/task").iterdir()]
             assert {frozenset(os.sched_getaffinity(task)) for task in tasks} == {frozenset(os.sched_getaffinity(0))}
@@ -353,14 +353,13 @@ def test_an_installation_that_does_not_work_is_one_line(
         "broken import": r"OpenVINO does not load \(.*onnxruntime_ep_openvino.*\): pip install .* once more",
     }[what]
     if what == "not installed":
-        monkeypatch.setattr(openvino, "installed", lambda: False)
         monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])  # not the registered one
     caplog.set_level("INFO")
     found, by = picture("nano")
     assert "encoder CPU" in by
     np.testing.assert_array_equal(found, right)
     missing = what in ("not installed", "old onnxruntime")
-    (line,) = [x for x in said(caplog, "INFO" if missing else "WARNING") if x.startswith("ONNX Runtime encodes: ")]
+    (line,) = [x for x in logged(caplog, "INFO" if missing else "WARNING") if x.startswith("ONNX Runtime encodes: ")]
     assert re.search(message, line)
     assert "\n" not in line
     for options in ({"provider": "openvino"}, {"precision": "bf16"}):

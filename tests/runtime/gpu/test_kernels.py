@@ -16,6 +16,7 @@ from diinn.runtime.gpu import compiler, nvrtc
 from diinn.runtime.gpu.memory import Buffers
 from diinn.runtime.gpu.segments import ViewTables
 from diinn.runtime.images.arrays import planar_rgb
+from diinn.runtime.util.once import Once
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -105,7 +106,7 @@ def test_nvrtc_compiles_where_nvcc_fails(
         script.chmod(0o755)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
     monkeypatch.setenv("DIINN_CACHE", str(tmp_path / "cache" / "engines"))
-    monkeypatch.setattr(compiler, "_said", set())
+    monkeypatch.setattr(compiler, "_logged", Once())
     for name in ("frames", "coordinates_gather"):
         assert compiler.machine_code(KERNEL_FOLDER / f"{name}.cu", "8.7", 99000)[:4] == b"\x7fELF"
     (message,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
