@@ -28,6 +28,7 @@ from diinn.runtime.util.onnx_runtime import (
     Tensor,
     check_tensors,
     failed,
+    full_name,
     open_session,
     ort,
     session_options,
@@ -36,8 +37,6 @@ from diinn.runtime.util.onnx_runtime import (
 log = logging.getLogger(__name__)
 CHOICE = "DIINN_CPU_DECODER"  # of the environment: where no decoder is asked for
 CHOICES = {"fused": "fused", "onnxruntime": "onnx"}
-ENCODER = "DIINN_CPU_ENCODER"  # of the environment: where neither provider nor precision is asked for
-ENCODERS = ("openvino", "onnxruntime")
 CPU_PIXELS = 4 * 160 * 120  # of all frames encoded together
 ON_CPU = "the encoder runs on the CPU"
 
@@ -79,34 +78,19 @@ class OnnxRuntimeBackend(Backend):
 
     def load(self) -> None:
         wanted, provider = self.options.precision, self.options.provider
-        self._openvino = self._openvino_device()
+        self._openvino = openvino.asked_for(self.options)
         if wanted not in (None, "fp32", "int8") and self._openvino is None:
             others = "" if wanted == "bf16" else " or --backend tensorrt"
             raise InputError(
                 f"provider {provider or 'cpu'} computes in fp32, not {wanted}: use --provider openvino{others}"
             )
         self._gathers = wanted != "int8"
-        self.provider = "CPU" + SUFFIX if self._openvino else _provider(provider)
+        self.provider = "CPU" + SUFFIX if self._openvino else full_name(provider or "cpu")
         self._is_faster = False  # than the plain sessions, and less exact
         self._chunk = self.chunk
         encoder = self._open_encoder()
         self._fused = self._own_decoder()
         self._take(self._plain(encoder))
-
-    def _openvino_device(self) -> str | None:
-        """The device of OpenVINO's that is asked for, by its name or by a precision that only OpenVINO has."""
-        wanted, provider, chosen = self.options.precision, self.options.provider, os.environ.get(ENCODER)
-        if chosen is not None and chosen not in ENCODERS:
-            raise InputError(unknown(ENCODER, chosen, ENCODERS))
-        named = (provider or "").lower() == openvino.PREFIX
-        if named and not openvino.installed() and "OpenVINO" + SUFFIX in ort.get_available_providers():
-            return None  # a build of ONNX Runtime with a provider of that name
-        device = openvino.device_of(chosen if provider is None and wanted is None else provider)
-        if device is None and provider is None and wanted in openvino.HALVES:
-            return "CPU"
-        if device is not None and wanted not in (None, *openvino.HINTS):
-            raise InputError(f"OpenVINO computes in {', '.join(openvino.HINTS)}, not {wanted}: use --provider cpu")
-        return device
 
     def _open_encoder(self) -> ort.InferenceSession:
         precision, kind = ("fp32", np.float32) if self._gathers else ("int8", np.float16)
@@ -196,7 +180,7 @@ class OnnxRuntimeBackend(Backend):
             self._take_to_openvino(self._openvino, precisions)
         elif self.options.provider is None and wanted in (None, "fp32"):
             self._take_encoder_to_gpu()
-            if wanted is None and self._sessions is plain and os.environ.get(ENCODER) != "onnxruntime":
+            if wanted is None and self._sessions is plain and os.environ.get(openvino.CHOICE) != "onnxruntime":
                 self._take_to_openvino_if_faster()
         self._is_faster = self._sessions is not plain
         return self._is_faster
@@ -380,14 +364,3 @@ def _rms(gap: Float32) -> float:
 
 def _largest(gap: Float32) -> float:
     return float(np.abs(gap).max())
-
-
-def _provider(name: str | None) -> str:
-    """Full name of an execution provider given as "cpu", "CUDA" or "CUDAExecutionProvider"."""
-    available: dict[str, str] = {p.removesuffix(SUFFIX).lower(): p for p in ort.get_available_providers()}
-    key = (name or "cpu").removesuffix(SUFFIX).lower()
-    if "tensorrt" in key:
-        raise InputError(f"--provider {name}: its engines would not be compared with the CPU: use --backend tensorrt")
-    if key not in available:
-        raise InputError(unknown("provider", name, available) + "; another build of onnxruntime may offer it")
-    return available[key]

@@ -6,9 +6,13 @@ maker an event whenever it is imported.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 import importlib.util
 import json
+import logging
+import os
 import platform
 from collections.abc import Iterator, Sequence
 from importlib import import_module
@@ -17,15 +21,21 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from diinn.runtime.backends.base import BackendOptions
 from diinn.runtime.bundles import golden
 from diinn.runtime.bundles.bundle import Bundle
 from diinn.runtime.cpu.compiler import features
 from diinn.runtime.engines import verify
-from diinn.runtime.errors import BundleError, DiinnError, InputError, OutOfMemory
+from diinn.runtime.errors import BundleError, DiinnError, InputError, OutOfMemory, unknown
 from diinn.runtime.geometry import grid
-from diinn.runtime.util.onnx_runtime import failed, ort
+from diinn.runtime.util import compiling
+from diinn.runtime.util.onnx_runtime import SUFFIX, failed, ort
+from diinn.runtime.util.private_files import FileRejected
 
+log = logging.getLogger(__name__)
 PLUGIN = "onnxruntime_ep_openvino"
+CHOICE = "DIINN_CPU_ENCODER"  # of the environment: where neither provider nor precision is asked for
+CHOICES = ("openvino", "onnxruntime")
 REMEDY = "pip install 'diinn[openvino]'"
 PREFIX = "openvino"  # of --provider: openvino, openvino:gpu
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
@@ -103,6 +113,26 @@ def device_of(provider: str | None) -> str | None:
     return device.upper() or "CPU"
 
 
+def asked_for(options: BackendOptions) -> str | None:
+    """The device that is asked for, by its name or by a precision that only OpenVINO has; None for none.
+
+    Raises:
+        InputError: It does not compute in the precision that is asked for, or the environment names no encoder.
+    """
+    wanted, provider, chosen = options.precision, options.provider, os.environ.get(CHOICE)
+    if chosen is not None and chosen not in CHOICES:
+        raise InputError(unknown(CHOICE, chosen, CHOICES))
+    named = (provider or "").lower() == PREFIX
+    if named and not installed() and "OpenVINO" + SUFFIX in ort.get_available_providers():
+        return None  # a build of ONNX Runtime with a provider of that name
+    device = device_of(chosen if provider is None and wanted is None else provider)
+    if device is None and provider is None and wanted in HALVES:
+        return "CPU"
+    if device is not None and wanted not in (None, *HINTS):
+        raise InputError(f"OpenVINO computes in {', '.join(HINTS)}, not {wanted}: use --provider cpu")
+    return device
+
+
 def devices() -> dict[str, Any]:
     """OpenVINO's devices here as ONNX Runtime lists them, by name: "CPU", "GPU", "GPU.1".
 
@@ -176,7 +206,7 @@ def open_session(
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")  # no part in another precision
     try:
         options.add_provider_for_devices([require(device)], {"load_config": json.dumps({device: settings})})
-        return ort.InferenceSession(content, options)
+        return _opened(content, path.stem, f"{device} {settings}", options)
     except Exception as error:  # ONNX Runtime raises a dozen unrelated types
         why = failed(error)
         if isinstance(why, OutOfMemory):
@@ -184,3 +214,32 @@ def open_session(
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         kind = BundleError if device == "CPU" else InputError
         raise kind(f"OpenVINO's {device} does not open {path} ({(lines or ['?'])[-1]}): use --provider cpu") from error
+
+
+def _opened(graph: bytes, name: str, how: str, options: Any) -> ort.InferenceSession:
+    """A session of a graph as it was compiled before, if that is kept, else of what is compiled and kept now.
+
+    Args:
+        graph: Its bytes.
+        name: Of the graph.
+        how: The device and its settings.
+        options: Of the session.
+    """
+    compiler = getattr(ort, "ModelCompiler", None)
+    content = graph
+    if compiler is None:
+        return ort.InferenceSession(content, options)
+    key = (hashlib.sha256(graph).hexdigest(), plugin_version(), ort.__version__, platform.machine(), *features(), how)
+    try:
+        kept = compiling.kept(f"openvino-{name}", " ".join(key), ".onnx")
+    except InputError:  # no home folder
+        return ort.InferenceSession(content, options)
+    with contextlib.suppress(FileRejected):
+        content = compiling.read_kept(kept)
+        try:
+            return ort.InferenceSession(content, options)
+        except Exception as error:  # ONNX Runtime raises a dozen unrelated types
+            log.info("compiling %s again for OpenVINO: %s", name, " ".join(str(error).split())[:200])
+    content = compiler(options, graph, embed_compiled_data_into_model=True).compile_to_bytes()
+    compiling.keep(kept, content, f"{name} for OpenVINO", logging.INFO)
+    return ort.InferenceSession(content, options)

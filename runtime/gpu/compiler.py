@@ -20,7 +20,7 @@ from diinn.runtime.errors import DiinnError, InputError
 from diinn.runtime.gpu import nvrtc
 from diinn.runtime.util import compiling
 from diinn.runtime.util.once import Once
-from diinn.runtime.util.private_files import FileRejected, read_own
+from diinn.runtime.util.private_files import FileRejected
 
 log = logging.getLogger(__name__)
 KERNELS = Path(__file__).parent / "kernels"
@@ -47,7 +47,7 @@ def machine_code(source: Path, capability: str, driver: int) -> bytes:
     here = [(compiler, _kept(source, capability, f"{driver // 1000} {compiler.key}")) for compiler in compilers()]
     for _, kept in here:
         with contextlib.suppress(FileRejected):
-            return read_own(kept)
+            return compiling.read_kept(kept)
     problems: list[DiinnError] = []
     for compiler, kept in here:
         if not compiler.there():

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from diinn.runtime.errors import DiinnError
-from diinn.runtime.util.private_files import cache_folder, replace
+from diinn.runtime.util.private_files import FileRejected, cache_folder, read_own, replace
 
 log = logging.getLogger(__name__)
 LONGEST = 600  # seconds
+SEAL = 32  # bytes of sha256 behind what is kept: damaged code may crash where it is loaded
 
 
 def compiled(command: Sequence[str], source: Path) -> tuple[bytes, str]:
@@ -71,10 +72,19 @@ def kept(name: str, key: str, suffix: str) -> Path:
     return cache_folder().parent / "kernels" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}{suffix}"
 
 
-def keep(path: Path, data: bytes, what: str) -> None:
-    """Write what was compiled, whole or not at all; a warning where that cannot be."""
+def read_kept(path: Path) -> bytes:
+    """What ``keep`` wrote; FileRejected where it is missing, damaged, or not this user's alone to write."""
+    kept = read_own(path)
+    data, seal = kept[:-SEAL], kept[-SEAL:]
+    if hashlib.sha256(data).digest() != seal:
+        raise FileRejected(f"{path.name} is damaged")
+    return data
+
+
+def keep(path: Path, data: bytes, what: str, level: int = logging.WARNING) -> None:
+    """Write what was compiled, whole or not at all; a message of a level of ``logging`` where that cannot be."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        replace(path, data)
+        replace(path, data + hashlib.sha256(data).digest())
     except OSError as error:
-        log.warning("cannot keep the compiled %s in %s: %s", what, path.parent, error.strerror or error)
+        log.log(level, "cannot keep the compiled %s in %s: %s", what, path.parent, error.strerror or error)

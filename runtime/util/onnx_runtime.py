@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from diinn.runtime.errors import BundleError, DiinnError, InputError, OutOfMemory
+from diinn.runtime.errors import BundleError, DiinnError, InputError, OutOfMemory, unknown
 from diinn.runtime.util import cuda_driver
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -22,7 +22,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
 ort.set_default_logger_severity(4)  # errors are reported once, by us
-__all__ = ["check_tensors", "failed", "open_session", "ort", "providers", "session_options"]
+__all__ = ["check_tensors", "failed", "full_name", "open_session", "ort", "providers", "session_options"]
 log = logging.getLogger(__name__)
 Tensor = tuple[Any, list[int | None]]  # NumPy's dtype, and sizes where they are fixed
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int32)": np.int32}
@@ -35,6 +35,19 @@ SINCE = {"use_tf32": (1, 18)}
 NO_MEMORY = re.compile(
     r"failed to allocate memory|bad_alloc|out of memory|alloc_failed|available memory of .* smaller than requested"
 )
+
+
+def full_name(provider: str) -> str:
+    """Full name of an execution provider given as "cpu", "CUDA" or "CUDAExecutionProvider"; InputError for others."""
+    available: dict[str, str] = {p.removesuffix(SUFFIX).lower(): p for p in ort.get_available_providers()}
+    key = provider.removesuffix(SUFFIX).lower()
+    if "tensorrt" in key:
+        raise InputError(
+            f"--provider {provider}: its engines would not be compared with the CPU: use --backend tensorrt"
+        )
+    if key not in available:
+        raise InputError(unknown("provider", provider, available) + "; another build of onnxruntime may offer it")
+    return available[key]
 
 
 def providers(name: str) -> list[tuple[str, dict[str, str]]]:

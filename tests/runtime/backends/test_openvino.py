@@ -24,6 +24,7 @@ from diinn.runtime.errors import BundleError
 from diinn.runtime.geometry.segments import Segment
 from diinn.runtime.geometry.view import View
 from diinn.runtime.sources import demo
+from diinn.runtime.util import compiling
 from diinn.runtime.util.onnx_runtime import ort
 
 Patch, Log = pytest.MonkeyPatch, pytest.LogCaptureFixture
@@ -380,6 +381,60 @@ def test_the_environment_chooses_where_nothing_else_does(monkeypatch: Patch) -> 
     monkeypatch.setenv("DIINN_CPU_ENCODER", "openvina")
     with pytest.raises(InputError, match="unknown DIINN_CPU_ENCODER 'openvina': did you mean 'openvino'"):
         picture("nano")
+
+
+needs_compiling = pytest.mark.skipif(
+    not hasattr(ort, "ModelCompiler"), reason="this ONNX Runtime keeps nothing compiled"
+)
+
+
+@needs_openvino
+@needs_compiling
+@pytest.mark.parametrize("what", ["whole", "damaged", "another's", "no model"])
+def test_a_compiled_model_is_kept_and_taken_if_it_is_whole_and_ours(
+    monkeypatch: Patch, caplog: Log, tmp_path: Path, what: str
+) -> None:
+    monkeypatch.setenv("DIINN_CACHE", str(tmp_path / "cache" / "engines"))
+    monkeypatch.setenv("DIINN_CPU_DECODER", "onnxruntime")
+    right, _ = picture("nano", precision="bf16")
+    (kept,) = (tmp_path / "cache" / "kernels").iterdir()
+    assert kept.stat().st_mode & 0o777 == 0o600
+    written, good = kept.stat().st_mtime_ns, kept.read_bytes()
+    if what == "damaged":
+        kept.write_bytes(good[:5000] + b"x" + good[5001:])
+    elif what == "another's":
+        kept.chmod(0o666)
+    elif what == "no model":
+        compiling.keep(kept, b"compiled for another driver", "it")
+    found, by = picture("nano", precision="bf16")
+    assert "encoder OpenVINO bf16" in by
+    np.testing.assert_array_equal(found, right)
+    assert not logged(caplog)
+    assert (kept.stat().st_mtime_ns == written) == (what == "whole")
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert len(compiling.read_kept(kept)) == len(good) - compiling.SEAL
+    picture("nano", precision="fp16")
+    picture("nano", provider="openvino", precision="fp32", threads=1)
+    assert len([*kept.parent.iterdir()]) == 3
+
+
+@needs_openvino
+@pytest.mark.parametrize("what", ["an older ONNX Runtime", "no home folder", "no folder"])
+def test_without_a_place_for_what_is_compiled_nothing_is_kept(
+    monkeypatch: Patch, caplog: Log, tmp_path: Path, what: str
+) -> None:
+    monkeypatch.setenv("DIINN_CACHE", "/proc/none/engines")
+    if what == "an older ONNX Runtime":
+        monkeypatch.delattr(ort, "ModelCompiler", raising=False)
+    elif what == "no home folder":
+        monkeypatch.setattr(compiling, "cache_folder", missing)
+    monkeypatch.setenv("DIINN_CPU_DECODER", "onnxruntime")
+    assert "encoder OpenVINO fp32" in picture("nano", provider="openvino", precision="fp32")[1]
+    assert not logged(caplog)
+
+
+def missing() -> Path:
+    raise InputError("no home folder is known here")
 
 
 RUN = ("--camera", "demo", "--out-size", "640x480", "--headless", "--provider", "openvino")

@@ -17,7 +17,7 @@ from diinn.runtime import DiinnError, InputError, SuperResolver
 from diinn.runtime.cpu import compiler
 from diinn.runtime.geometry.view import View
 from diinn.runtime.noise.strength import Strength
-from diinn.runtime.util import compiling, private_files
+from diinn.runtime.util import compiling
 
 Patch, Log = pytest.MonkeyPatch, pytest.LogCaptureFixture
 needs_compiler = pytest.mark.skipif(not compiler.find_compiler(), reason="no C++ compiler here: apt-get install g++")
@@ -207,7 +207,7 @@ def test_a_kept_library_that_is_not_ours_is_compiled_again(
     assert said(caplog) == []
     assert not kept.is_symlink()
     assert kept.stat().st_uid == os.getuid()
-    assert compiler._unsealed(private_files.read_own(kept))
+    assert compiling.read_kept(kept)
 
 
 @needs_compiler
