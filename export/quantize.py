@@ -31,7 +31,8 @@ from diinn.train.photographs import find_images
 from onnx import ModelProto
 from onnxruntime import quantization
 
-LARGEST_LOSS = 2.5e-3  # rms in units of [0, 1]: 0.1 dB at 35 dB
+LARGEST_RMS = 2.5e-3  # difference in units of [0, 1], at every strength: 0.1 dB at 35 dB
+LARGEST_LOSS = 0.1  # dB, mean of the images: better pictures than those of 35 dB lose more
 SCALE = 2.7
 QUERIES = 4096  # of each image, for the decoder's ranges
 MOST_IMAGES, SIDE = 32, 192  # of the user's images, and of the square cut from the middle of each
@@ -52,6 +53,7 @@ class Quantised:
     plain: the same with the rest in fp32, as a CPU runs them
     costs: rms difference of RGB to fp32, units of [0, 1], with that layer alone in int8, by name; least first
     layers: those that are in int8; loss: rms difference with all of them
+    decibels: what they lose by scale, as ``decibels`` measures it
     """
 
     encoder: ModelProto
@@ -60,6 +62,7 @@ class Quantised:
     costs: dict[str, float]
     layers: tuple[str, ...]
     loss: float
+    decibels: dict[float, float]
 
     @property
     def card(self) -> dict[str, Any]:
@@ -77,7 +80,7 @@ def make(
     *,
     arguments: bool,
 ) -> Quantised:
-    """As many layers in int8 as ``LARGEST_LOSS`` allows on ``frames``, float32 [3, H, W] RGB in [0, 1]; cheapest first.
+    """As many layers in int8 as the limits allow on ``frames``, float32 [3, H, W] RGB in [0, 1]; cheapest first.
 
     dial: of the encoder, if it has one: frames are then given with no strength, half and all of it
     arguments: keep the products that make a sine's argument in fp32
@@ -91,19 +94,28 @@ def make(
     costs = {name: work.loss(work.quantised([name])) for name in names}
     costs = dict(sorted(costs.items(), key=lambda item: item[1]))
     order = [*costs]
+
+    def lost(pair: Pair) -> dict[float, float]:
+        return decibels(work.plain, pair, layout, frames, dial)
+
+    def allowed(pair: Pair) -> bool:
+        return work.loss(pair) <= LARGEST_RMS and not any(loss > LARGEST_LOSS for loss in lost(pair).values())
+
     low, high = 0, len(order)  # the first ``low`` are known to be allowed
     while low < high:
         middle = (low + high + 1) // 2
-        if work.loss(work.quantised(order[:middle])) <= LARGEST_LOSS:
+        if allowed(work.quantised(order[:middle])):
             low = middle
         else:
             high = middle - 1
     if not low:
-        raise DiinnError(f"no layer can be int8: the cheapest, {order[0]}, costs {costs[order[0]]:.2g} rms: keep fp16")
+        most = max(lost(work.quantised(order[:1])).values())
+        cost = f"{costs[order[0]]:.2g} rms and {most:.2g} dB"
+        raise DiinnError(f"no layer can be int8: the cheapest, {order[0]}, costs {cost}: keep fp16")
     layers = tuple(order[:low])
     plain = work.quantised(layers)
     typed = [fp16_graph.convert(graph, arguments=arguments, full=_touched(graph, layers)) for graph in plain]
-    return Quantised(typed[0], typed[1], plain, costs, layers, work.loss(plain))
+    return Quantised(typed[0], typed[1], plain, costs, layers, work.loss(plain), lost(plain))
 
 
 SCALING = ("QuantizeLinear", "DequantizeLinear")

@@ -115,12 +115,12 @@ def add_int8(path: Path, folder: Path, out: Path | None) -> Path:
     frames = quantize.images(folder)
     made = writer.add_int8(bundle, frames, target)
     plain = onnx.load(bundle.graph("encoder")), onnx.load(bundle.graph("decoder"))
-    lost = quantize.decibels(plain, made.plain, bundle.layout, frames, bundle.dial)
     times = quantize.cpu_milliseconds({"fp32": plain[0], "int8": made.plain[0]})
     print(f"{target}: {len(made.layers)} of {len(made.costs)} layers in int8, chosen on {len(frames)} images")
     for name, cost in made.costs.items():
         print(f"  {cost:.1e} rms alone, {'int8' if name in made.layers else 'fp16'}: {name}")
-    print(f"  it loses {' and '.join(f'{loss:.3f} dB at x{scale:g}' for scale, loss in lost.items())} on your images")
+    lost = " and ".join(f"{loss:.3f} dB at x{scale:g}" for scale, loss in made.decibels.items())
+    print(f"  it loses {lost} on your images")
     print(f"  encoder on this CPU, 160x120: {times['fp32']:.1f} ms in fp32, {times['int8']:.1f} ms in int8")
     return target
 

@@ -45,7 +45,8 @@ def made(nano: Nano, frames: Frames) -> quantize.Quantised:
 def test_layers_are_taken_cheapest_first_within_the_limit(made: quantize.Quantised) -> None:
     assert made.layers == tuple(made.costs)[: len(made.layers)]
     assert [*made.costs.values()] == sorted(made.costs.values())
-    assert 0 < made.loss <= quantize.LARGEST_LOSS
+    assert 0 < made.loss <= quantize.LARGEST_RMS
+    assert max(made.decibels.values()) <= quantize.LARGEST_LOSS
     assert "/encoder/head/Conv" in made.costs
     assert "/decoder/synthesis.0/Gemm" not in made.costs  # made of coordinates alone: stays fp32
 
@@ -108,9 +109,10 @@ def test_loss_in_decibels_and_speed(made: quantize.Quantised, nano: Nano, frames
     assert all(t > 0 for t in times.values())
 
 
-def test_what_is_too_dear_is_refused(nano: Nano, frames: Frames, monkeypatch: Patch) -> None:
-    monkeypatch.setattr(quantize, "LARGEST_LOSS", 1e-9)
-    with pytest.raises(DiinnError, match=r"no layer can be int8: the cheapest, .* costs .* rms: keep fp16"):
+@pytest.mark.parametrize(("limit", "most"), [("LARGEST_RMS", 1e-9), ("LARGEST_LOSS", -1.0)])
+def test_what_is_too_dear_is_refused(nano: Nano, frames: Frames, monkeypatch: Patch, limit: str, most: float) -> None:
+    monkeypatch.setattr(quantize, limit, most)
+    with pytest.raises(DiinnError, match=r"no layer can be int8: the cheapest, .* costs .* rms and .* dB: keep fp16"):
         quantize.make(*nano[1], nano[0].layout, frames[:1], nano[0].dial, arguments=False)
 
 
