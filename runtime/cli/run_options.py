@@ -143,8 +143,8 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="URI",
         help="FILE (a video, an image, or a bag: .mcap), FOLDER, 'FOLDER/*.png' (an image a frame), display://0, "
-        "http://127.0.0.1:8080 (a page with all cameras), shm://NAME, ros2:///TOPIC, - (raw frames) or none; "
-        "repeatable; default: a window, or none without a display",
+        "http://127.0.0.1:8080 (a page with all cameras), shm://NAME, 'gst://PIPELINE', ros2:///TOPIC, "
+        "- (raw frames) or none; repeatable; default: a window, or none without a display",
     )
     out.add_argument("--viewers", type=count, default=8, metavar="N", help="most viewers of the page (default: 8)")
     out.add_argument("--headless", action="store_true", help="never open a window")

@@ -14,10 +14,12 @@ from diinn.runtime.errors import InputError, unknown
 from diinn.runtime.images import files as image_files
 from diinn.runtime.sinks import bag, ros_topic
 from diinn.runtime.sinks.files import VIDEO_SUFFIXES, ImageFile, ImageFolder, VideoFile, check_folder, still_name
+from diinn.runtime.sinks.gstreamer import GStreamer
 from diinn.runtime.sinks.raw import Pipe, SharedMemory
 from diinn.runtime.sinks.window import Window, has_display
 from diinn.runtime.sources import Source
 from diinn.runtime.sources.bag import BagTopic
+from diinn.runtime.sources.uri import public
 from diinn.runtime.stream.sink import NullSink, Sink
 from diinn.runtime.stream.stop import Stop
 from diinn.runtime.util.file_names import as_file, fitting, local
@@ -25,7 +27,7 @@ from diinn.runtime.util.file_names import as_file, fitting, local
 __all__ = ["VIDEO_SUFFIXES", "NullSink", "Sink", "Streams", "open_sinks", "result_paths"]
 log = logging.getLogger(__name__)
 OTHER_VIDEOS = (".webm", ".m4v", ".wmv", ".flv", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv", ".mjpeg", ".h264", ".gif")
-SCHEMES = ("display", "file", "http", "shm", ros_topic.SCHEME)
+SCHEMES = ("display", "file", "gst", "http", "shm", ros_topic.SCHEME)
 Keyed = tuple[Sink, frozenset[tuple[str, str]] | None]  # a sink and the (camera, view) it takes, None for all
 
 
@@ -141,6 +143,8 @@ def _open(output: str, streams: Streams, headless: bool, stop: Stop, viewers: in
         for source, view in streams.each:
             name = rest if len(streams.each) == 1 else f"{rest}.{streams.labels[source.name, view]}"
             yield SharedMemory(name, source.name, view), frozenset({(source.name, view)})
+    elif separator and scheme == "gst":
+        yield from _pipelines(output, rest, streams)
     elif separator and scheme == ros_topic.SCHEME:
         yield ros_topic.RosTopics(rest, streams.views), None
     elif separator in ("", "://") and scheme in ("", "file", output) and (found := bag.split(rest or output)):
@@ -159,6 +163,30 @@ def _open(output: str, streams: Streams, headless: bool, stop: Stop, viewers: in
         path, folder = Path(text), text.endswith(("/", "/."))
         for source, view in streams.each:
             yield _file(path, streams, source, view, folder=folder), frozenset({(source.name, view)})
+
+
+def _pipelines(output: str, description: str, streams: Streams) -> Iterator[Keyed]:
+    """A pipeline for each stream, with its name and number in place of ``{stream}`` and ``{number}``."""
+    where, each = public(output), streams.each
+    if not description.strip():
+        raise InputError("--output gst:// names nothing: write gst://PIPELINE, as 'gst://x264enc ! … ! filesink …'")
+    if len(each) > 1 and not any(mark in description for mark in ("{stream}", "{number}")):
+        raise InputError(
+            f"--output {where} takes one stream, these are {len(each)}: write {{stream}} or {{number}} where their "
+            "pipelines differ, as location={stream}.mkv or port=500{number}"
+        )
+    for number, (source, view) in enumerate(each):
+        if source.files:
+            raise InputError(f"images do not go into a pipeline {where}: give a folder or an image file")
+        label = streams.labels[source.name, view]
+        own = description.replace("{stream}", label).replace("{number}", str(number))
+        name = f"{where} of {label}" if len(each) > 1 else where
+        yield GStreamer(name, own, _rate_of(source), source.live), frozenset({(source.name, view)})
+
+
+def _rate_of(source: Source) -> Callable[[], float]:
+    """What gives a source's frames per second once it is open; 30 where it states none."""
+    return lambda: source.rate or 30.0
 
 
 def _bag(found: tuple[str, str], streams: Streams) -> Sink:
@@ -204,13 +232,13 @@ def _file(path: Path, streams: Streams, source: Source, view: str, *, folder: bo
             _keep_apart(source, lambda relative: into / still_name(relative, ""))
             return ImageFolder(into)
         name = label if Path(label).suffix.lower() in VIDEO_SUFFIXES else f"{label}.mp4"
-        return VideoFile(path / fitting(name), lambda: source.rate or 30.0, source.live)
+        return VideoFile(path / fitting(name), _rate_of(source), source.live)
     if several or len(source.files) > 1:
         raise InputError(f"one file {str(path)!r} cannot hold several sources, views or images: give a folder")
     if suffix in VIDEO_SUFFIXES:
         if still:
             raise InputError(f"images do not go into a video {str(path)!r}: give a folder or an image file")
-        return VideoFile(path, lambda: source.rate or 30.0, source.live)
+        return VideoFile(path, _rate_of(source), source.live)
     if not image_files.can_write(suffix):
         raise InputError(
             f"--output {str(path)!r}: {_other_ending(suffix, still)}; for a folder write {str(path) + '/'!r}"

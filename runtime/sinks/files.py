@@ -137,11 +137,7 @@ class VideoFile(Sink):
 
     def _put(self, image: UInt8) -> None:
         assert self._writer is not None
-        width, height = even(self._size)
-        if (width, height) != self._size:
-            right, below = width - self._size[0], height - self._size[1]
-            image = np.asarray(cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REPLICATE), np.uint8)
-        self._writer.write(image)
+        self._writer.write(padded(image))
         self._count += 1
 
     def close(self, *, failed: bool = False) -> None:
@@ -181,6 +177,14 @@ class VideoFile(Sink):
 def even(size: Size) -> Size:
     """The next size whose width and height are even."""
     return size[0] + size[0] % 2, size[1] + size[1] % 2
+
+
+def padded(image: UInt8) -> UInt8:
+    """An image of an even size: the last row or column of an odd one is repeated."""
+    below, right = image.shape[0] % 2, image.shape[1] % 2
+    if not (below or right):
+        return image
+    return np.asarray(cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REPLICATE), np.uint8)
 
 
 def still_name(path: Path, suffix: str) -> Path:

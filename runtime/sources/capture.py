@@ -16,11 +16,11 @@ from urllib.parse import urlsplit
 from diinn.runtime.errors import SourceError
 from diinn.runtime.geometry.grid import Size
 from diinn.runtime.images.arrays import UInt8
-from diinn.runtime.sources import demo, gstreamer
+from diinn.runtime.sources import demo
 from diinn.runtime.sources.base import Source, stated_rate
 from diinn.runtime.sources.misses import Misses
 from diinn.runtime.sources.pixel_formats import BAYER, CODECS, FLIPS, folded, to_bgr
-from diinn.runtime.util import opencv
+from diinn.runtime.util import gstreamer, opencv
 from diinn.runtime.util.opencv import cv2
 
 DEMO = "demo"
@@ -75,7 +75,7 @@ class CaptureRequest:
         if self.bus:
             return "its publisher with 'ros2 topic info -v', and that both have the same ROS_DOMAIN_ID"
         if self.api == cv2.CAP_GSTREAMER:
-            return "the pipeline, as gst-launch-1.0 runs it alone"
+            return gstreamer.REMEDY.removeprefix("check ")
         return "the address and that it is on" if self.network else Source.remedy
 
 

@@ -101,6 +101,15 @@ BAD = {
         "is neither a number, a device nor a URI: write rtsp:// with two",
     ),
     "output with one slash": (["--camera", "demo", "--output", "shm:/x"], "write shm:// with two slashes, or ./shm:/x"),
+    "no pipeline": (["--camera", "demo", "--output", "gst:// "], "gst:// names nothing: write gst://PIPELINE"),
+    "two in a pipeline": (
+        ["--camera", "demo", "--camera", "demo", "--output", "gst://udpsink host=h port=1"],
+        "--output gst://udpsink takes one stream, these are 2: write {stream} or {number}",
+    ),
+    "images in a pipeline": (
+        ["--input", "two", "--output", "gst://x264enc ! fakesink"],
+        "images do not go into a pipeline gst://x264enc",
+    ),
     "a device as output": (
         ["--camera", "demo", "--output", "/dev/null"],
         "is no folder: give another, or none to write",

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from diinn.runtime import SourceError, Stream, SuperResolver
 from diinn.runtime.geometry.view_spec import ViewSpec
-from diinn.runtime.sources import CaptureOptions, RetryPolicy, gstreamer
+from diinn.runtime.sources import CaptureOptions, RetryPolicy
 from diinn.runtime.sources.uri import has_gstreamer
+from diinn.runtime.util import gstreamer
 from served import until
 from streamed import Kept, camera, run_for
 
