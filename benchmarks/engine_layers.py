@@ -8,12 +8,15 @@ import argparse
 import importlib
 import re
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
+from diinn.export import fp16_graph
 from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.engines import profiles
 from diinn.runtime.engines.profiles import Profile
@@ -75,8 +78,10 @@ def build(library: Any, graph: Path, profile: Profile, change: Callable[[Any], o
     return Built(Counter(kind for _, kind in layers), generated, int(memory[-1]), plan.nbytes)
 
 
-def cases(bundle: bundles.Bundle) -> list[tuple[str, Path, Profile, bool]]:
-    """Name, graph, profile, and whether the maps are given convolutions of their own."""
+def cases(bundle: bundles.Bundle, folder: Path) -> list[tuple[str, Path, Profile, bool]]:
+    """Name, graph, profile, and whether the maps are given convolutions of their own; other graphs go to ``folder``."""
+    arguments = folder / "decoder.onnx"
+    onnx.save(fp16_graph.convert(onnx.load(bundle.graph("decoder", "fp32")), arguments=True), arguments)
     encoder, decoder = profiles.encoder(bundle), profiles.decoder(bundle)
     fixed = Profile(decoder.most, decoder.most, decoder.most)
     few = profiles.decoder(bundle, profiles.chunk(bundle) // 16)
@@ -84,6 +89,7 @@ def cases(bundle: bundles.Bundle) -> list[tuple[str, Path, Profile, bool]]:
         ("encoder, maps by Transpose and Split", bundle.graph("encoder", "fp16"), encoder, False),
         ("encoder, a convolution for each map, HWC8", bundle.graph("encoder", "fp16"), encoder, True),
         ("decoder, 1 query to a full chunk", bundle.graph("decoder", "fp16"), decoder, False),
+        ("decoder, products that make a sine's argument in fp32", arguments, decoder, False),
         ("decoder, full chunks alone", bundle.graph("decoder", "fp16"), fixed, False),
         ("decoder, a sixteenth of a chunk", bundle.graph("decoder", "fp16"), Profile(*[few.most] * 3), False),
     ]
@@ -119,10 +125,11 @@ def run(args: argparse.Namespace) -> int:
     out = Table(*HEADS, box=box.MARKDOWN)
     for model in args.model:
         bundle = bundles.load(model)
-        for name, graph, profile, own in cases(bundle):
-            found = build(library, graph, profile, map_outputs.channels_last if own else None)
-            work = sum(count for kind, count in found.kinds.items() if kind not in WAITS)
-            facts = (f"{work}", f"{work - len(found.generated)}", ", ".join(found.generated) or "none")
-            out.add_row(bundle.name, name, *facts, f"{found.activations / 1e6:.1f}", f"{found.size / 1e3:.0f}")
+        with tempfile.TemporaryDirectory() as folder:
+            for name, graph, profile, own in cases(bundle, Path(folder)):
+                found = build(library, graph, profile, map_outputs.channels_last if own else None)
+                work = sum(count for kind, count in found.kinds.items() if kind not in WAITS)
+                facts = (f"{work}", f"{work - len(found.generated)}", ", ".join(found.generated) or "none")
+                out.add_row(bundle.name, name, *facts, f"{found.activations / 1e6:.1f}", f"{found.size / 1e3:.0f}")
     Console(width=300).print(out)
     return 0

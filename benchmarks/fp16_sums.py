@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from diinn.export import quantize, reference
+from diinn.export import fp16_graph, quantize, reference
 from diinn.export.fp16_acceptance import Pair, loss, with_strengths
 from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.util.command_line import Parser
@@ -71,8 +71,12 @@ def run(args: argparse.Namespace) -> int:
     for name in args.model:
         bundle = bundles.load(name)
         graphs = pairs(bundle)
-        rms = [loss(*graphs, bundle.layout, bundle.dial, sums) for sums in (reference.rounding, reference.half_sums)]
-        out.add_row(f"{bundle.name}, rms to fp32", "", *(f"{value:.2e}" for value in rms), "")
+        plain, half = graphs
+        arguments = half[0], fp16_graph.convert(plain[1], arguments=True)
+        for what, typed in (("rms to fp32", half), ("rms, sines' arguments in fp32", arguments)):
+            sums = (reference.rounding, reference.half_sums)
+            rms = [loss(plain, typed, bundle.layout, bundle.dial, one) for one in sums]
+            out.add_row(f"{bundle.name}, {what}", "", *(f"{value:.2e}" for value in rms), "")
         for scale in SCALES:
             found = losses(bundle, graphs, args.data, scale)
             mean = found.mean(0)
