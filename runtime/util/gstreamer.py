@@ -269,7 +269,8 @@ def _libraries() -> tuple[ctypes.CDLL, ctypes.CDLL]:
 def _rows(image: UInt8) -> UInt8:
     """An image whose rows begin at multiples of 4 bytes, as GStreamer's do."""
     flat = image.reshape(len(image), -1)
-    return np.ascontiguousarray(np.pad(flat, ((0, 0), (0, -flat.shape[1] % 4))))
+    short = -flat.shape[1] % 4
+    return np.ascontiguousarray(np.pad(flat, ((0, 0), (0, short))) if short else flat)
 
 
 def _nanoseconds(seconds: float) -> ctypes.c_uint64:
