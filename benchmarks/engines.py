@@ -50,7 +50,7 @@ def measure(model: str, bundle: bundles.Bundle, precision: str, options: build.B
         jobs = {"encoder": profiles.encoder(bundle, SIZES), "decoder": profiles.decoder(bundle)}
         build_command.build_engines(bundle, precision, jobs, options)
         with (
-            SuperResolver.open(bundle.path, backend="tensorrt", precision=precision) as plain,
+            SuperResolver.open(bundle.path, backend="tensorrt", precision=precision, cuda_graphs=False) as plain,
             SuperResolver.open(bundle.path, backend="tensorrt", precision=precision, cuda_graphs=True) as replayed,
         ):
             assert isinstance(plain.backend, TensorRtBackend)

@@ -3,7 +3,8 @@
 ``diinn-bench gpu --out benchmarks/results/gpu.md`` runs all that needs a GPU. It compares the kernel of
 every width with ONNX Runtime on the CPU, runs the compute sanitizer over it, then times decoders alone: published form
 in fp32, folded form in fp16 with torch.compile, ours; maps and features are random, and more of them than the L2 cache
-holds take turns. ``--skip`` leaves parts out.
+holds take turns. At last it times whole frames, copied to and from the GPU or left in the host's memory, without and
+with CUDA graphs. ``--skip`` leaves parts out.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 import torch
+from diinn.benchmarks import gpu_copies
 from diinn.benchmarks.gpu_parity import Parity, check, decoder_model, parity_table, sanitize
 from diinn.benchmarks.roofline import HALF, Card, Work
 from diinn.benchmarks.speed import CASES
@@ -37,7 +39,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-PARTS = ("check", "sanitize", "time")
+PARTS = ("check", "sanitize", "time", "copies")
 ROBOTS = (((320, 240), (1280, 960), 1), ((160, 120), (640, 480), 4))
 Cell = tuple[Size, Size, int]  # LR, output, cameras
 CELLS: tuple[Cell, ...] = (*((lr, out, 1) for lr, out in CASES), *ROBOTS)
@@ -325,6 +327,14 @@ def run(args: argparse.Namespace) -> int:
                 wrong |= bad
         if "time" not in args.skip:
             _time(args, report)
+        if "copies" not in args.skip:
+            compared: list[gpu_copies.Time] = []
+            report.add(f"From a uint8 frame to its uint8 view by a decoder {args.widths[0]} wide, medians:")
+            cells = [(lr, out) for lr, out, cameras in CELLS[: args.cells] if cameras == 1]
+            for way in gpu_copies.times(cells, args.widths[0], args.depth, args.repeats):
+                compared.append(way)
+                report.put("copies", gpu_copies.table(compared))
+            wrong |= not all(way.same for way in compared)
     except DiinnError as error:
         wrong = True
         report.add(f"ended by an error: {error}")

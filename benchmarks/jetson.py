@@ -55,6 +55,7 @@ class Row:
 
     p50, p95: milliseconds from uint8 frames of all cameras to their uint8 views; memory: MiB that the process or the
     GPU took at most; watts, joules: of the module, a frame; None where not readable
+    replays: of CUDA graphs in this cell
     """
 
     model: str
@@ -68,6 +69,7 @@ class Row:
     memory: float = 0.0
     watts: float | None = None
     joules: float | None = None
+    replays: int = 0
     warnings: tuple[str, ...] = ()
     failed: str = ""
 
@@ -82,7 +84,11 @@ def measure(
 ) -> Iterator[Row]:
     """Every cell; one that fails is a row with the reason."""
     with SuperResolver.open(
-        bundle.path, backend=backend, precision=precision, cuda_graphs=args.cuda_graphs
+        bundle.path,
+        backend=backend,
+        precision=precision,
+        cuda_graphs=args.cuda_graphs,
+        zero_copy=args.zero_copy,
     ) as resolver:
         for i, (lr, out, cameras) in enumerate(CELLS):
             frames, view = [demo.frame(float(n), lr) for n in range(cameras)], View.resize(out)
@@ -90,7 +96,7 @@ def measure(
             def once(frames: list[Any] = frames, view: View = view) -> None:
                 resolver.decode_all([(encoded, [view]) for encoded in resolver.encode(frames)])
 
-            name = resolver.backend.describe()
+            name, before = resolver.backend.describe(), replayed(resolver)
             with contextlib.suppress(OSError):  # then it is the process' peak so far
                 memory.reset_peak()
             try:
@@ -113,8 +119,14 @@ def measure(
                 clocks = f"{watched.fastest:.0f} to {watched.slowest:.0f} MHz"
                 warnings.append(f"the GPU's clock went from {clocks}: throttled, or not locked")
             joules = None if watched.watts is None else watched.watts / rate
-            figures = (p50, float(np.quantile(times, 0.95)), rate, taken(resolver), watched.watts, joules)
+            replays = replayed(resolver) - before
+            figures = (p50, float(np.quantile(times, 0.95)), rate, taken(resolver), watched.watts, joules, replays)
             yield Row(bundle.name, name, lr, out, cameras, *figures, tuple(warnings))
+
+
+def replayed(resolver: SuperResolver) -> int:
+    """How often CUDA graphs were replayed so far; 0 without a GPU."""
+    return int(getattr(resolver.backend, "replays", 0))
 
 
 def taken(resolver: SuperResolver) -> float:
@@ -132,15 +144,15 @@ def taken(resolver: SuperResolver) -> float:
 
 def table(rows: Sequence[Row]) -> Table:
     """A row per model and cell."""
-    heads = ("model", "cell", "p50 ms", "p95 ms", "frames/s", "MiB", "W", "J a frame", "backend")
+    heads = ("model", "cell", "p50 ms", "p95 ms", "frames/s", "MiB", "W", "J a frame", "graph replays", "backend")
     out = Table(*heads, box=box.MARKDOWN)
     for row in rows:
         if row.failed:
-            out.add_row(row.model, row.cell, *[""] * 6, row.failed)
+            out.add_row(row.model, row.cell, *[""] * 7, row.failed)
             continue
         power = [("" if value is None else f"{value:.2f}") for value in (row.watts, row.joules)]
         figures = (f"{row.p50:.1f}", f"{row.p95:.1f}", f"{row.frames_per_second:.1f}", f"{row.memory:.0f}")
-        out.add_row(row.model, row.cell, *figures, *power, row.backend)
+        out.add_row(row.model, row.cell, *figures, *power, str(row.replays), row.backend)
     return out
 
 
@@ -208,7 +220,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("model", nargs="*", metavar="MODEL", help="bundles or shipped models (default: see above)")
     top.add_argument("--backend", default="auto", help="as diinn-run takes it (default: auto)")
     top.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="of TensorRT engines")
-    top.add_argument("--cuda-graphs", action="store_true", help="as diinn-run takes it")
+    for name in ("--cuda-graphs", "--zero-copy"):
+        top.add_argument(name, action=argparse.BooleanOptionalAction, help="as diinn-run takes it")
     top.add_argument("--seconds", type=float, default=5, help="each cell is measured for so long (default 5)")
     top.add_argument("--least", type=int, default=20, help="runs of a cell at least (default 20)")
     top.add_argument(

@@ -89,7 +89,8 @@ class SuperResolver(Closing):
         chunk: int | None = None,
         precision: str | None = None,
         decoder: str | None = None,
-        cuda_graphs: bool = False,
+        cuda_graphs: bool | None = None,
+        zero_copy: bool | None = None,
         check: bool = True,
     ) -> SuperResolver:
         """Load a shipped bundle by name, or any by path.
@@ -107,7 +108,10 @@ class SuperResolver(Closing):
                 default the fastest that changes pictures too little to matter.
             decoder: "fused" for a kernel of the backend's own, "engine" for TensorRT's, "onnx" for ONNX Runtime's;
                 default the fastest that is there and right. It narrows what "auto" tries.
-            cuda_graphs: Replay the work on a GPU as CUDA graphs, where the backend can.
+            cuda_graphs: Replay the work on a GPU as CUDA graphs, where the backend can; default on GPUs that share the
+                host's memory, as a Jetson's.
+            zero_copy: Have kernels read frames and write pixels in the host's memory in place of copies both ways;
+                default on the same GPUs.
             check: Replay the bundle's golden sample first; engines are compared with the CPU once, too.
 
         Raises:
@@ -125,6 +129,7 @@ class SuperResolver(Closing):
             chunk,
             precision,
             cuda_graphs=cuda_graphs,
+            zero_copy=zero_copy,
             decoder=None if decoder == "auto" else decoder,
             compare=_compared_with_cpu,
         )

@@ -34,7 +34,9 @@ class BackendOptions:
         chunk: Queries decoded at once; None for what suits the model's width.
         precision: Which of the bundle's graphs; None for the backend's choice.
         may_build: Whether to build missing engines, which takes minutes.
-        cuda_graphs: Whether to replay repeated work on a GPU as CUDA graphs.
+        cuda_graphs: Whether to replay repeated work on a GPU as CUDA graphs; None for GPUs that share the host's
+            memory, as a Jetson's.
+        zero_copy: Whether kernels read frames and write pixels in the host's memory, without copies; None for the same.
         decoder: Which of the backend's decoders, "fused", "engine" or "onnx"; None for the backend's choice.
         compare: Compares engines of (backend, precision, profile of the encoder) with the CPU.
     """
@@ -44,7 +46,8 @@ class BackendOptions:
     chunk: int | None = None
     precision: str | None = None
     may_build: bool = True
-    cuda_graphs: bool = False
+    cuda_graphs: bool | None = None
+    zero_copy: bool | None = None
     decoder: str | None = None
     compare: Callable[[Backend, str, Profile], Verdict] = _no_reference
 

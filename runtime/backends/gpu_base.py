@@ -1,10 +1,16 @@
-"""The base class of the backends on a GPU: frames are uploaded and pixels downloaded as bytes, all else stays there."""
+"""The base class of the backends on a GPU: frames go there and pixels come back as bytes, all else stays there.
+
+They are copied, or with ``zero_copy`` kernels read and write them where they lie, in the host's pinned memory. What is
+read again and again (levels, addresses, ``SEGMENT``s) is copied in either case: a GPU does not cache the host's memory.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +57,7 @@ class DeviceBackend(Backend):
 
     Attributes:
         device: The CUDA device.
+        zero_copy: Whether frames and pixels stay in the host's memory.
     """
 
     def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
@@ -59,8 +66,10 @@ class DeviceBackend(Backend):
             self.require(bundle, options)
             self._buffers = Buffers(self.device)
             self._tables = Tables(self.device, self._buffers)
-            self._encoding = GraphCache(self.device, wanted=options.cuda_graphs)
-            self._decoding = GraphCache(self.device, wanted=options.cuda_graphs)
+            integrated = self.device.integrated
+            self.zero_copy = integrated if options.zero_copy is None else options.zero_copy
+            replayed = integrated if options.cuda_graphs is None else options.cuda_graphs
+            self._encoding, self._decoding = (GraphCache(self.device, wanted=replayed) for _ in range(2))
             self._frames, self._levels, self._addresses = (Pinned(self.device) for _ in range(3))
             self._staged = [_Staged(*(Pinned(self.device) for _ in range(3))) for _ in range(IN_FLIGHT)]
             self._convert = self.device.kernels(KERNELS / "frames.cu", ("planar_rgb",))
@@ -116,6 +125,12 @@ class DeviceBackend(Backend):
             at: Address of the segments, ``SEGMENT`` each, which also name where the pixels are stored.
         """
 
+    def _seen(self, *staged: tuple[Pinned, int]) -> AbstractContextManager[list[int]]:
+        """Where kernels find so many bytes of pinned memory each: there, or in device memory to copy to or from."""
+        if self.zero_copy:
+            return contextlib.nullcontext([pinned.address for pinned, _ in staged])
+        return self._buffers.borrowed(*(size for _, size in staged))
+
     def encode(self, frames: Sequence[Image], levels: Sequence[Levels]) -> DeviceMaps:
         height, width = frames[0].shape[:2]
         batch, pixels, planes = len(frames), len(frames) * height * width, self.bundle.planes
@@ -130,18 +145,16 @@ class DeviceBackend(Backend):
             np.copyto(place, as_dtype(frame, kind))
         strengths = self._levels.array((batch, planes - 3), np.float32)
         strengths[...] = levels
-        with self._buffers.borrowed(staged.nbytes, max(strengths.nbytes, 1), pixels * planes * FLOAT) as (
-            bgr,
-            at,
-            planar,
-        ):
+        sizes = strengths.nbytes, pixels * planes * FLOAT
+        with self._seen((self._frames, staged.nbytes)) as (bgr,), self._buffers.borrowed(*sizes) as (at, planar):
 
             def work() -> None:
-                self.device.upload(bgr, staged)
+                if not self.zero_copy:
+                    self.device.upload(bgr, staged)
                 if strengths.size:
                     self.device.upload(at, strengths)
-                sizes = (np.int64(pixels), np.int32(height * width), np.int32(kind == np.uint8), np.int32(planes - 3))
-                self._convert["planar_rgb"](pixels, *sizes, np.uint64(bgr), np.uint64(at), np.uint64(planar))
+                facts = (np.int64(pixels), np.int32(height * width), np.int32(kind == np.uint8), np.int32(planes - 3))
+                self._convert["planar_rgb"](pixels, *facts, np.uint64(bgr), np.uint64(at), np.uint64(planar))
                 self.encode_planar(planar, batch, (width, height), maps.addresses)
 
             staging = (staged.shape, kind, staged.ctypes.data, strengths.ctypes.data, bgr, at, planar)
@@ -183,16 +196,22 @@ class DeviceBackend(Backend):
         sizes = [segment.count * 3 * segment.out.itemsize for _, segment in chunk]
         starts = np.concatenate([[0], np.cumsum([-(-size // 16) * 16 for size in sizes])])
         pixels = staged.pixels.array((int(starts[-1]),), np.uint8)
+        table = staged.segments.array((len(chunk),), SEGMENT)
         listed = sum(0 if isinstance(segment.ids, slice) else segment.count for _, segment in chunk)
-        with self._buffers.borrowed(pixels.nbytes, len(chunk) * SEGMENT.itemsize, listed * INT) as (out, at, ids):
-            table, numbers = self._table(chunk, staged, out + starts[:-1].astype(np.uint64), ids, listed)
+        numbers = staged.ids.array((listed,), np.int32)
+        with (
+            self._buffers.borrowed(table.nbytes) as (at,),
+            self._seen((staged.pixels, pixels.nbytes), (staged.ids, numbers.nbytes)) as (out, ids),
+        ):
+            self._fill(table, numbers, chunk, out + starts[:-1].astype(np.uint64), ids)
 
             def work() -> None:
                 self.device.upload(at, table)
-                if numbers.size:
+                if numbers.size and not self.zero_copy:
                     self.device.upload(ids, numbers)
                 self.decode_segments(maps, count, len(chunk), at)
-                self.device.download(pixels, out)
+                if not self.zero_copy:
+                    self.device.download(pixels, out)
 
             pinned = (pixels.ctypes.data, pixels.size, table.ctypes.data, table.size, numbers.ctypes.data, numbers.size)
             self._decoding.run((count, *pinned, out, at, ids, maps.table, *maps.addresses), work)
@@ -205,11 +224,12 @@ class DeviceBackend(Backend):
 
         return finish
 
-    def _table(self, chunk: Chunk, staged: _Staged, out: Any, ids: int, listed: int) -> tuple[Any, Any]:
-        """``SEGMENT``s of a chunk, and the ``listed`` ids that some of them name one by one."""
-        table = staged.segments.array((len(chunk),), SEGMENT)
+    def _fill(self, table: Any, numbers: Any, chunk: Chunk, out: Any, ids: int) -> None:
+        """``SEGMENT``s of a chunk, and in ``numbers`` the ids that some of them name one by one.
+
+        out: addresses of their pixels; ids: where kernels find ``numbers``
+        """
         table[...] = np.zeros((), SEGMENT)
-        numbers = staged.ids.array((listed,), np.int32)
         used = 0
         for row, address, (start, segment) in zip(table, out, chunk, strict=True):
             for name, value in self._tables[segment.queries].fields.items():
@@ -226,7 +246,6 @@ class DeviceBackend(Backend):
                 row["ids"] = ids + used * INT
                 numbers[used : used + len(segment.ids)] = segment.ids
                 used += len(segment.ids)
-        return table, numbers
 
     @property
     def replays(self) -> int:
@@ -237,6 +256,8 @@ class DeviceBackend(Backend):
         """Fill idle memory with NaN, so that reads before a write show. For checks."""
         for size, address in self._buffers.idle:
             self.device.fill(address, size, 0xFF)
+        for staged in self._staged:
+            staged.pixels.fill(0xFF)
 
     def close(self) -> None:
         if self.closed:

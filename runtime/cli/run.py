@@ -155,6 +155,7 @@ def run(args: argparse.Namespace, out: LineWriter, err: LineWriter) -> int:
                     decoder=args.decoder,
                     precision=args.precision,
                     cuda_graphs=args.cuda_graphs,
+                    zero_copy=args.zero_copy,
                     provider=args.provider,
                     threads=args.threads,
                     memory_budget=args.memory_budget * MIB,

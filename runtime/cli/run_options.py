@@ -121,7 +121,14 @@ def parser() -> argparse.ArgumentParser:
         help="of TensorRT's engines (default: fp16) or OpenVINO (default: bf16 or fp16 with AMX, where pictures keep)",
     )
     model.add_argument(
-        "--cuda-graphs", action="store_true", help="replay the work on a GPU as CUDA graphs: fewer launches"
+        "--cuda-graphs",
+        action=argparse.BooleanOptionalAction,
+        help="replay the work on a GPU as CUDA graphs: fewer launches (default: on a Jetson and its like)",
+    )
+    model.add_argument(
+        "--zero-copy",
+        action=argparse.BooleanOptionalAction,
+        help="have a GPU read frames and write pixels in the host's memory, not copy them (default: as --cuda-graphs)",
     )
     model.add_argument(
         "--provider",

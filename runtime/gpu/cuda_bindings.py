@@ -42,7 +42,7 @@ def _call(name: str, *arguments: Any) -> Any:
 
 
 class _Names:
-    """Members of an enumeration by the names that pycuda gives them, without what they begin with."""
+    """Members of an enumeration, or constants, by the names that pycuda gives them, without what they begin with."""
 
     def __init__(self, kind: Any, begin: str) -> None:
         self._kind, self._begin = kind, begin
@@ -54,6 +54,7 @@ class _Names:
 device_attribute = _Names(driver.CUdevice_attribute, "CU_DEVICE_ATTRIBUTE_")
 function_attribute = _Names(driver.CUfunction_attribute, "CU_FUNC_ATTRIBUTE_")
 event_flags = _Names(driver.CUevent_flags, "CU_EVENT_")
+host_alloc_flags = _Names(driver, "CU_MEMHOSTALLOC_")
 
 
 def init() -> None:
@@ -198,6 +199,10 @@ class PagelockedHostAllocation(_Owned):
         self.__array_interface__ = {
             "data": (self._handle, False), "shape": tuple(shape), "typestr": kind.str, "version": 3
         }  # fmt: skip
+
+    def get_device_pointer(self) -> int:
+        """Where kernels find it; with DEVICEMAP of ``host_alloc_flags``."""
+        return int(_call("cuMemHostGetDevicePointer", self._handle, 0))
 
 
 def pagelocked_empty(shape: Sequence[int], dtype: npt.DTypeLike, mem_flags: int = 0) -> npt.NDArray[Any]:

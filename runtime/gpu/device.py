@@ -36,7 +36,8 @@ class Device:
     """One CUDA device: its primary context, one non-default stream, and what was allocated on it.
 
     name; capability: compute capability, like "8.7"; multiprocessors: how many; shared_bytes: of shared memory that a
-    block may have; stream: its handle; binding: of the driver, with its version
+    block may have; integrated: whether it shares the host's memory, as a Jetson's; stream: its handle; binding: of the
+    driver, with its version
     """
 
     def __init__(self, ordinal: int = 0) -> None:
@@ -58,6 +59,7 @@ class Device:
         kinds = driver.device_attribute
         self.multiprocessors: int = device.get_attribute(kinds.MULTIPROCESSOR_COUNT)
         self.shared_bytes: int = device.get_attribute(kinds.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
+        self.integrated: bool = bool(device.get_attribute(kinds.INTEGRATED))
         self._blocks: dict[int, Any] = {}  # device memory by address
         self._kept: list[Any] = []  # pinned memory and modules
         self._closed = False
@@ -109,16 +111,26 @@ class Device:
             del self._blocks[address]
 
     def pinned(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Array:
-        """A page-locked host array, which copies need no staging for; freed when the device is closed."""
+        """A page-locked host array, which copies need no staging for, and kernels see (``mapped``).
+
+        It is freed when the device is closed.
+        """
         kind = np.dtype(dtype)
         try:
             with self.active():
-                values: Array = self._cuda.pagelocked_empty(tuple(shape), kind)
+                flags = self._cuda.host_alloc_flags.DEVICEMAP
+                values: Array = self._cuda.pagelocked_empty(tuple(shape), kind, mem_flags=flags)
         except OutOfMemory as error:
             size = int(np.prod(shape)) * kind.itemsize
             raise OutOfMemory(f"{size / 2**20:.1f} MiB of pinned memory wanted, {error}") from None
         self._kept.append(values.base)
         return values
+
+    def mapped(self, values: Array) -> int:
+        """Where kernels find what ``pinned`` gave."""
+        with self.active():
+            memory: Any = values.base
+            return int(memory.get_device_pointer())
 
     def unpin(self, values: Array) -> None:
         """Free what ``pinned`` gave."""

@@ -82,10 +82,13 @@ class Buffers:
 
 
 class Pinned:
-    """Pinned host memory that grows to the largest array requested."""
+    """Pinned host memory that grows to the largest array requested.
+
+    address: where kernels find it
+    """
 
     def __init__(self, device: Device) -> None:
-        self._device = device
+        self._device, self.address = device, 0
         self._bytes: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
 
     def array(self, shape: Sequence[int], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -96,7 +99,12 @@ class Pinned:
             if old.nbytes:
                 self._device.unpin(old)
             self._bytes = self._device.pinned((size,), np.uint8)
+            self.address = self._device.mapped(self._bytes)
         return self._bytes[:size].view(dtype).reshape(tuple(shape))
+
+    def fill(self, byte: int) -> None:
+        """Set all of it."""
+        self._bytes.fill(byte)
 
 
 class DeviceMaps:

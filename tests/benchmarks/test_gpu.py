@@ -24,6 +24,8 @@ def test_checks_and_times(trt: Patch, device_kind: type, tmp_path: Path, capsys:
     assert all(re.fullmatch(r"same, \d+ replays", row[7]) for row in compared)
     forms = [row[3] for row in rows if row[2] == "diinn 16"]
     assert forms == ["published, fp32, eager", "published, TF32, eager", "folded, fp16, compiled", "fused kernel"] * 2
+    ways = [row[2] for row in rows if row[-2] == "same" and "9x7 → 20x16" in row[1]]
+    assert ways == ["copied", "copied, CUDA graphs", "zero-copy", "zero-copy, CUDA graphs"]
     assert {"liif 16", "metasr 16"} <= {row[2] for row in rows if len(row) > 3}
     assert device_kind.name in out.read_text()  # type: ignore[attr-defined]
     assert "fused kernel" in out.read_text()
@@ -33,7 +35,7 @@ def test_checks_and_times(trt: Patch, device_kind: type, tmp_path: Path, capsys:
 def test_a_wrong_kernel_is_seen(trt: Patch, capsys: Output) -> None:
     right = FusedDecoder.decode
     trt.setattr(FusedDecoder, "decode", lambda self, maps, count, *rest: right(self, maps, count - 40, *rest))
-    assert bench(["gpu", "--widths", "16", "--depth", "2", "--skip", "sanitize", "time"]) == 1
+    assert bench(["gpu", "--widths", "16", "--depth", "2", "--skip", "sanitize", "time", "copies"]) == 1
     assert "WRONG" in capsys.readouterr().out
 
 
@@ -43,7 +45,7 @@ def test_what_was_found_is_shown_however_it_ends(trt: Patch, capsys: Output) -> 
         raise RuntimeError("CUDA error: unspecified launch failure")
 
     trt.setattr(gpu, "card", lost)
-    assert bench(["gpu", "--widths", "16", "--depth", "2", "--skip", "sanitize"]) == 1
+    assert bench(["gpu", "--widths", "16", "--depth", "2", "--skip", "sanitize", "copies"]) == 1
     printed = capsys.readouterr()
     assert "| right" in printed.out
     assert "unspecified launch failure" in printed.err
@@ -52,7 +54,7 @@ def test_what_was_found_is_shown_however_it_ends(trt: Patch, capsys: Output) -> 
 @pytest.mark.device
 def test_graphs_that_were_never_replayed_are_not_the_same(trt: Patch, device_kind: type, capsys: Output) -> None:
     trt.setattr(device_kind, "captures", False)
-    assert bench(["gpu", "--widths", "16", "--depth", "2", "--skip", "sanitize", "time"]) == 1
+    assert bench(["gpu", "--widths", "16", "--depth", "2", "--skip", "sanitize", "time", "copies"]) == 1
     output = capsys.readouterr().out
     assert "NONE REPLAYED" in output
     assert "WRONG" in output

@@ -56,7 +56,7 @@ struct Fiber {
 static std::vector<Fiber> fibers;
 static ucontext_t scheduler;
 static int current, arrived, generation;
-static bool skewed;
+static bool skewed, together;  // together: threads are fibers
 static long progress;  // grows whenever a thread comes somewhere
 
 inline void yield() { swapcontext(&fibers[current].context, &scheduler); }
@@ -75,7 +75,10 @@ struct Meeting {
 };
 static Meeting meetings[32];
 
+struct Alone {};  // thrown where a thread meets others that do not run beside it
+
 inline const uint32_t *meet(uint32_t given) {
+    if (!together) throw Alone();
     Meeting &m = meetings[current / 32];
     m.given[current % 32] = given;
     const int mine = m.generation;
@@ -245,6 +248,7 @@ inline bool run_skewed(int block, std::mt19937 &random) {
 // All threads of all blocks, with barriers; null, or what is wrong.
 inline const char *launch_blocks(int grid, int block, int shared_bytes, const std::function<void()> &kernel) {
     std::mt19937 random(1);
+    together = true;
     work = &kernel;
     gridDim = {grid}, blockDim = {block};
     for (blockIdx.x = 0; blockIdx.x < grid; ++blockIdx.x) {
@@ -275,15 +279,19 @@ void call(void (*kernel)(Types...), void **arguments, std::index_sequence<I...>)
 }
 
 // As cuLaunchKernel takes its arguments; null, or what is wrong. Without shared memory there are no barriers: threads run
-// one after another.
+// one after another; those of a kernel whose lanes meet all the same begin again as fibers.
 template <typename... Types>
 const char *launch(void (*kernel)(Types...), int grid, int block, int shared_bytes, void **arguments) {
     const auto one = [&] { call(kernel, arguments, std::index_sequence_for<Types...>()); };
     if (shared_bytes > (int)sizeof shared) return "more shared memory than the emulator has";
     if (shared_bytes) return launch_blocks(grid, block, shared_bytes, one);
-    gridDim = {grid}, blockDim = {block};
-    for (blockIdx.x = 0; blockIdx.x < grid; ++blockIdx.x)
-        for (threadIdx.x = 0; threadIdx.x < block; ++threadIdx.x) one();
+    gridDim = {grid}, blockDim = {block}, together = false;
+    try {
+        for (blockIdx.x = 0; blockIdx.x < grid; ++blockIdx.x)
+            for (threadIdx.x = 0; threadIdx.x < block; ++threadIdx.x) one();
+    } catch (const Alone &) {
+        return launch_blocks(grid, block, 0, one);
+    }
     return nullptr;
 }
 

@@ -81,7 +81,7 @@ class HostDevice:
 
     blocks: device memory by address; replayed: how often a graph was; captures: whether it takes any
     most_bytes: what may be allocated in all before it is out of memory; free_bytes: what it says it has
-    skewed: which of the emulator's modes kernels run in
+    skewed: which of the emulator's modes kernels run in; integrated: whether it shares the host's memory
     """
 
     name, capability = "Test double", "8.7"
@@ -90,6 +90,7 @@ class HostDevice:
     captures = True
     skewed = False
     multiprocessors, shared_bytes = 2, 163 * 1024
+    integrated = False
     binding = "the double"
     folder: Path
     refused: list[str] = []  # noqa: RUF012  # since ``complaints`` was called, by all devices
@@ -150,6 +151,9 @@ class HostDevice:
         values = np.empty(shape, dtype)
         self._pinned[values.ctypes.data] = values
         return values
+
+    def mapped(self, values):
+        return self._pinned[values.ctypes.data].ctypes.data
 
     def unpin(self, values):
         self._unsafe("a free of pinned memory")

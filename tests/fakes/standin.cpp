@@ -70,6 +70,7 @@ static CUresult lost = CUDA_SUCCESS;  // what every call returns after a kernel 
 static size_t used = 0;
 static std::map<CUdeviceptr, Block> blocks;
 static std::map<uintptr_t, size_t> pinned;
+static std::set<uintptr_t> seen_by_kernels;  // of them, those that are mapped
 static std::set<CUstream> streams;
 static std::set<CUevent> events;
 static std::set<CUmodule> modules;
@@ -363,12 +364,18 @@ CUresult cuMemFree(CUdeviceptr address) {
     give_back(found->second), blocks.erase(found);
     return CUDA_SUCCESS;
 }
-CUresult cuMemHostAlloc(void **address, size_t size, unsigned) {
+CUresult cuMemHostAlloc(void **address, size_t size, unsigned flags) {
     UNSAFE if (size > (size_t)device["memory"]) return CUDA_ERROR_OUT_OF_MEMORY;
     char *const base = map_pages((size + 4095) / 4096 * 4096 + 4096);
     if (!base) return CUDA_ERROR_OUT_OF_MEMORY;
     memset(base, 0xff, size);
+    if (flags & CU_MEMHOSTALLOC_DEVICEMAP) seen_by_kernels.insert((uintptr_t)base);
     return *address = base, pinned[(uintptr_t)base] = size, CUDA_SUCCESS;
+}
+CUresult cuMemHostGetDevicePointer(CUdeviceptr *address, void *of, unsigned) {
+    CONTEXT if (!seen_by_kernels.count((uintptr_t)of))
+        return refuse(CUDA_ERROR_INVALID_VALUE, "the address of pinned memory that is not mapped");
+    return *address = (CUdeviceptr)of, CUDA_SUCCESS;
 }
 CUresult cuMemAllocHost(void **address, size_t size) { return cuMemHostAlloc(address, size, 0); }
 CUresult cuMemFreeHost(void *address) {
@@ -376,7 +383,7 @@ CUresult cuMemFreeHost(void *address) {
     const auto found = pinned.find((uintptr_t)address);
     if (found == pinned.end()) return refuse(CUDA_ERROR_INVALID_VALUE, "pinned memory freed that is not allocated");
     memset(address, 0xff, found->second);  // whoever still reads it sees it
-    return pinned.erase(found), CUDA_SUCCESS;
+    return seen_by_kernels.erase((uintptr_t)address), pinned.erase(found), CUDA_SUCCESS;
 }
 CUresult cuMemcpyHtoDAsync(CUdeviceptr to, const void *from, size_t size, CUstream handle) {
     CONTEXT const CUstream s = stream_of(handle);

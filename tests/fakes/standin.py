@@ -140,6 +140,7 @@ class StandinDevice(device.Device):
 
     capability = HostDevice.capability
     multiprocessors, shared_bytes = HostDevice.multiprocessors, HostDevice.shared_bytes
+    integrated = HostDevice.integrated
     free_bytes = HostDevice.free_bytes
     captures, skewed = True, False
     folder: Path
@@ -152,6 +153,7 @@ class StandinDevice(device.Device):
             ("multiprocessors", kind.multiprocessors),
             ("shared", kind.shared_bytes),
             ("memory", kind.free_bytes),
+            ("integrated", kind.integrated),
         ):
             library.standin_set(name.encode(), value)
         super().__init__(ordinal)

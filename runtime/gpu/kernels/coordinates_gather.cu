@@ -12,6 +12,7 @@
 // fewer than 2^30 queries and 2^32 pieces, a view fewer than 2^32 queries.
 
 #include "geometry.h"
+#include "pixels.h"
 
 // index [count, shifts^2]: row of the maps; query [count, shifts^2, columns]
 // weighted: the last column is the sample's share of the query's area (LIIF's local ensemble)
@@ -72,9 +73,9 @@ GATHER(2, uint16_t)
 
 // rgb [count, 3] in units of [0, 1]
 extern "C" __global__ void store_pixels(int count, int segments, const Segment *segment, const float *rgb) {
-    const int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= count) return;
-    const Segment &mine = segment_of(segment, segments, i);
-    const uint32_t id = id_in(mine, (uint32_t)i);
-    for (int channel = 0; channel < 3; ++channel) store(mine, (uint32_t)i, id, channel, rgb[3 * i + channel]);
+    const int i = blockIdx.x * blockDim.x + threadIdx.x, own = i < count ? i : count - 1;  // every lane comes to the store
+    const Segment &mine = segment_of(segment, segments, own);
+    const float *const from = rgb + 3 * own;
+    store_bgr(mine, (uint32_t)(i - threadIdx.x % LANES), id_in(mine, (uint32_t)own), i < count,
+              {from[0], from[1], from[2], 0.0f});
 }

@@ -23,6 +23,7 @@
 // than 2^30 queries, a view fewer than 2^32, and a map fewer than 2^32 pieces of 8 bytes.
 
 #include "geometry.h"
+#include "pixels.h"
 #include "tile.h"
 
 struct Network {
@@ -50,27 +51,6 @@ __device__ __forceinline__ uint4 operand(const float (&row)[4], const float (&be
 __device__ __forceinline__ Asked asked_of(const Segment &from, uint32_t id, int pieces) {
     const Sample sample = sample_at(from, id, 0, 0);
     return {(uint32_t)sample.index * pieces, sample.y, sample.x, ratio_at(from, id)};
-}
-
-// Store the pixel of each lane's query, those of a warp following one another from query ``top`` of the launch on: its RGB in
-// units of [0, 1]. 96 bytes of one segment are written as 24 words.
-__device__ __forceinline__ void store_pixels(const Segment &to, uint32_t top, uint32_t id, bool wanted, float4 rgb) {
-    const int lane = threadIdx.x % LANES;
-    if (to.outside && to.outside[id]) rgb.x = rgb.y = rgb.z = to.border;
-    const uint32_t start = (uint32_t)to.start, at = 3 * (top + lane - start);
-    if (!to.bytes) {
-        float *const pixel = (float *)to.out + at;
-        if (wanted) pixel[0] = rgb.z, pixel[1] = rgb.y, pixel[2] = rgb.x;
-    }
-    const uint32_t bgr = byte_of(rgb.z * 255.0f) | byte_of(rgb.y * 255.0f) << 8 | byte_of(rgb.x * 255.0f) << 16;
-    if (all_of_warp(wanted && to.bytes && start <= top && (top - start) % 4 == 0)) {  // then it is one segment
-        const int byte = 4 * lane, query = byte / 3, within = byte % 3;
-        const uint32_t low = of_lane(bgr, query), high = of_lane(bgr, query + 1);
-        if (lane < 24) ((uint32_t *)to.out)[(at - 3 * lane) / 4 + lane] = low >> 8 * within | high << (24 - 8 * within);
-    } else if (wanted && to.bytes) {
-        uint8_t *const pixel = (uint8_t *)to.out + at;
-        pixel[0] = (uint8_t)bgr, pixel[1] = (uint8_t)(bgr >> 8), pixel[2] = (uint8_t)(bgr >> 16);
-    }
 }
 
 template <int K, bool RESIDENT, bool REDUCED>
@@ -217,7 +197,7 @@ __device__ __forceinline__ void decode(int count, int segments, const Segment *s
                                                                                            rgb[r / 2][r % 2 * 2 + 1]};
         }
         __syncwarp();
-        store_pixels(to, top, id, own < count, reinterpret_cast<const float4 *>(ours)[lane]);
+        store_bgr(to, top, id, own < count, reinterpret_cast<const float4 *>(ours)[lane]);
         __syncwarp();
     }
     if (!RESIDENT) copies_done();  // the next tile's first piece, for which there is no tile

@@ -65,15 +65,3 @@ template <typename Id>
 BOTH float ratio_at(const Segment &segment, Id id) {
     return segment.cols ? segment.constants[0] : segment.constants[id];
 }
-
-// Store one channel (0 red, 1 green, 2 blue; units of [0, 1]) of query ``i``, which is ``id`` in its view: uint8 rounded to
-// even and clamped, or float32.
-template <typename Id>
-BOTH void store(const Segment &segment, Id i, Id id, int channel, float value) {
-    if (segment.outside && segment.outside[id]) value = segment.border;
-    const Id at = 3 * (i - (Id)segment.start) + 2 - (Id)channel;
-    if (segment.bytes)
-        ((uint8_t *)segment.out)[at] = (uint8_t)rintf(fminf(fmaxf(value * 255.0f, 0.0f), 255.0f));
-    else
-        ((float *)segment.out)[at] = value;
-}

@@ -88,6 +88,15 @@ def test_what_it_says_of_itself(device: Any, device_kind: Any) -> None:
     assert 0 < free <= total
 
 
+@pytest.mark.parametrize("integrated", [False, True])
+def test_whether_it_shares_the_hosts_memory(
+    device_kind: Any, monkeypatch: pytest.MonkeyPatch, integrated: bool
+) -> None:
+    monkeypatch.setattr(device_kind, "integrated", integrated)
+    with contextlib.closing(device_kind()) as device:
+        assert device.integrated is integrated
+
+
 def test_nothing_is_done_before_somebody_waits(device: Any) -> None:
     frames = Frames(device)
     frames.found[...] = -1
@@ -106,6 +115,26 @@ def test_what_was_on_the_stream_at_a_mark_is_done_after_waiting_for_it(device: A
     assert (frames.found == -1).all()
     wait()
     np.testing.assert_array_equal(frames.found, frames.wanted)
+
+
+def test_kernels_read_and_write_pinned_memory(device: Any) -> None:
+    frames = Frames(device)
+    frames.found[...] = -1
+    addresses = (np.uint64(device.mapped(frames.bgr)), np.uint64(0), np.uint64(device.mapped(frames.found)))
+    frames.kernel(70, *frames.arguments[:4], *addresses)
+    frames.bgr[0, 0, 0] ^= 255  # nothing was read yet
+    assert (frames.found == -1).all()
+    device.wait()
+    np.testing.assert_array_equal(frames.found, frames.wanted)
+
+
+def test_pinned_memory_that_is_not_mapped_is_refused(standin: Any) -> None:
+    with contextlib.closing(standin()) as device:
+        with device.active():
+            values = device._cuda.pagelocked_empty((8,), np.dtype(np.uint8))
+        with pytest.raises(DiinnError, match="CUDA failed: cuMemHostGetDevicePointer failed"):
+            device.mapped(values)
+        assert standin.complaints() == ["the address of pinned memory that is not mapped"]
 
 
 def test_memory_begins_as_nan_and_is_filled(device: Any) -> None:
