@@ -24,7 +24,7 @@ from diinn.runtime.geometry import grid
 from diinn.runtime.geometry.grid import Size
 from diinn.runtime.geometry.view import View
 from diinn.runtime.sources import demo
-from diinn.runtime.super_resolver import SuperResolver
+from diinn.runtime.super_resolver import Encoded, SuperResolver, encoded_at
 from diinn.runtime.util.command_line import Parser
 from diinn.train.published import PublishedModel
 from rich import box
@@ -126,9 +126,11 @@ def _time(entry: Contestant) -> tuple[float, float]:
     encode, decode = entry
     start = time.perf_counter()
     encoded = encode()
-    middle = time.perf_counter()
+    returned = time.perf_counter()
     decode(encoded)
-    return middle - start, time.perf_counter() - middle
+    end = time.perf_counter()
+    middle = encoded_at(returned, [encoded]) if isinstance(encoded, Encoded) else returned
+    return middle - start, end - middle
 
 
 def table(results: Sequence[Result]) -> Table:

@@ -58,6 +58,15 @@ class Encoded:
         return self.frame.shape[1], self.frame.shape[0]
 
 
+def encoded_at(returned: float, encoded: Sequence[Encoded]) -> float:
+    """When frames that are decoded by now had been encoded, as ``time.perf_counter`` counts.
+
+    A device may go on encoding after ``encode`` has returned, which was at ``returned``; decoding then waits for it.
+    """
+    seen = [at for frame in encoded if (at := getattr(frame.maps, "ready_at", 0.0))]
+    return max(returned, min(seen, default=0.0))
+
+
 class SuperResolver(Closing):
     """Arbitrary-scale super-resolution of BGR frames; open one with ``SuperResolver.open``.
 

@@ -35,7 +35,12 @@ from hypothesis import settings
 NEEDS = {
     "torch": [
         f"runtime/{name}.py"
-        for name in ("backends/test_fused", "backends/test_tensorrt", "engines/test_nvidia_builder")
+        for name in (
+            "backends/test_fused",
+            "backends/test_gpu_base",
+            "backends/test_tensorrt",
+            "engines/test_nvidia_builder",
+        )
     ],
     "selenium": ["runtime/sinks/preview/test_page.py"],
 }

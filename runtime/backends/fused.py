@@ -137,6 +137,7 @@ class CudaBackend(DeviceBackend):
 
     def _encode_by_onnx_runtime(self, why: list[str]) -> None:
         """In place of an engine; why: what is wrong with that."""
+        self.device.wait()  # the engine may be at work
         self._encoding.refuse()  # what ONNX Runtime launches is not on our stream
         # One that may build nothing is one of several: others are faster than an encoder on the CPU.
         for provider in ("CUDA", "CPU") if self.options.may_build else ("CUDA",):
@@ -165,6 +166,7 @@ class CudaBackend(DeviceBackend):
 
     def prepare_for(self, size: Size) -> None:
         if isinstance(self._encoder, EngineEncoder) and not self._encoder.accepts(size):
+            self.device.wait()  # the engine may be at work, and is replaced
             self._encoding.forget()
             try:
                 self._encoder.prepare_for(size, self.verify)
@@ -201,10 +203,8 @@ class CudaBackend(DeviceBackend):
                 self._encode_by_onnx_runtime([str(error)])
                 self._engines = None
 
-    def close(self) -> None:
-        if not self.closed:
-            del self._encoder, self._engines, self._decoder
-        super().close()
+    def release(self) -> None:
+        del self._encoder, self._engines, self._decoder
 
 
 def _no_provider(name: str) -> str:

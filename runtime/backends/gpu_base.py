@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -19,7 +20,7 @@ from diinn.runtime.backends.base import Backend, BackendOptions
 from diinn.runtime.bundles.bundle import Bundle, Levels
 from diinn.runtime.engines.profiles import Profile
 from diinn.runtime.engines.verify import Verdict
-from diinn.runtime.errors import OutOfMemory
+from diinn.runtime.errors import DiinnError, OutOfMemory
 from diinn.runtime.geometry.grid import Size
 from diinn.runtime.geometry.segments import SEGMENT, Chunk, Segment, pack
 from diinn.runtime.gpu.compiler import KERNELS
@@ -53,7 +54,7 @@ class DeviceBackend(Backend):
     """Owns the device, the memory that is kept between frames, and the transfer of frames and pixels.
 
     A subclass encodes frames in device memory (``encode_planar``) and decodes segments there (``decode_segments``);
-    it also implements ``require``, ``prepare_for``, ``map_bytes`` and ``describe``.
+    it also implements ``require``, ``prepare_for``, ``map_bytes``, ``release`` and ``describe``.
 
     Attributes:
         device: The CUDA device.
@@ -71,6 +72,7 @@ class DeviceBackend(Backend):
             replayed = integrated if options.cuda_graphs is None else options.cuda_graphs
             self._encoding, self._decoding = (GraphCache(self.device, wanted=replayed) for _ in range(2))
             self._frames, self._levels, self._addresses = (Pinned(self.device) for _ in range(3))
+            self._encoded = self.device.mark()
             self._staged = [_Staged(*(Pinned(self.device) for _ in range(3))) for _ in range(IN_FLIGHT)]
             self._convert = self.device.kernels(KERNELS / "frames.cu", ("planar_rgb",))
             super().__init__(bundle, options)
@@ -85,6 +87,10 @@ class DeviceBackend(Backend):
         Raises:
             InputError: It is not for this device, bundle or options.
         """
+
+    @abstractmethod
+    def release(self) -> None:
+        """Free the engines and whatever else of the backend's own lies on the device, which is idle."""
 
     @abstractmethod
     def map_bytes(self) -> int:
@@ -132,6 +138,17 @@ class DeviceBackend(Backend):
         return self._buffers.borrowed(*(size for _, size in staged))
 
     def encode(self, frames: Sequence[Image], levels: Sequence[Levels]) -> DeviceMaps:
+        """Put the encoder on the stream; the maps are complete when it comes to what is put there next.
+
+        Only the next call waits for this one, before it writes to the same pinned memory.
+        """
+        self._encoded()
+        try:
+            return self._encode(frames, levels)
+        finally:
+            self._encoded = self.device.mark()
+
+    def _encode(self, frames: Sequence[Image], levels: Sequence[Levels]) -> DeviceMaps:
         height, width = frames[0].shape[:2]
         batch, pixels, planes = len(frames), len(frames) * height * width, self.bundle.planes
         self.prepare_for((width, height))
@@ -159,7 +176,6 @@ class DeviceBackend(Backend):
 
             staging = (staged.shape, kind, staged.ctypes.data, strengths.ctypes.data, bgr, at, planar)
             self._encoding.run((*staging, *maps.addresses), work)
-            self.device.wait()  # the staged frames and their memory are free again
         return maps
 
     def decode(self, maps: DeviceMaps, segments: Sequence[Segment]) -> None:
@@ -177,12 +193,20 @@ class DeviceBackend(Backend):
             for number, chunk in enumerate(pack(segments, self.chunk)):
                 waiting.append(self._begin(maps, chunk, self._staged[number % IN_FLIGHT]))
                 if len(waiting) == IN_FLIGHT:
+                    self._see_ready(maps)
                     waiting.pop(0)()
+            self._see_ready(maps)
             for finish in waiting:
                 finish()
         except BaseException:
             self.device.wait()  # pinned memory is used again
             raise
+
+    def _see_ready(self, maps: DeviceMaps) -> None:
+        """Wait for the encoder, as the chunk that is waited for next does anyway, and note that it is done by now."""
+        if not maps.ready_at:
+            self._encoded()
+            maps.ready_at = time.perf_counter()
 
     def run_chunk(self, maps: DeviceMaps, chunk: Chunk) -> None:
         self._begin(maps, chunk, self._staged[0])()
@@ -262,6 +286,9 @@ class DeviceBackend(Backend):
     def close(self) -> None:
         if self.closed:
             return
+        with contextlib.suppress(DiinnError):  # of a device that is lost: closing it says so
+            self.device.wait()  # an engine may be at work
+        self.release()
         super().close()
         self._encoding.forget()
         self._decoding.forget()

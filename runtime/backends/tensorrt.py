@@ -114,6 +114,7 @@ class TensorRtBackend(DeviceBackend):
 
     def prepare_for(self, size: Size) -> None:
         if not self.encoder.accepts(size):
+            self.device.wait()  # the engine may be at work, and is replaced
             self._encoding.forget()
             try:
                 self.encoder.prepare_for(size, self._accept)
@@ -163,7 +164,5 @@ class TensorRtBackend(DeviceBackend):
         self._encoding.forget()
         self._decoding.forget()
 
-    def close(self) -> None:
-        if not self.closed:
-            del self.encoder, self.decoder, self._engines
-        super().close()
+    def release(self) -> None:
+        del self.encoder, self.decoder, self._engines

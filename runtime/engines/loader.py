@@ -184,11 +184,11 @@ class EngineEncoder:
             raise self._remembered(size, error) from None
         try:
             check()
-        except OutOfMemory as error:
+        except BaseException as error:
+            self._engines.device.wait()  # the new engine may be at work
             self.opened = before
-            raise self._remembered(size, error) from None
-        except BaseException:
-            self.opened = before
+            if isinstance(error, OutOfMemory):
+                raise self._remembered(size, error) from None
             raise
         self._short.pop(size, None)
         self._logged.forget(size)

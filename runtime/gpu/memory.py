@@ -111,9 +111,11 @@ class DeviceMaps:
     """The maps of one batch on the device, [B·H·W, C] each; their memory is used again once this object is freed.
 
     addresses: of each map; table: of memory for these addresses, which kernels read
+    ready_at: ``time.perf_counter`` when they were seen to be complete; 0 before that
     """
 
     def __init__(self, buffers: Buffers, sizes: Sequence[int]) -> None:
+        self.ready_at = 0.0
         blocks: list[tuple[int, int]] = []
         self._return = weakref.finalize(self, buffers.give, blocks)
         for size in (*sizes, 8 * len(sizes)):

@@ -27,7 +27,7 @@ from diinn.runtime.stream.result import BICUBIC, REDUCED, WHOLE, Result
 from diinn.runtime.stream.sink_thread import Mailbox
 from diinn.runtime.stream.statistics import Stats
 from diinn.runtime.stream.zooms import Zooms
-from diinn.runtime.super_resolver import Encoded, SuperResolver
+from diinn.runtime.super_resolver import Encoded, SuperResolver, encoded_at
 from diinn.runtime.util.once import Once
 
 log = logging.getLogger(__name__)
@@ -269,6 +269,7 @@ class Batcher:
             found = {name: value for part, _, _ in alone for name, value in part.items()}
             return found, sum(part[1] for part in alone), sum(part[2] for part in alone)
         end = time.perf_counter()
+        middle = encoded_at(middle, encoded)
         values = zip(encoded, pictures, strict=True)
         return dict(zip((job.lane.name for job in jobs), values, strict=True)), middle - began, end - middle
 

@@ -192,7 +192,7 @@ def test_a_chunk_is_on_its_way_while_the_one_before_is_copied(gpu: Trt, bundle_p
     with SuperResolver.open(bundle_path, backend="cuda", check=False) as fused:
         right = fused.resize(frame, (20, 20))
     with SuperResolver.open(bundle_path, backend="cuda", check=False, chunk=100) as fused:
-        backend, order = fused.backend, []
+        backend, order, (encoded,) = fused.backend, [], fused.encode([frame])
         decode, mark = backend.decode_segments, backend.device.mark  # type: ignore[attr-defined]
 
         def marked() -> Callable[[], None]:
@@ -201,7 +201,7 @@ def test_a_chunk_is_on_its_way_while_the_one_before_is_copied(gpu: Trt, bundle_p
             return lambda: (order.append("waited"), wait())[1]
 
         gpu.setattr(backend.device, "mark", marked)  # type: ignore[attr-defined]
-        np.testing.assert_array_equal(fused.resize(frame, (20, 20)), right)
+        np.testing.assert_array_equal(fused.decode(encoded, [View.resize((20, 20))])[0], right)
         assert order == ["begun", "begun", "waited", "begun", "waited", "begun", "waited", "waited"]
 
         def fails_late(*what: object) -> None:
@@ -211,9 +211,9 @@ def test_a_chunk_is_on_its_way_while_the_one_before_is_copied(gpu: Trt, bundle_p
 
         gpu.setattr(backend, "decode_segments", fails_late)
         with pytest.raises(InputError, match="third"):
-            fused.resize(frame, (20, 20))
+            fused.decode(encoded, [View.resize((20, 20))])
         gpu.setattr(backend, "decode_segments", decode)
-        np.testing.assert_array_equal(fused.resize(frame, (20, 20)), right)
+        np.testing.assert_array_equal(fused.decode(encoded, [View.resize((20, 20))])[0], right)
 
 
 def test_decoding_is_replayed(gpu: Trt, bundle_path: Path) -> None:
