@@ -40,9 +40,13 @@ class Tile:
         """Of one lane and layer."""
         return self.steps * TILES * 2 * 4
 
-    def copies(self, copied: float) -> float:
-        """Passes of a loop that copies ``copied`` times 16 bytes a thread, for one piece of weights."""
-        return -(-self.steps * 2 * LANES // (self.warps * LANES)) / copied
+    def copies(self, paths: Paths, loop: Loop) -> float:
+        """Passes of a loop that copies weights, which shares a group's with others like it."""
+        around = next(other for other in paths.loops if loop.body < other.body and _marks(paths.opcodes(other))[0])
+        groups = _marks(paths.opcodes(around))[0] / (self.hidden_products / self.steps)
+        alike = [other for other in paths.loops if other.body < around.body and _marks(paths.opcodes(other))[2]]
+        passes = -(-self.steps * 2 * LANES // (self.warps * LANES)) * groups / len(alike)
+        return passes / _marks(paths.opcodes(loop))[2]
 
     def trips(self, paths: Paths, loop: Loop) -> float:
         """How often a loop within the tile's runs."""
@@ -57,7 +61,7 @@ class Tile:
             return self.steps * TILES / products
         if sines:
             return self.layer_sines / sines
-        return self.copies(copies) if copies else 0
+        return self.copies(paths, loop) if copies else 0
 
 
 def _is_layers(paths: Paths, loop: Loop, tile: Tile) -> bool:

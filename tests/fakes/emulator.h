@@ -21,6 +21,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <map>
 #include <random>
 #include <utility>
 #include <vector>
@@ -110,6 +111,41 @@ inline void copies_done() {
     for (const auto &copy : fibers[current].copies) *copy.first = *copy.second;
     fibers[current].copies.clear();
 }
+
+struct Gate {
+    uint64_t state;
+};
+struct Awaited {
+    int count = 0, left = 0, coming = 0;  // coming: with copies that are held back
+    uint32_t opened = 0;
+    std::vector<std::pair<uint4 *, const uint4 *>> copies;
+
+    void come() {
+        if (--left == 0) left = count, ++opened;
+        ++progress;
+    }
+    void copy() {
+        for (const auto &one : copies) *one.first = *one.second;
+        for (copies.clear(); coming; --coming) come();
+    }
+};
+static std::map<const Gate *, Awaited> gates;
+
+inline void open_for(Gate &gate, int count) { gates[&gate] = {count, count}; }
+inline void arrive(Gate &gate) { gates.at(&gate).come(); }
+inline void arrive_with_copies(Gate &gate) {
+    Awaited &its = gates.at(&gate);
+    auto &copies = fibers[current].copies;
+    its.copies.insert(its.copies.end(), copies.begin(), copies.end());
+    copies.clear();
+    ++its.coming, ++progress;
+    if (skewed) its.copy();
+}
+inline void wait_for_readers(const Gate &gate, uint32_t turn) {
+    Awaited &its = gates.at(&gate);
+    while (its.opened % 2 == turn) its.copy(), its.opened % 2 == turn ? yield() : (void)0;
+}
+inline void wait_for_copies(const Gate &gate, uint32_t turn) { wait_for_readers(gate, turn); }
 
 inline float fast_sine(float x) { return sinf(x); }
 inline float relu(float x) { return x < 0.0f ? 0.0f : x; }  // NaN stays
@@ -254,6 +290,7 @@ inline const char *launch_blocks(int grid, int block, int shared_bytes, const st
     for (blockIdx.x = 0; blockIdx.x < grid; ++blockIdx.x) {
         memset(shared, 0xff, sizeof shared);
         arrived = 0;
+        gates.clear();
         for (Product &product : products) product.arrived = 0;
         for (Meeting &meeting : meetings) meeting.arrived = 0;
         fibers.resize(block);

@@ -11,7 +11,10 @@
 // lanes share a query's units. Activations stay with the lane that made them (``tile.h``): registers while they are
 // multiplied, its own 16 bytes of shared memory while a layer is being made. Products begin as what is added to them: the
 // modulation, the bias. Weights are shared by the block: all of them in shared memory where that leaves room for as many
-// warps (``resident``), else one group of 16 units at a time is streamed from L2, the next while this one is multiplied.
+// warps (``resident``), else one group of 16 units at a time is streamed from L2, the next while this one is multiplied. All
+// warps of a block then meet at each; other blocks go on meanwhile. Where there is room for one block alone (``GATED``), halves of
+// a group are streamed, two ahead, and warps wait for them by gates: one may be two ahead of another, so that its sines take
+// turns with the other's products.
 //
 // ``reduced``: sines of arguments of any size (``tile.h``), where the bundle does not say that they are small.
 //
@@ -57,23 +60,37 @@ template <int K, bool RESIDENT, bool REDUCED>
 __device__ __forceinline__ void decode(int count, int segments, const Segment *segment, const Network &network,
                                        uint4 *shared) {
     constexpr int STEPS = K / GROUP, PIECE = STEPS * 2 * LANES;  // 16-byte words of one group's weights
+    constexpr bool GATED = !RESIDENT && K == 256;
+    constexpr int PARTS = GATED ? 2 : 1, PART = PIECE / PARTS;  // of a group's weights; streamed one by one
+    constexpr uint32_t SLOTS = 2 * PARTS, AHEAD = PARTS;
     constexpr int AT_ONCE = STEPS <= 2 ? STEPS : RESIDENT ? 1 : 2;  // groups; more would need too many registers
     const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, warps = blockDim.x / LANES;
     const int pieces = (network.layers - 1) * STEPS, unit_base = unit_of(lane);
     uint4 *weights = shared;
     uint4 *ours = shared + (RESIDENT ? pieces : 2) * PIECE + warp * STEPS * TILES * LANES, *mine = ours + lane;
 
-    const auto fetch = [&](int piece, int slot) {
-        for (int i = threadIdx.x; i < PIECE; i += blockDim.x)
-            copy_async(weights + slot * PIECE + i, network.hidden + piece * PIECE + i);
+    static __shared__ Gate filled[SLOTS], read[SLOTS];  // what is in a slot is there; is no longer read
+    uint32_t part = 0;  // of all that are multiplied, whichever tile they are for
+    const auto fetch = [&](int from, uint32_t number, uint32_t slot) {  // a part of the layers', and which of all it is
+        if (from >= pieces * PARTS) from -= pieces * PARTS;  // the next tile's
+        if (GATED && number >= SLOTS) {
+            wait_for_readers(read[slot], (number / SLOTS - 1) % 2);
+        }
+        for (int i = threadIdx.x; i < PART; i += blockDim.x)
+            copy_async(weights + slot * PART + i, network.hidden + from * PART + i);
+        if (GATED) arrive_with_copies(filled[slot]);
     };
-    int slot = 0;
     if (RESIDENT) {
-        for (int piece = 0; piece < pieces; ++piece) fetch(piece, piece);
+        for (int i = threadIdx.x; i < pieces * PIECE; i += blockDim.x) copy_async(weights + i, network.hidden + i);
         copies_done();
         __syncthreads();
     } else if (pieces) {
-        fetch(0, 0);
+        if (GATED) {
+            if (threadIdx.x == 0)
+                for (uint32_t i = 0; i < SLOTS; ++i) open_for(filled[i], blockDim.x), open_for(read[i], warps);
+            __syncthreads();
+        }
+        for (uint32_t number = 0; number < AHEAD; ++number) fetch(number, number, number % SLOTS);
     }
 
     const int rows_a_block = warps * TILE_ROWS;
@@ -132,12 +149,6 @@ __device__ __forceinline__ void decode(int count, int segments, const Segment *s
                 for (int r = 0; r < 2 * TILES; ++r) modulation[r] = __ldg(map + (asked[r].piece + 4u * group));
                 const float4 *const pairs = network.bias + (piece * GROUP + unit_base) / 2;
                 const float4 bias[2] = {pairs[0], pairs[1]};
-                if (!RESIDENT) {
-                    copies_done();
-                    __syncthreads();  // this piece is there, and the one before is no longer read
-                    fetch(piece + 1 < pieces ? piece + 1 : 0, slot ^ 1);
-                }
-                const uint4 *const here = weights + (RESIDENT ? piece : slot) * PIECE + lane;
 
                 float sums[TILES][2][2][4];  // [tile][modulation, synthesis][block][MMA's own]
                 float biases[2][4] = {{bias[0].x, bias[0].y, bias[0].z, bias[0].w},
@@ -150,18 +161,39 @@ __device__ __forceinline__ void decode(int count, int segments, const Segment *s
                     to_sums[1][r % 2 * 2] = high.x, to_sums[1][r % 2 * 2 + 1] = high.y;
                 }
 #pragma unroll
-                for (int step = 0; step < STEPS; ++step) {
+                for (int of_piece = 0; of_piece < PARTS; ++of_piece) {
+                    // known to the compiler where a layer's parts fill all slots
+                    const uint32_t known = STEPS * PARTS % SLOTS ? part : group * PARTS + of_piece, slot = known % SLOTS;
+                    if (GATED) {
+                        wait_for_copies(filled[slot], part / SLOTS % 2);
+                    } else if (!RESIDENT) {
+                        copies_done();
+                        __syncthreads();  // this part is there, and the one before is no longer read
+                    }
+                    if (!RESIDENT) {
+                        fetch(piece * PARTS + of_piece + AHEAD, part + AHEAD, (known + AHEAD) % SLOTS);
+                    }
+                    const uint4 *const here = weights + (RESIDENT ? piece * PIECE : (int)slot * PART) + lane;
 #pragma unroll
-                    for (int synthesis = 0; synthesis < 2; ++synthesis) {
-                        const uint4 b = here[(step * 2 + synthesis) * LANES];
+                    for (int i = 0; i < STEPS / PARTS; ++i) {
+                        const int step = of_piece * (STEPS / PARTS) + i;
 #pragma unroll
-                        for (int m = 0; m < TILES; ++m) {
-                            float(&d)[2][4] = sums[m][synthesis];
-                            const bool begins = synthesis && !step;
-                            mma_m16n8k16(d[0], begins ? biases[0] : d[0], activation[m][step], b.x, b.y);
-                            mma_m16n8k16(d[1], begins ? biases[1] : d[1], activation[m][step], b.z, b.w);
+                        for (int synthesis = 0; synthesis < 2; ++synthesis) {
+                            const uint4 b = here[(i * 2 + synthesis) * LANES];
+#pragma unroll
+                            for (int m = 0; m < TILES; ++m) {
+                                float(&d)[2][4] = sums[m][synthesis];
+                                const bool begins = synthesis && !step;
+                                mma_m16n8k16(d[0], begins ? biases[0] : d[0], activation[m][step], b.x, b.y);
+                                mma_m16n8k16(d[1], begins ? biases[1] : d[1], activation[m][step], b.z, b.w);
+                            }
                         }
                     }
+                    if (GATED) {
+                        __syncwarp();  // all its lanes have read
+                        if (lane == 0) arrive(read[slot]);
+                    }
+                    ++part;
                 }
 #pragma unroll
                 for (int m = 0; m < TILES; ++m) {
@@ -175,7 +207,6 @@ __device__ __forceinline__ void decode(int count, int segments, const Segment *s
                         }
                     mine[(group * TILES + m) * LANES] = operand(made[0], made[1]);
                 }
-                if (!RESIDENT) slot ^= 1;
             }
         }
 
@@ -200,7 +231,12 @@ __device__ __forceinline__ void decode(int count, int segments, const Segment *s
         store_bgr(to, top, id, own < count, reinterpret_cast<const float4 *>(ours)[lane]);
         __syncwarp();
     }
-    if (!RESIDENT) copies_done();  // the next tile's first piece, for which there is no tile
+    if (!RESIDENT && pieces) {  // the next tile's first parts, for which there is no tile
+        if (GATED)
+            for (uint32_t end = part + AHEAD; part < end; ++part) wait_for_copies(filled[part % SLOTS], part / SLOTS % 2);
+        else
+            copies_done();
+    }
 }
 
 // WARPS of a block and BLOCKS of a multiprocessor at most: what ``WARPS`` of ``gpu/decoder.py`` says, too.

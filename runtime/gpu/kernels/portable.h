@@ -4,6 +4,10 @@
 // mma_m16n8k16  one warp: D[16, 8] = C[16, 8] + A[16, 16] B[16, 8], operands fp16, accumulated in fp32; fragments as PTX
 //               lays them out; D and C may be the same
 // copy_async    16 bytes from device to shared memory, done when copies_done returns (and for other threads at a barrier)
+// Gate          in shared memory: opens each time that so many have come, and closes again; ``turn``: 0 for the first time, 1
+//               for the second, 0 for the third. wait_for_copies waits for those whose threads came by arrive_with_copies,
+//               wait_for_readers for those who came by ``arrive``. sm_75 has none: there all of a block meet in
+//               wait_for_copies, after which nobody still reads what was waited for before
 // of_lane       what another lane of the warp gives; all_of_warp: whether all its lanes say so. Every lane has to come
 
 #pragma once
@@ -110,6 +114,64 @@ __device__ __forceinline__ void copy_async(uint4 *shared, const uint4 *global) {
 __device__ __forceinline__ void copies_done() {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
+struct Gate {
+    uint64_t state;
+};
+
+__device__ __forceinline__ uint32_t address_of(const Gate &gate) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(&gate));
+}
+
+// By one thread, before a barrier.
+__device__ __forceinline__ void open_for(Gate &gate, int count) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(address_of(gate)), "r"(count) : "memory");
+#endif
+}
+
+__device__ __forceinline__ void arrive(Gate &gate) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("{.reg .b64 state; mbarrier.arrive.shared.b64 state, [%0];}" ::"r"(address_of(gate)) : "memory");
+#endif
+}
+
+// Once the thread's copies so far are done; it does not wait for them.
+__device__ __forceinline__ void arrive_with_copies(Gate &gate) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(address_of(gate)) : "memory");
+#endif
+}
+
+#if __CUDA_ARCH__ >= 800
+__device__ __forceinline__ void wait_for(const Gate &gate, uint32_t turn) {
+    uint32_t open;
+    do {
+#if __CUDA_ARCH__ >= 900
+        asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
+#else
+        asm volatile("{.reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
+#endif
+                     : "=r"(open)
+                     : "r"(address_of(gate)), "r"(turn)
+                     : "memory");
+    } while (!open);
+}
+#endif
+
+__device__ __forceinline__ void wait_for_copies(const Gate &gate, uint32_t turn) {
+#if __CUDA_ARCH__ >= 800
+    wait_for(gate, turn);
+#else
+    __syncthreads();
+#endif
+}
+
+__device__ __forceinline__ void wait_for_readers(const Gate &gate, uint32_t turn) {
+#if __CUDA_ARCH__ >= 800
+    wait_for(gate, turn);
 #endif
 }
 

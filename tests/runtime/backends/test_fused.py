@@ -98,32 +98,37 @@ def test_weights_are_streamed_where_they_do_not_fit(
         np.testing.assert_allclose(fused.resize(frame, (13, 12), dtype=np.float32), right, atol=5e-3)
 
 
-FETCH = "fetch(piece + 1 < pieces ? piece + 1 : 0, slot ^ 1);"
-BARRIER = "__syncthreads();  // this piece is there, and the one before is no longer read"
+FETCH = "fetch(piece * PARTS + of_piece + AHEAD, part + AHEAD, (known + AHEAD) % SLOTS);"
+BARRIER = "__syncthreads();  // this part is there, and the one before is no longer read"
+COPIED = "wait_for_copies(filled[slot], part / SLOTS % 2);"
+READ = "wait_for_readers(read[slot], (number / SLOTS - 1) % 2);"
 
 
 @pytest.mark.parametrize(
-    ("what", "line", "instead"),
+    ("width", "what", "line", "instead"),
     [
         pytest.param(
-            "a piece fetched while others read the one before", BARRIER, f"{FETCH} {BARRIER}", id="early fetch"
+            32, "a part fetched while others read the one before", BARRIER, f"{FETCH} {BARRIER}", id="early fetch"
         ),
-        pytest.param("no barrier before a piece is used", BARRIER, "", id="no barrier"),
-        pytest.param("no wait for what was fetched", f"copies_done();\n{' ' * 20}{BARRIER}", BARRIER, id="no wait"),
+        pytest.param(32, "no barrier before a part is used", BARRIER, "", id="no barrier"),
+        pytest.param(32, "no wait for what was fetched", f"copies_done();\n{' ' * 24}{BARRIER}", BARRIER, id="no wait"),
+        pytest.param(256, "a part fetched while others read", READ, "", id="no wait for readers"),
+        pytest.param(256, "a part used before it is there", COPIED, "", id="no wait for copies"),
     ],
 )
 def test_a_race_in_the_kernel_is_seen(
-    gpu: Trt, device_kind: type, make: Make, tmp_path: Path, what: str, line: str, instead: str
+    gpu: Trt, device_kind: type, make: Make, tmp_path: Path, width: int, what: str, line: str, instead: str
 ) -> None:
     """The kernel gives the same bits in both modes of the emulator; with a mistake at its barriers it does not."""
-    bundle, frame = make(32, 3), ramp(24, 20)
-    gpu.setattr(device_kind, "shared_bytes", 20 * 1024)
+    bundle, frame = make(width, 3), ramp(*{32: (24, 20), 256: (10, 12)}[width])
+    gpu.setattr(device_kind, "shared_bytes", {32: 20, 256: 163}[width] * 1024)
+    size = {32: (40, 48), 256: (26, 22)}[width]
 
     def pixels(skewed: bool) -> np.ndarray:
         gpu.setattr(device_kind, "skewed", skewed)
         with SuperResolver.open(bundle, backend="cuda", check=False) as fused:
-            assert fused.backend._decoder.plan.kernel == "fused_32_streamed"  # type: ignore[attr-defined]
-            return fused.resize(frame, (40, 48), dtype=np.float32)
+            assert fused.backend._decoder.plan.kernel == f"fused_{width}_streamed"  # type: ignore[attr-defined]
+            return fused.resize(frame, size, dtype=np.float32)
 
     right = pixels(skewed=False)
     np.testing.assert_array_equal(pixels(skewed=True), right)
