@@ -32,7 +32,7 @@ from onnx import ModelProto
 from onnxruntime import quantization
 
 LARGEST_RMS = 2.5e-3  # difference in units of [0, 1], at every strength: 0.1 dB at 35 dB
-LARGEST_LOSS = 0.1  # dB, mean of the images: better pictures than those of 35 dB lose more
+LARGEST_LOSS = 0.1  # dB at strength 0, mean of the images: better pictures than those of 35 dB lose more
 SCALE = 2.7
 QUERIES = 4096  # of each image, for the decoder's ranges
 MOST_IMAGES, SIDE = 32, 192  # of the user's images, and of the square cut from the middle of each

@@ -131,7 +131,7 @@ class DeviceBackend(Backend):
             at: Address of the segments, ``SEGMENT`` each, which also name where the pixels are stored.
         """
 
-    def _seen(self, *staged: tuple[Pinned, int]) -> AbstractContextManager[list[int]]:
+    def _visible(self, *staged: tuple[Pinned, int]) -> AbstractContextManager[list[int]]:
         """Where kernels find so many bytes of pinned memory each: there, or in device memory to copy to or from."""
         if self.zero_copy:
             return contextlib.nullcontext([pinned.address for pinned, _ in staged])
@@ -144,9 +144,13 @@ class DeviceBackend(Backend):
         """
         self._encoded()
         try:
-            return self._encode(frames, levels)
-        finally:
-            self._encoded = self.device.mark()
+            maps = self._encode(frames, levels)
+        except BaseException:
+            with contextlib.suppress(DiinnError):
+                self.device.wait()  # pinned memory is used again
+            raise
+        self._encoded = self.device.mark()
+        return maps
 
     def _encode(self, frames: Sequence[Image], levels: Sequence[Levels]) -> DeviceMaps:
         height, width = frames[0].shape[:2]
@@ -163,7 +167,7 @@ class DeviceBackend(Backend):
         strengths = self._levels.array((batch, planes - 3), np.float32)
         strengths[...] = levels
         sizes = strengths.nbytes, pixels * planes * FLOAT
-        with self._seen((self._frames, staged.nbytes)) as (bgr,), self._buffers.borrowed(*sizes) as (at, planar):
+        with self._visible((self._frames, staged.nbytes)) as (bgr,), self._buffers.borrowed(*sizes) as (at, planar):
 
             def work() -> None:
                 if not self.zero_copy:
@@ -193,16 +197,16 @@ class DeviceBackend(Backend):
             for number, chunk in enumerate(pack(segments, self.chunk)):
                 waiting.append(self._begin(maps, chunk, self._staged[number % IN_FLIGHT]))
                 if len(waiting) == IN_FLIGHT:
-                    self._see_ready(maps)
+                    self._note_encoded(maps)
                     waiting.pop(0)()
-            self._see_ready(maps)
+            self._note_encoded(maps)
             for finish in waiting:
                 finish()
         except BaseException:
             self.device.wait()  # pinned memory is used again
             raise
 
-    def _see_ready(self, maps: DeviceMaps) -> None:
+    def _note_encoded(self, maps: DeviceMaps) -> None:
         """Wait for the encoder, as the chunk that is waited for next does anyway, and note that it is done by now."""
         if not maps.ready_at:
             self._encoded()
@@ -225,7 +229,7 @@ class DeviceBackend(Backend):
         numbers = staged.ids.array((listed,), np.int32)
         with (
             self._buffers.borrowed(table.nbytes) as (at,),
-            self._seen((staged.pixels, pixels.nbytes), (staged.ids, numbers.nbytes)) as (out, ids),
+            self._visible((staged.pixels, pixels.nbytes), (staged.ids, numbers.nbytes)) as (out, ids),
         ):
             self._fill(table, numbers, chunk, out + starts[:-1].astype(np.uint64), ids)
 
@@ -290,6 +294,7 @@ class DeviceBackend(Backend):
             self.device.wait()  # an engine may be at work
         self.release()
         super().close()
+        self._encoded = lambda: None  # its event goes before the device
         self._encoding.forget()
         self._decoding.forget()
         self._buffers.close()

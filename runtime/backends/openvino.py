@@ -227,7 +227,7 @@ def _opened(graph: bytes, name: str, how: str, options: Any) -> ort.InferenceSes
     """
     compiler = getattr(ort, "ModelCompiler", None)
     content = graph
-    if compiler is None:
+    if compiler is None or not how.startswith("CPU "):  # of a GPU it would hold for one driver alone
         return ort.InferenceSession(content, options)
     key = (hashlib.sha256(graph).hexdigest(), plugin_version(), ort.__version__, platform.machine(), *features(), how)
     try:
@@ -240,6 +240,11 @@ def _opened(graph: bytes, name: str, how: str, options: Any) -> ort.InferenceSes
             return ort.InferenceSession(content, options)
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types
             log.info("compiling %s again for OpenVINO: %s", name, " ".join(str(error).split())[:200])
-    content = compiler(options, graph, embed_compiled_data_into_model=True).compile_to_bytes()
-    compiling.keep(kept, content, f"{name} for OpenVINO", logging.INFO)
+    try:
+        content = compiler(options, graph, embed_compiled_data_into_model=True).compile_to_bytes()
+    except Exception as error:
+        log.info("%s, compiled for OpenVINO, is not kept: %s", name, " ".join(str(error).split())[:200])
+        content = graph
+    else:
+        compiling.keep(kept, content, f"{name} for OpenVINO", logging.INFO)
     return ort.InferenceSession(content, options)

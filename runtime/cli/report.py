@@ -62,6 +62,11 @@ def finish(
     for line in (*lost, *broken):
         if line not in stream.outcome.logged:  # when it happened
             log.error("%s", line)
+    for left in (thread for thread in stream.sink_threads if thread.abandoned and stopped_by is not None):
+        if left.sink.closing_seconds > Sink.closing_seconds:  # what it writes wants its end
+            log.warning(
+                "output %s did not finish in time and was left: what it wrote may be cut short", left.sink.where
+            )
     if failures or lost or broken:
         return 1
     return 0 if stopped_by is None else 128 + stopped_by

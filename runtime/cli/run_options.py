@@ -123,12 +123,12 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument(
         "--cuda-graphs",
         action=argparse.BooleanOptionalAction,
-        help="replay the work on a GPU as CUDA graphs: fewer launches (default: on a Jetson and its like)",
+        help="replay the work on a GPU as CUDA graphs: fewer launches (default: on GPUs that share the host's memory)",
     )
     model.add_argument(
         "--zero-copy",
         action=argparse.BooleanOptionalAction,
-        help="have a GPU read frames and write pixels in the host's memory, not copy them (default: as --cuda-graphs)",
+        help="a GPU reads frames and writes pixels in the host's memory, without copies (default: where it shares it)",
     )
     model.add_argument(
         "--provider",

@@ -16,12 +16,14 @@ MOST_GRAPHS = 16
 class GraphCache:
     """Repeated work: run directly the first time, captured as a CUDA graph the second, replayed from then on.
 
-    A key must name all that the work depends on except the contents of memory: shapes, addresses, counts.
-    count: of replays so far
+    A key must name all that the work depends on except the contents of memory: shapes, addresses, counts. Where most of
+    what is captured is not seen again, as with batches whose size changes, no more is captured.
+    count: of graphs launched so far
     """
 
     def __init__(self, device: Device, *, wanted: bool) -> None:
         self._device, self._wanted, self.count = device, wanted, 0
+        self._captures = 0
         self._known: OrderedDict[Hashable, Callable[[], None] | None] = OrderedDict()
 
     def run(self, key: Hashable, work: Callable[[], None]) -> None:
@@ -36,11 +38,15 @@ class GraphCache:
             replay()
             self.count += self._wanted  # not what could not be captured
             self._known[key] = replay
+            if self._captures > max(MOST_GRAPHS, self.count - self._captures):
+                log.info("no CUDA graphs from here on: most of them are captured in vain")
+                self.refuse()
         self._known.move_to_end(key)
         while len(self._known) > MOST_GRAPHS:
             self._known.popitem(last=False)
 
     def _captured(self, work: Callable[[], None]) -> Callable[[], None]:
+        self._captures += 1
         try:
             return self._device.capture(work)
         except DiinnError as error:

@@ -16,7 +16,7 @@ STALLED_SECONDS = 30.0  # without room for a frame, to start or to end
 
 
 class GStreamer(Sink):
-    """One stream in a pipeline of GStreamer's, which begins with the first result.
+    """One stream in a GStreamer pipeline, which begins with the first result.
 
     Frames of a live source bear the time since the first one, those of a file follow each other at its rate. A view
     that changes its size is fitted; an odd size is padded by repeating the last row or column.
@@ -29,18 +29,18 @@ class GStreamer(Sink):
 
     def __init__(self, where: str, description: str, rate: Callable[[], float], live: bool) -> None:
         self.where, self._description, self._stated, self._live = where, description, rate, live
-        self._pipeline: gstreamer.FedPipeline | None = None
+        self._pipeline: gstreamer.AppSrcPipeline | None = None
         self._size: Size = (0, 0)
         self._start, self._rate, self._count = 0.0, 1.0, 0
         self._logged = Once()
-        if why := gstreamer.parse_error(gstreamer.fed(description, (2, 2), 1)):
+        if why := gstreamer.parse_error(gstreamer.with_appsrc(description, (2, 2), 1)):
             raise InputError(f"pipeline {where}: {why}: {gstreamer.REMEDY}")
 
     def write(self, result: Result) -> None:
         image, arrived = result.image, result.frame.arrived
         if self._pipeline is None:
             self._size, self._start, self._rate = (image.shape[1], image.shape[0]), arrived, self._stated()
-            self._pipeline = gstreamer.FedPipeline(
+            self._pipeline = gstreamer.AppSrcPipeline(
                 self.where, self._description, even(self._size), self._rate, STALLED_SECONDS
             )
         if (image.shape[1], image.shape[0]) != self._size:

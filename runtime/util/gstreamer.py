@@ -25,7 +25,7 @@ GST_STATE_NULL, GST_STATE_PLAYING = 1, 4
 GST_STATE_CHANGE_FAILURE = 0
 GST_MESSAGE_EOS, GST_MESSAGE_ERROR = 1, 2
 SECOND = 10**9  # GStreamer's times are nanoseconds
-FED = "diinn"  # what the element is called that takes frames
+SOURCE_NAME = "diinn_frames"  # what the element is called that takes frames
 FULL_SECONDS = 0.005  # between two looks whether there is room for a frame
 ENDED = "ended by itself"
 _OWN_SOURCE = re.compile(r"\s*(?:appsrc\b([^!]*)!)?(.*)", re.DOTALL)
@@ -126,7 +126,7 @@ def start_error(pipeline: str, seconds: float) -> str:
     return why
 
 
-class FedPipeline:
+class AppSrcPipeline:
     """A pipeline that frames are pushed into, all of one size; GStreamer's own threads do the rest.
 
     No call waits longer than its ``seconds``: what blocks within GStreamer is left behind in a thread of its own.
@@ -146,12 +146,13 @@ class FedPipeline:
     def __init__(self, name: str, description: str, size: tuple[int, int], rate: float, seconds: float) -> None:
         self._library, self._app = _libraries()
         self._name, self._duration, self._failed = name, round(SECOND / rate), False
-        pipeline, why = _parsed(self._library, fed(description, size, rate))
+        pipeline, why = _parsed(self._library, with_appsrc(description, size, rate))
         if not pipeline:
             raise InputError(self._message(why))
         self._pipeline = ctypes.c_void_p(pipeline)
         self._bus = ctypes.c_void_p(self._library.gst_element_get_bus(self._pipeline))
-        self._source = ctypes.c_void_p(self._library.gst_bin_get_by_name(self._pipeline, FED.encode()))
+        self._source = ctypes.c_void_p(self._library.gst_bin_get_by_name(self._pipeline, SOURCE_NAME.encode()))
+        assert self._source
         started = self._set_state(GST_STATE_PLAYING, seconds)
         if started is None:
             raise InputError(self._message(f"did not start within {seconds:g} s"))
@@ -206,7 +207,7 @@ class FedPipeline:
             raise DiinnError(self._message(f"did not stop within {seconds:g} s"))
 
     def _message(self, why: str) -> str:
-        return f"pipeline {self._name}: {why}: {REMEDY}"
+        return f"pipeline {self._name}: {why}" + (f": {REMEDY}" if why != ENDED else "")
 
     def _ended(self, seconds: float) -> str:
         """Why the pipeline has ended, ``ENDED`` where without an error; empty if it has not within ``seconds``."""
@@ -241,7 +242,7 @@ class FedPipeline:
         return answers[0] if answers else None
 
 
-def fed(description: str, size: tuple[int, int], rate: float) -> str:
+def with_appsrc(description: str, size: tuple[int, int], rate: float) -> str:
     """The whole pipeline, with the element that takes frames; InputError where GStreamer is not here.
 
     Args:
@@ -251,10 +252,12 @@ def fed(description: str, size: tuple[int, int], rate: float) -> str:
     """
     _libraries()
     own, rest = _OWN_SOURCE.sub(r"\1", description, 1), _OWN_SOURCE.sub(r"\2", description, 1)
+    if re.search(r"\bname\s*=", own):
+        raise InputError("gst:// with a name for its appsrc: leave name= out")
     fraction = Fraction(rate).limit_denominator(1001)
     width, height = size
     caps = f"video/x-raw,format=BGR,width={width},height={height},framerate={fraction.numerator}/{fraction.denominator}"
-    return f'appsrc {own} name={FED} format=time caps="{caps}" ! videoconvert ! {rest}'
+    return f'appsrc {own} name={SOURCE_NAME} format=time caps="{caps}" ! videoconvert ! {rest}'
 
 
 def _libraries() -> tuple[ctypes.CDLL, ctypes.CDLL]:

@@ -419,7 +419,7 @@ def test_a_compiled_model_is_kept_and_taken_if_it_is_whole_and_ours(
 
 
 @needs_openvino
-@pytest.mark.parametrize("what", ["an older ONNX Runtime", "no home folder", "no folder"])
+@pytest.mark.parametrize("what", ["an older ONNX Runtime", "no home folder", "no folder", "nothing compiles"])
 def test_without_a_place_for_what_is_compiled_nothing_is_kept(
     monkeypatch: Patch, caplog: Log, tmp_path: Path, what: str
 ) -> None:
@@ -428,12 +428,14 @@ def test_without_a_place_for_what_is_compiled_nothing_is_kept(
         monkeypatch.delattr(ort, "ModelCompiler", raising=False)
     elif what == "no home folder":
         monkeypatch.setattr(compiling, "cache_folder", missing)
+    elif what == "nothing compiles":
+        monkeypatch.setattr(ort, "ModelCompiler", missing, raising=False)
     monkeypatch.setenv("DIINN_CPU_DECODER", "onnxruntime")
     assert "encoder OpenVINO fp32" in picture("nano", provider="openvino", precision="fp32")[1]
     assert not logged(caplog)
 
 
-def missing() -> Path:
+def missing(*_: object, **__: object) -> Path:
     raise InputError("no home folder is known here")
 
 

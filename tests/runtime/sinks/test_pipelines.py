@@ -1,4 +1,4 @@
-"""Frames into pipelines of GStreamer's: files are read back, a stream is received; what fails and what stalls."""
+"""Frames into GStreamer pipelines: files are read back, a stream is received; what fails and what stalls."""
 
 import contextlib
 import os
@@ -171,7 +171,17 @@ def test_what_fails_says_why(pipeline: str, kind: type[DiinnError], why: str) ->
     assert type(caught.value) is kind
     text = re.sub(r"(?<=[a-z])\d+(?=[\": ])", "", str(caught.value))  # elements are numbered
     assert text.startswith(f"pipeline gst://…: {why}")
-    assert text.endswith(": check the pipeline, as gst-launch-1.0 runs it alone")
+    assert text.endswith(
+        "ended by itself" if why == "ended by itself" else ": check the pipeline, as gst-launch-1.0 runs it alone"
+    )
+
+
+@needs
+def test_an_appsrc_of_ones_own_keeps_its_properties_but_has_no_name(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="gst:// with a name for its appsrc: leave name= out"):
+        write("appsrc name=frames ! fakesink", [picture(0)])
+    with pytest.raises(DiinnError, match="ended by itself"):
+        write("appsrc num-buffers=2 ! fakesink", [picture(number) for number in range(500)])
 
 
 @needs
@@ -253,6 +263,8 @@ def test_an_interrupted_run_finishes_its_file_and_hangs_nowhere(
     assert "Traceback" not in err
     if whole:
         assert len(read(tmp_path / "a.mp4")[0]) > 2
+    left = "output gst://x264enc did not finish in time and was left: what it wrote may be cut short" in err
+    assert left == (not whole)
 
 
 def test_without_gstreamer_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
