@@ -19,7 +19,7 @@ def test_what_is_mostly_captured_in_vain_is_run_directly(device_kind: type, capl
 def test_what_comes_often_enough_is_replayed_for_good(device_kind: type) -> None:
     device = device_kind()
     graphs, work = GraphCache(device, wanted=True), []
-    for key in (key for key in range(100) for _ in range(3)):
+    for key in (key for key in range(100) for _ in range(4)):
         graphs.run(key, lambda: work.append(1))
-    assert graphs.count == 200
+    assert graphs.count == 300
     device.close()
