@@ -97,6 +97,7 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(prog="diinn-bench denoise", description=__doc__)
     top.add_argument("model", nargs="*", default=bundles.shipped(), help="bundles with a dial (default: the shipped)")
     top.add_argument("--data", type=Path, nargs="+", default=[], metavar="FOLDER", help="photographs to measure on")
+    top.add_argument("--provider", help="cpu (the default), or openvino where that is faster")
     top.add_argument("--rounds", type=int, default=30, metavar="N", help="frames timed (default: 30)")
     return top
 
@@ -106,8 +107,9 @@ def run(args: argparse.Namespace) -> int:
     files = find_images(*args.data) if args.data else []
     console = Console(width=120)
     for model in args.model:
-        with SuperResolver.open(model, backend="onnxruntime", provider="cpu") as resolver:
+        with SuperResolver.open(model, backend="onnxruntime", provider=args.provider or "cpu") as resolver:
             resolver.dial.estimator()
+            print(resolver.backend.describe())
             for lr, dsize, estimate, whole in times(resolver, max(1, args.rounds)):
                 print(
                     f"{resolver.bundle.name} {lr[0]}x{lr[1]} -> {dsize[0]}x{dsize[1]}: estimate {estimate:.2f} ms, "

@@ -7,9 +7,13 @@ The forms take turns in one process on the same threads, so that ratios hold on 
 import argparse
 import logging
 import os
+import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
+from unittest import mock
 
 import torch
 from diinn.benchmarks import scores, speed
@@ -20,6 +24,7 @@ from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.geometry.grid import Size
 from diinn.runtime.super_resolver import SuperResolver
 from diinn.runtime.util.command_line import Parser
+from diinn.runtime.util.onnx_runtime import session_options
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -29,6 +34,7 @@ PAPER_LR, PAPER_OUT = (48, 48), (512, 512)
 # How many times as fast as its rival: ONNX Runtime for the shipped models, the authors' form for the paper's network.
 GATES = {"nano": 3.0, "small": 2.5, "paper": 8.0}
 PRECISIONS = ("bf16", "fp16")
+OPENINGS = 7
 SCALES = (2.0, 3.0, 4.0)
 
 
@@ -97,6 +103,20 @@ def paper(least: int, seconds: float) -> dict[str, tuple[float, float, float]]:
         return speed.alternate(entries, least, seconds)
 
 
+def opening(name: str, precision: str, threads: int) -> tuple[float, float]:
+    """Milliseconds in which an encoder opens, medians: the first time, and from what is kept of that."""
+    bundle = bundles.load(name)
+    took: tuple[list[float], list[float]] = [], []
+    content, path = bundle.graph_content("encoder"), bundle.graph("encoder")
+    for _ in range(OPENINGS):
+        with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, DIINN_CACHE=f"{folder}/engines"):
+            for times in took:
+                began = time.perf_counter()
+                openvino.open_session(content, path, "CPU", precision, threads, session_options(1))
+                times.append((time.perf_counter() - began) * 1e3)
+    return median(took[0]), median(took[1])
+
+
 def losses(model: str, sets: Sequence[Path]) -> Iterator[tuple[str, ...]]:
     """Lines of PSNR lost to fp32 by a bundle's encoder in each precision: mean, worst, and what is allowed."""
     with ExitStack() as stack:
@@ -150,6 +170,11 @@ def run(args: argparse.Namespace) -> int:
     for name in bundles.shipped():
         frames.add(name, (LR, OUT), shipped(name, args.least, args.seconds))
     console.print(frames.table)
+    for name in bundles.shipped():
+        precision = next(iter(openvino.worthwhile("CPU")), "fp32")
+        first, kept = opening(name, precision, threads)
+        print(f"{name}'s encoder in {precision} opens in {first:.0f} ms the first time, in {kept:.0f} ms after that")
+    print()
     if args.data:
         table = Table("network", "precision", "pictures", "mean dB lost", "worst", "allowed", box=box.MARKDOWN)
         for model in args.model:

@@ -206,7 +206,9 @@ def open_session(
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")  # no part in another precision
     try:
         options.add_provider_for_devices([require(device)], {"load_config": json.dumps({device: settings})})
-        return _opened(content, path.stem, f"{device} {settings}", options)
+        if device != "CPU":  # what is compiled for a GPU holds for one driver alone
+            return ort.InferenceSession(content, options)
+        return _kept_session(content, path.stem, f"{settings}", options)
     except Exception as error:  # ONNX Runtime raises a dozen unrelated types
         why = failed(error)
         if isinstance(why, OutOfMemory):
@@ -216,20 +218,21 @@ def open_session(
         raise kind(f"OpenVINO's {device} does not open {path} ({(lines or ['?'])[-1]}): use --provider cpu") from error
 
 
-def _opened(graph: bytes, name: str, how: str, options: Any) -> ort.InferenceSession:
-    """A session of a graph as it was compiled before, if that is kept, else of what is compiled and kept now.
+def _kept_session(graph: bytes, name: str, settings: str, options: Any) -> ort.InferenceSession:
+    """A session on the CPU: of a graph as it was compiled before, if that is kept, else of what is kept now.
 
     Args:
         graph: Its bytes.
         name: Of the graph.
-        how: The device and its settings.
+        settings: OpenVINO's.
         options: Of the session.
     """
     compiler = getattr(ort, "ModelCompiler", None)
     content = graph
-    if compiler is None or not how.startswith("CPU "):  # of a GPU it would hold for one driver alone
+    if compiler is None:
         return ort.InferenceSession(content, options)
-    key = (hashlib.sha256(graph).hexdigest(), plugin_version(), ort.__version__, platform.machine(), *features(), how)
+    versions = plugin_version(), ort.__version__, platform.machine()
+    key = (hashlib.sha256(graph).hexdigest(), *versions, *features(), settings)
     try:
         kept = compiling.kept(f"openvino-{name}", " ".join(key), ".onnx")
     except InputError:  # no home folder

@@ -11,7 +11,7 @@ from diinn.runtime.images.arrays import Image
 from diinn.runtime.noise.strength import NONE, PATCH, Dial, Strength, patches
 
 SMOOTH_SECONDS = 1.0  # after which an estimate has lost two thirds of its weight
-LOOK_SECONDS, LOOK_FRAMES = 0.1, 5  # between two looks at a camera: one takes up to 13 % of a small frame's time
+LOOK_SECONDS, LOOK_FRAMES = 0.1, 7  # between two looks at a camera: one takes up to 17 % of a small frame's time
 
 
 class Estimator:

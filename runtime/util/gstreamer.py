@@ -136,7 +136,7 @@ class AppSrcPipeline:
         description: What comes after the frames, as gst-launch-1.0 takes it; an ``appsrc`` in front keeps its
             properties.
         size: (width, height) of the frames.
-        rate: Frames a second, as the pipeline is told; the frames' own times may be others.
+        rate: Frames a second, as the pipeline's caps state it; the frames' own times may be others.
         seconds: How long it may take to start.
 
     Raises:

@@ -140,7 +140,7 @@ def test_encoding_is_not_waited_for(trt: Patch, device_kind: type, kind: str, bu
 def test_what_the_encoder_takes_is_not_the_decoders(
     trt: Patch, device_kind: type, kind: str, bundle_path: Path
 ) -> None:
-    """``encode`` returns before the engine has run: the time until it has is told apart all the same."""
+    """``encode`` returns before the engine has run: the time until it has is measured all the same."""
     from diinn.runtime.stream.batcher import Batcher
 
     frame, view, slow = ramp(16, 18), View.resize((20, 20)), 0.5
