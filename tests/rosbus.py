@@ -86,8 +86,12 @@ class Process:
 
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)  # killed, it would leave what Fast DDS has in /dev/shm
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
             self.process.kill()
-        self.process.wait()
+            self.process.wait()
         self._reader.join()
         assert self.process.stdout is not None
         self.process.stdout.close()

@@ -16,7 +16,7 @@ REMEDY = (
     "on a robot 'source /opt/ros/DISTRO/setup.bash' and use the system's Python (docs/ros2.md), on a laptop "
     "'pip install ros-jazzy-rclpy ros-jazzy-rmw-fastrtps-cpp ros-jazzy-sensor-msgs'"
 )
-DISCOVERY_SECONDS = 2.0  # in which nodes of a robot find each other
+DISCOVERY_SECONDS = 3.5  # in which nodes of a robot find each other: Fast DDS announces each every 3 s
 SLICE_SECONDS = 0.05  # of waiting in rclpy, which no signal interrupts
 
 

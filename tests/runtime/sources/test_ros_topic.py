@@ -260,8 +260,9 @@ def sizes() -> list[list[int] | None]:
 
 
 def test_topics_are_listed(run) -> None:
-    with publisher("/front/image_raw"), publisher("/rear/image/compressed", encoding="jpeg") as sender:
-        sender.line()
+    with publisher("/front/image_raw") as front, publisher("/rear/image/compressed", encoding="jpeg") as rear:
+        front.line()
+        rear.line()
         code, out, _ = run("--list-devices")
     assert code == 0
     assert "ros2:///front/image_raw: a topic of images\n" in out
