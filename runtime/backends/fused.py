@@ -70,8 +70,7 @@ class OrtEncoder:
 
     def _on_cpu(self, frames: int, shape: tuple[int, ...], maps: Sequence[int]) -> None:
         host = np.empty(shape, np.float32)
-        self._device.download(host, frames)
-        self._device.wait()
+        self._device.fetch(host, frames).wait()
         made = self._session.run([spec.name for spec in self._bundle.maps], {"frame": host})
         for values, address in zip(made, maps, strict=True):
             self._device.upload(address, np.ascontiguousarray(values))

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +24,7 @@ from diinn.runtime.errors import DiinnError, OutOfMemory
 from diinn.runtime.geometry.grid import Size
 from diinn.runtime.geometry.segments import SEGMENT, Chunk, Segment, pack
 from diinn.runtime.gpu.compiler import KERNELS
-from diinn.runtime.gpu.device import Device
+from diinn.runtime.gpu.device import Device, Mark
 from diinn.runtime.gpu.graphs import GraphCache
 from diinn.runtime.gpu.memory import Buffers, DeviceMaps, Pinned
 from diinn.runtime.gpu.segments import FLOAT, INT, Tables
@@ -43,8 +43,12 @@ def meant_for_another(options: BackendOptions) -> str:
 
 @dataclass(frozen=True)
 class _Staged:
-    """Pinned memory of one chunk: its pixels, its ``SEGMENT``s, and ids that it names one by one."""
+    """Pinned memory of one chunk: its pixels, its ``SEGMENT``s, and ids that it names one by one.
 
+    held: device memory that its pixels are copied from
+    """
+
+    held: contextlib.ExitStack
     pixels: Pinned
     segments: Pinned
     ids: Pinned
@@ -72,8 +76,10 @@ class DeviceBackend(Backend):
             replayed = integrated if options.cuda_graphs is None else options.cuda_graphs
             self._encoding, self._decoding = (GraphCache(self.device, wanted=replayed) for _ in range(2))
             self._frames, self._levels, self._addresses = (Pinned(self.device) for _ in range(3))
-            self._encoded = self.device.mark()
-            self._staged = [_Staged(*(Pinned(self.device) for _ in range(3))) for _ in range(IN_FLIGHT)]
+            self._encoded: Mark | None = None
+            self._staged = [
+                _Staged(contextlib.ExitStack(), *(Pinned(self.device) for _ in range(3))) for _ in range(IN_FLIGHT)
+            ]
             self._convert = self.device.kernels(KERNELS / "frames.cu", ("planar_rgb",))
             super().__init__(bundle, options)
         except BaseException:
@@ -142,7 +148,9 @@ class DeviceBackend(Backend):
 
         Only the next call waits for this one, before it writes to the same pinned memory.
         """
-        self._encoded()
+        if self._encoded:
+            self._encoded.wait()
+        began, begin = time.perf_counter(), self.device.mark()
         try:
             maps = self._encode(frames, levels)
         except BaseException:
@@ -150,6 +158,7 @@ class DeviceBackend(Backend):
                 self.device.wait()  # pinned memory is used again
             raise
         self._encoded = self.device.mark()
+        maps.made_between(began, begin, self._encoded)
         return maps
 
     def _encode(self, frames: Sequence[Image], levels: Sequence[Levels]) -> DeviceMaps:
@@ -184,41 +193,37 @@ class DeviceBackend(Backend):
 
     def decode(self, maps: DeviceMaps, segments: Sequence[Segment]) -> None:
         try:
-            self._decode(maps, segments)
+            self._decode(maps, pack(segments, self.chunk))
         except OutOfMemory as error:
             self.chunk = max(min(self.chunk, sum(segment.count for segment in segments)) // 8, 1)
             log.warning("%s; decoding in smaller pieces, %d queries each", error, self.chunk)
-            self._decode(maps, segments)
+            self._decode(maps, pack(segments, self.chunk))
 
-    def _decode(self, maps: DeviceMaps, segments: Sequence[Segment]) -> None:
+    def _decode(self, maps: DeviceMaps, chunks: Iterable[Chunk]) -> None:
         """Each chunk is on its way before the pixels of the one before are waited for and copied."""
         waiting: list[Callable[[], None]] = []
         try:
-            for number, chunk in enumerate(pack(segments, self.chunk)):
+            for number, chunk in enumerate(chunks):
                 waiting.append(self._begin(maps, chunk, self._staged[number % IN_FLIGHT]))
                 if len(waiting) == IN_FLIGHT:
-                    self._note_encoded(maps)
                     waiting.pop(0)()
-            self._note_encoded(maps)
             for finish in waiting:
                 finish()
         except BaseException:
-            self.device.wait()  # pinned memory is used again
+            with contextlib.suppress(DiinnError):
+                self.device.wait()  # memory is used again
+            for staged in self._staged:
+                staged.held.close()
             raise
 
-    def _note_encoded(self, maps: DeviceMaps) -> None:
-        """Wait for the encoder, as the chunk that is waited for next does anyway, and note that it is done by now."""
-        if not maps.ready_at:
-            self._encoded()
-            maps.ready_at = time.perf_counter()
-
     def run_chunk(self, maps: DeviceMaps, chunk: Chunk) -> None:
-        self._begin(maps, chunk, self._staged[0])()
+        self._decode(maps, [chunk])
 
     def _begin(self, maps: DeviceMaps, chunk: Chunk, staged: _Staged) -> Callable[[], None]:
         """Put a chunk on the stream; what it returns waits for its pixels and writes them.
 
-        Device memory is given back at once: whatever takes it again comes later on the same stream.
+        Device memory is given back at once, since whatever takes it again comes later on the same stream; that of the
+        pixels once they are copied, which is done beside it.
         """
         count = sum(segment.count for _, segment in chunk)
         sizes = [segment.count * 3 * segment.out.itemsize for _, segment in chunk]
@@ -227,9 +232,10 @@ class DeviceBackend(Backend):
         table = staged.segments.array((len(chunk),), SEGMENT)
         listed = sum(0 if isinstance(segment.ids, slice) else segment.count for _, segment in chunk)
         numbers = staged.ids.array((listed,), np.int32)
+        (out,) = staged.held.enter_context(self._visible((staged.pixels, pixels.nbytes)))
         with (
             self._buffers.borrowed(table.nbytes) as (at,),
-            self._visible((staged.pixels, pixels.nbytes), (staged.ids, numbers.nbytes)) as (out, ids),
+            self._visible((staged.ids, numbers.nbytes)) as (ids,),
         ):
             self._fill(table, numbers, chunk, out + starts[:-1].astype(np.uint64), ids)
 
@@ -238,15 +244,14 @@ class DeviceBackend(Backend):
                 if numbers.size and not self.zero_copy:
                     self.device.upload(ids, numbers)
                 self.decode_segments(maps, count, len(chunk), at)
-                if not self.zero_copy:
-                    self.device.download(pixels, out)
 
             pinned = (pixels.ctypes.data, pixels.size, table.ctypes.data, table.size, numbers.ctypes.data, numbers.size)
             self._decoding.run((count, *pinned, out, at, ids, maps.table, *maps.addresses), work)
-        done = self.device.mark()
+        done = self.device.mark() if self.zero_copy else self.device.fetch(pixels, out)
 
         def finish() -> None:
-            done()
+            done.wait()
+            staged.held.close()
             for (_, segment), start, size in zip(chunk, starts, sizes, strict=False):
                 segment.out[segment.ids] = pixels[start : start + size].view(segment.out.dtype).reshape(-1, 3)
 
@@ -294,7 +299,7 @@ class DeviceBackend(Backend):
             self.device.wait()  # an engine may be at work
         self.release()
         super().close()
-        self._encoded = lambda: None  # its event goes before the device
+        self._encoded = None  # its event goes before the device
         self._encoding.forget()
         self._decoding.forget()
         self._buffers.close()

@@ -53,7 +53,6 @@ class _Names:
 
 device_attribute = _Names(driver.CUdevice_attribute, "CU_DEVICE_ATTRIBUTE_")
 function_attribute = _Names(driver.CUfunction_attribute, "CU_FUNC_ATTRIBUTE_")
-event_flags = _Names(driver.CUevent_flags, "CU_EVENT_")
 host_alloc_flags = _Names(driver, "CU_MEMHOSTALLOC_")
 
 
@@ -157,12 +156,16 @@ class Stream(_Owned):
         """Until everything on it is done."""
         _call("cuStreamSynchronize", self._handle)
 
+    def wait_for_event(self, event: Event) -> None:
+        """What is put on it from here on waits for an event of another stream."""
+        _call("cuStreamWaitEvent", self._handle, event._handle, 0)
+
 
 class Event(_Owned):
     """A point in a stream's work, with its time."""
 
-    def __init__(self, flags: int = 0) -> None:
-        super().__init__("cuEventDestroy", _call("cuEventCreate", flags))
+    def __init__(self) -> None:
+        super().__init__("cuEventDestroy", _call("cuEventCreate", 0))
 
     def record(self, stream: Stream) -> None:
         """Put it on a stream."""

@@ -1,8 +1,8 @@
 """All of CUDA that the runtime uses: device memory, pinned host memory, a stream, kernels, graphs.
 
 On pycuda, or where it is not installed on NVIDIA's cuda.bindings by the same names (``cuda_bindings.py``). Everything
-runs in the device's primary context, which TensorRT and ONNX Runtime share, on one stream of its own. Errors of the
-driver become DiinnError.
+runs in the device's primary context, which TensorRT and ONNX Runtime share, on one stream of its own; a second one
+copies to the host meanwhile. Errors of the driver become DiinnError.
 """
 
 from __future__ import annotations
@@ -28,8 +28,32 @@ Array = npt.NDArray[Any]
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: the stream does not wait for the default one
 THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may go on meanwhile
 BINDINGS = ("pycuda.driver", "diinn.runtime.gpu.cuda_bindings")  # of the driver: the first that is there is taken
-_lost: list[Any] = []  # what devices that were lost had
+_lost: list[Any] = []  # what devices that were lost had, and events that were in use when theirs was closed
 _contexts: dict[tuple[str, int], Any] = {}  # primary contexts by binding and device, retained until the process ends
+
+
+class Mark:
+    """A point in the work on a stream, by ``Device.mark`` or ``Device.fetch``."""
+
+    def __init__(self, device: Device, event: Any) -> None:
+        self._device, self._event = device, event
+        weakref.finalize(self, _spare, device, event).atexit = False
+
+    def wait(self) -> None:
+        """Until all that was on the stream before it is done, whatever was put there later."""
+        with self._device.active():
+            self._event.synchronize()
+
+    def since(self, earlier: Mark) -> float:
+        """Milliseconds from ``earlier`` to here, by the device's clock. Waits for it."""
+        self.wait()
+        with self._device.active():
+            return float(earlier._event.time_till(self._event))
+
+
+def _spare(device: Device, event: Any) -> None:
+    """Keep an event for another mark: pycuda destroys none on a thread that has not the context."""
+    (_lost if device._closed else device._events).append(event)
 
 
 class Device:
@@ -62,9 +86,10 @@ class Device:
         self.integrated: bool = bool(device.get_attribute(kinds.INTEGRATED))
         self._blocks: dict[int, Any] = {}  # device memory by address
         self._kept: list[Any] = []  # pinned memory and modules
+        self._events: list[Any] = []  # that no mark has
         self._closed = False
         with self.active():
-            self._stream = driver.Stream(NON_BLOCKING)
+            self._stream, self._copies = driver.Stream(NON_BLOCKING), driver.Stream(NON_BLOCKING)
         self.stream: int = self._stream.handle
 
     @contextlib.contextmanager
@@ -144,10 +169,16 @@ class Device:
         with self.active():
             self._cuda.memcpy_htod_async(address, values, self._stream)
 
-    def download(self, values: Array, address: int) -> None:
-        """Copy to a contiguous host array, in the stream's order: wait before reading it."""
+    def fetch(self, values: Array, address: int) -> Mark:
+        """Copy to a contiguous host array once all that is on the stream now is done, beside what is put there later.
+
+        Nothing may write to ``address`` before the copy is waited for. It cannot be captured.
+        """
+        before = self.mark()
         with self.active():
-            self._cuda.memcpy_dtoh_async(values, address, self._stream)
+            self._copies.wait_for_event(before._event)
+            self._cuda.memcpy_dtoh_async(values, address, self._copies)
+            return self._marked(self._copies)
 
     def fill(self, address: int, size: int, byte: int) -> None:
         """Set ``size`` bytes at ``address`` to ``byte``, in the stream's order."""
@@ -156,35 +187,31 @@ class Device:
 
     def milliseconds(self, works: Sequence[Callable[[], None]], repeats: int) -> list[float]:
         """How long the device takes for each of ``repeats`` runs, in which ``works`` take turns."""
-        events = []
+        pairs = []
         for i in range(repeats):
-            with self.active():
-                pair = self._cuda.Event(), self._cuda.Event()
-                pair[0].record(self._stream)
+            begin = self.mark()
             works[i % len(works)]()
-            with self.active():
-                pair[1].record(self._stream)
-            events.append(pair)
+            pairs.append((begin, self.mark()))
+        return [end.since(begin) for begin, end in pairs]
+
+    def mark(self) -> Mark:
+        """A mark behind all that is on the stream now."""
         with self.active():
-            self._stream.synchronize()
-            return [float(begin.time_till(end)) for begin, end in events]
+            return self._marked(self._stream)
 
-    def mark(self) -> Callable[[], None]:
-        """What waits until all that is on the stream now is done, whatever is put there later."""
-        with self.active():
-            event = self._cuda.Event(self._cuda.event_flags.DISABLE_TIMING)
-            event.record(self._stream)
-
-        def wait() -> None:
-            with self.active():
-                event.synchronize()
-
-        return wait
+    def _marked(self, stream: Any) -> Mark:
+        try:
+            event = self._events.pop()
+        except IndexError:
+            event = self._cuda.Event()
+        event.record(stream)
+        return Mark(self, event)
 
     def wait(self) -> None:
-        """Until everything on the stream is done."""
+        """Until everything is done: on the stream, and what ``fetch`` copies."""
         with self.active():
             self._stream.synchronize()
+            self._copies.synchronize()
 
     def kernels(self, source: Path, names: Sequence[str]) -> dict[str, Callable[..., None]]:
         """Kernels of a .cu file, compiled for this device (``compiler.machine_code``).
@@ -249,18 +276,21 @@ class Device:
         try:
             with self.active():
                 self._stream.synchronize()
+                self._copies.synchronize()
                 for block in [*self._blocks.values(), *self._kept]:
                     if hasattr(block, "free"):
                         block.free()
         except DiinnError as error:
             log.warning("closing %s: %s", self.name, error)
-            _lost.append((self._blocks, self._kept, self._stream))  # to free them would only fail again
+            kept = (self._blocks, self._kept, self._events, self._stream, self._copies)
+            _lost.append(kept)  # to free them would only fail again
             self._closed = True
             return
         with contextlib.suppress(DiinnError), self.active():  # freed when they are released
             self._blocks.clear()
             self._kept.clear()
-            del self._stream
+            self._events.clear()
+            del self._stream, self._copies
         self._closed = True
 
 

@@ -33,31 +33,35 @@ class GraphCache:
         if key not in self._known:  # libraries set themselves up in the first run of a shape
             work()
             self._known[key] = None
-        else:
-            replay = self._known[key] or self._captured(work)
-            replay()
-            self.count += self._wanted  # not what could not be captured
-            self._known[key] = replay
-            if self._captures > max(MOST_GRAPHS, self.count - self._captures):
-                log.info("no CUDA graphs from here on: most of them are captured in vain")
-                self.refuse()
+            while len(self._known) > MOST_GRAPHS:
+                self._known.popitem(last=False)
+            return
+        replay = self._known[key] or self._captured(work)
+        if replay is None:
+            work()
+            return
+        replay()
+        self.count += 1
+        self._known[key] = replay
         self._known.move_to_end(key)
-        while len(self._known) > MOST_GRAPHS:
-            self._known.popitem(last=False)
+        if self._captures > max(MOST_GRAPHS, self.count - self._captures):
+            log.info("no CUDA graphs from here on: most of them are captured in vain")
+            self.refuse()
 
-    def _captured(self, work: Callable[[], None]) -> Callable[[], None]:
+    def _captured(self, work: Callable[[], None]) -> Callable[[], None] | None:
+        """``work`` as a graph; None where it cannot be, and nothing is from then on."""
         self._captures += 1
         try:
             return self._device.capture(work)
         except DiinnError as error:
             log.warning("no CUDA graphs from here on: %s", error)
-            self._wanted = False
-            self._known.clear()
-            return work
+            self.refuse()
+            return None
 
     def refuse(self) -> None:
         """Replay nothing."""
         self._wanted = False
+        self.forget()
 
     def forget(self) -> None:
         """Drop what was captured: it is no longer valid."""

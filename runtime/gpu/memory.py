@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from diinn.runtime.errors import OutOfMemory
-from diinn.runtime.gpu.device import Device
+from diinn.runtime.gpu.device import Device, Mark
 
 MOST_IDLE, IDLE_BYTES = 32, 2**29  # of memory kept for another use
 RECENT = 128  # takes: what came back since then is in steady use
@@ -111,13 +111,24 @@ class DeviceMaps:
     """The maps of one batch on the device, [B·H·W, C] each; their memory is used again once this object is freed.
 
     addresses: of each map; table: of memory for these addresses, which kernels read
-    ready_at: ``time.perf_counter`` when they were seen to be complete; 0 before that
     """
 
     def __init__(self, buffers: Buffers, sizes: Sequence[int]) -> None:
-        self.ready_at = 0.0
+        self._made: tuple[float, Mark, Mark] | None = None
         blocks: list[tuple[int, int]] = []
         self._return = weakref.finalize(self, buffers.give, blocks)
         for size in (*sizes, 8 * len(sizes)):
             blocks.append(buffers.take(size))
         *self.addresses, self.table = [address for _, address in blocks]
+
+    def made_between(self, began: float, begin: Mark, end: Mark) -> None:
+        """Note the marks around the work that makes them; began: ``time.perf_counter`` at the first."""
+        self._made = began, begin, end
+
+    @property
+    def ready_at(self) -> float:
+        """When they were complete, as ``time.perf_counter`` counts. Waits for it."""
+        if self._made is None:
+            return 0.0
+        began, begin, end = self._made
+        return began + end.since(begin) / 1e3

@@ -76,6 +76,22 @@ class Kernel:
             raise DiinnError(f"{self.name}: {wrong.decode()}")
 
 
+class Mark:
+    def __init__(self, device, run):
+        self._device, self._run, self.at = device, run, 0.0
+
+    def reached(self):
+        self.at = time.perf_counter()
+
+    def wait(self):
+        self._device._unsafe("a wait")
+        self._run()
+
+    def since(self, earlier):
+        self.wait()
+        return (self.at - earlier.at) * 1e3
+
+
 class HostDevice:
     """Poisoned host memory behind the interface of ``Device``.
 
@@ -98,7 +114,8 @@ class HostDevice:
     def __init__(self, ordinal=0):
         self.blocks, self._pinned, self._freed, self._queue, self.replayed, self.launches = {}, {}, [], [], 0, 0
         self._capturing = self._broken = self._closed = False
-        self._done = 0  # pieces of work that were on the stream
+        self._copies = []  # on the other stream: to, from, bytes
+        self._done = self._copied = 0  # pieces of work that were on the streams
         self.stream = len(STREAMS) + 1
         STREAMS[self.stream] = self
 
@@ -174,12 +191,6 @@ class HostDevice:
             values = values.copy()  # the driver has taken pageable memory up when it returns
         self.put(ctypes.memmove, address, values.ctypes.data, values.nbytes, keep=values)
 
-    def download(self, values, address):
-        assert values.flags.c_contiguous
-        self._inside(address, values.nbytes)
-        self._is_pinned(values)
-        self.put(ctypes.memmove, values.ctypes.data, address, values.nbytes, keep=values)
-
     def fill(self, address, size, byte):
         self._inside(address, size)
         self.put(ctypes.memset, address, byte, size)
@@ -194,6 +205,22 @@ class HostDevice:
             times.append((time.perf_counter() - began) * 1e3)
         return times
 
+    def fetch(self, values, address):
+        """Done as late as it may be: when all is that is on the stream by then; pageable memory before this returns."""
+        self._unsafe("a copy beside the stream")
+        self._inside(address, values.nbytes)
+        self._copies.append((values.ctypes.data, address, values.nbytes))
+        last = self._copied + len(self._copies)
+        if not self._is_pinned(values):
+            self._copy(last)
+        return Mark(self, lambda: self._copy(last))
+
+    def _copy(self, last):
+        self._run(self._done + len(self._queue))
+        while self._copied < last:
+            ctypes.memmove(*self._copies.pop(0))
+            self._copied += 1
+
     def put(self, work, *arguments, keep=None):
         """Add to the stream."""
         if self._closed:
@@ -202,17 +229,14 @@ class HostDevice:
 
     def mark(self):
         self._unsafe("an event")
+        mark = Mark(self, lambda: self._run(last))
+        self.put(mark.reached)
         last = self._done + len(self._queue)
-
-        def wait():
-            self._unsafe("a wait")
-            self._run(last)
-
-        return wait
+        return mark
 
     def wait(self):
         self._unsafe("a wait")
-        self._run(self._done + len(self._queue))
+        self._copy(self._copied + len(self._copies))
 
     def _run(self, last):
         """What was put on the stream before it held ``last`` pieces of work in all."""

@@ -1,7 +1,8 @@
 // A stand-in for libcuda.so.1, for tests without a GPU: what pycuda, cuda.bindings and diinn use of the documented
 // driver API, on host memory. Stricter than the real driver where that leaves a choice:
 //
-// - work on a stream is done when somebody waits for it, as late as the real driver may do it
+// - work on a stream is done when somebody waits for it, as late as the real driver may do it; a stream that waits for an
+//   event of another lets that one run as far ahead as it can
 // - device memory begins as NaN and lies between pages that nobody may touch; what was freed may not be touched either.
 //   A kernel that does ends as on a GPU: CUDA_ERROR_ILLEGAL_ADDRESS, now and at every later call
 // - calls without a current context, with unknown handles or addresses, and launches beyond the device's or the kernel's
@@ -36,6 +37,7 @@ typedef const char *Launch(int grid, int block, int shared, void **arguments);  
 struct Work {
     std::function<std::string()> run;
     bool guarded;  // whether what it touches wrongly is the device's error; Python's own is not
+    CUstream after = nullptr;  // in place of ``run``: whose work is done first
 };
 struct CUctx_st { int retained = 0; };
 struct CUgraph_st { std::vector<Work> works; };
@@ -45,7 +47,7 @@ struct CUstream_st {
     CUgraph graph = nullptr;  // while capturing
     bool broken = false;
 };
-struct CUevent_st { double at = -1; CUstream stream = nullptr; bool recorded = false, captured = false; };
+struct CUevent_st { double at = -1; CUstream stream = nullptr; bool recorded = false, captured = false; int turn = 0; };
 struct Parameter { unsigned offset, size; };
 struct CUfunc_st {
     std::string name;
@@ -73,6 +75,7 @@ static std::map<uintptr_t, size_t> pinned;
 static std::set<uintptr_t> seen_by_kernels;  // of them, those that are mapped
 static std::set<CUstream> streams;
 static std::set<CUevent> events;
+static std::vector<std::unique_ptr<CUevent_st>> ended;  // events that are destroyed and may still be on a stream
 static std::set<CUmodule> modules;
 static std::set<CUgraph> graphs;
 static std::set<CUgraphExec> executables;
@@ -148,7 +151,7 @@ static void check_slack() {
 static CUresult drain(CUstream s) {
     while (!s->queue.empty()) {
         const auto queue = std::exchange(s->queue, {});
-        for (const Work &work : queue) run(work);
+        for (const Work &work : queue) work.after ? (void)drain(work.after) : run(work);
         check_slack();
     }
     return lost;
@@ -156,7 +159,8 @@ static CUresult drain(CUstream s) {
 
 static CUresult drain_all() {
     for (CUstream s : streams) drain(s);
-    return drain(&legacy);
+    drain(&legacy);
+    return ended.clear(), lost;
 }
 
 static CUresult put(CUstream s, std::function<std::string()> work, bool guard = true) {
@@ -421,6 +425,16 @@ CUresult cuStreamSynchronize(CUstream handle) {
     if (s->graph) return s->broken = true, refuse(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "a wait while capturing");
     return drain(s);
 }
+CUresult cuStreamWaitEvent(CUstream handle, CUevent e, unsigned) {
+    CONTEXT const CUstream s = stream_of(handle);
+    STREAM(s) KNOWN(events, e)
+    if (s->graph || e->captured) {
+        if (capturing) capturing->broken = true;
+        return refuse(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "a wait for an event while capturing");
+    }
+    if (e->stream && e->at < 0) s->queue.push_back({{}, false, e->stream});
+    return CUDA_SUCCESS;
+}
 CUresult cuStreamQuery(CUstream handle) {
     CONTEXT STREAM(stream_of(handle)) return stream_of(handle)->queue.empty() ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
 }
@@ -432,14 +446,13 @@ static double milliseconds() {
 }
 CUresult cuEventCreate(CUevent *made, unsigned) { CONTEXT return events.insert(*made = new CUevent_st), CUDA_SUCCESS; }
 CUresult cuEventDestroy(CUevent e) {
-    CONTEXT KNOWN(events, e) drain_all();
-    return events.erase(e), delete e, CUDA_SUCCESS;
+    CONTEXT KNOWN(events, e) return events.erase(e), ended.emplace_back(e), CUDA_SUCCESS;
 }
 CUresult cuEventRecord(CUevent e, CUstream handle) {
     CONTEXT const CUstream s = stream_of(handle);
     KNOWN(events, e) STREAM(s)
     e->recorded = true, e->captured = s->graph != nullptr, e->at = -1, e->stream = s;
-    return put(s, [=] { return e->at = milliseconds(), ""; });
+    return put(s, [=, turn = ++e->turn] { return e->turn == turn ? e->at = milliseconds() : 0, ""; });
 }
 CUresult cuEventSynchronize(CUevent e) {
     UNSAFE KNOWN(events, e) return e->captured ? CUDA_ERROR_CAPTURED_EVENT : e->stream ? drain(e->stream) : CUDA_SUCCESS;

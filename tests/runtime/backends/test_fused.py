@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -198,14 +200,14 @@ def test_a_chunk_is_on_its_way_while_the_one_before_is_copied(gpu: Trt, bundle_p
         right = fused.resize(frame, (20, 20))
     with SuperResolver.open(bundle_path, backend="cuda", check=False, chunk=100) as fused:
         backend, order, (encoded,) = fused.backend, [], fused.encode([frame])
-        decode, mark = backend.decode_segments, backend.device.mark  # type: ignore[attr-defined]
+        decode, fetch = backend.decode_segments, backend.device.fetch  # type: ignore[attr-defined]
 
-        def marked() -> Callable[[], None]:
+        def fetched(*what: Any) -> SimpleNamespace:
             order.append("begun")
-            wait = mark()
-            return lambda: (order.append("waited"), wait())[1]
+            mark = fetch(*what)
+            return SimpleNamespace(wait=lambda: (order.append("waited"), mark.wait())[1])
 
-        gpu.setattr(backend.device, "mark", marked)  # type: ignore[attr-defined]
+        gpu.setattr(backend.device, "fetch", fetched)  # type: ignore[attr-defined]
         np.testing.assert_array_equal(fused.decode(encoded, [View.resize((20, 20))])[0], right)
         assert order == ["begun", "begun", "waited", "begun", "waited", "begun", "waited", "waited"]
 
