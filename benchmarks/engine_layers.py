@@ -82,16 +82,16 @@ def cases(bundle: bundles.Bundle, folder: Path) -> list[tuple[str, Path, Profile
     """Name, graph, profile, and whether the maps are given convolutions of their own; other graphs go to ``folder``."""
     arguments = folder / "decoder.onnx"
     onnx.save(fp16_graph.convert(onnx.load(bundle.graph("decoder", "fp32")), arguments=True), arguments)
-    encoder, decoder = profiles.encoder(bundle), profiles.decoder(bundle)
-    fixed = Profile(decoder.most, decoder.most, decoder.most)
-    few = profiles.decoder(bundle, profiles.chunk(bundle) // 16)
+    encoder, full, few = profiles.encoder(bundle), profiles.decoder(bundle), profiles.decoder(bundle, small=True)
+    samples = bundle.layout.samples
+    some = Profile({name: (samples, channels) for name, (_, channels) in full.most.items()}, full.opt, full.most)
     return [
         ("encoder, maps by Transpose and Split", bundle.graph("encoder", "fp16"), encoder, False),
         ("encoder, a convolution for each map, HWC8", bundle.graph("encoder", "fp16"), encoder, True),
-        ("decoder, 1 query to a full chunk", bundle.graph("decoder", "fp16"), decoder, False),
-        ("decoder, products that make a sine's argument in fp32", arguments, decoder, False),
-        ("decoder, full chunks alone", bundle.graph("decoder", "fp16"), fixed, False),
-        ("decoder, a sixteenth of a chunk", bundle.graph("decoder", "fp16"), Profile(*[few.most] * 3), False),
+        ("decoder, 1 query to a full chunk", bundle.graph("decoder", "fp16"), some, False),
+        ("decoder, full chunks alone", bundle.graph("decoder", "fp16"), full, False),
+        ("decoder, a sixteenth of a chunk alone", bundle.graph("decoder", "fp16"), few, False),
+        ("decoder, full chunks, products that make a sine's argument in fp32", arguments, full, False),
     ]
 
 

@@ -45,9 +45,9 @@ class Result:
 
 
 def measure(model: str, bundle: bundles.Bundle, precision: str, options: build.BuildOptions, seconds: float) -> Result:
-    """Build both engines, compare them, time them from uint8 frame to uint8 frame."""
+    """Build the engines, compare them, time them from uint8 frame to uint8 frame."""
     try:
-        jobs = {"encoder": profiles.encoder(bundle, SIZES), "decoder": profiles.decoder(bundle)}
+        jobs = profiles.engines(bundle, profiles.encoder(bundle, SIZES))
         build_command.build_engines(bundle, precision, jobs, options)
         with (
             SuperResolver.open(bundle.path, backend="tensorrt", precision=precision, cuda_graphs=False) as plain,

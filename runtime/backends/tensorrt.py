@@ -14,8 +14,7 @@ from diinn.runtime.bundles import golden
 from diinn.runtime.bundles.bundle import Bundle
 from diinn.runtime.engines import build, verify
 from diinn.runtime.engines.cache import Cache, EngineMetadata
-from diinn.runtime.engines.loader import EngineEncoder, Engines, LoadedEngine
-from diinn.runtime.engines.profiles import Shape
+from diinn.runtime.engines.loader import EngineDecoder, EngineEncoder, Engines, LoadedEngine
 from diinn.runtime.errors import DiinnError, InputError
 from diinn.runtime.geometry.grid import Size
 from diinn.runtime.gpu.compiler import KERNELS
@@ -29,7 +28,7 @@ PIECES = (16, 4, 2)  # bytes that a thread gathers
 
 
 class TensorRtBackend(DeviceBackend):
-    """Two engines on one stream; all memory is allocated once."""
+    """Engines on one stream; all memory is allocated once."""
 
     name = "tensorrt"
 
@@ -61,45 +60,43 @@ class TensorRtBackend(DeviceBackend):
         self.precision = self._engines.precision
         self.tolerance = golden.SATURATED if self.precision == "int8" else verify.TOLERANCES[self.precision]
         self.encoder = EngineEncoder(self._engines)
-        self.decoder = self._engines.open("decoder")
+        self.decoder = EngineDecoder(self._engines)
         self._prepare()
         self._check_maps()
 
     def _prepare(self) -> None:
         """Load kernels, and allocate all memory whose size does not depend on the frame."""
         samples, columns = self.bundle.layout.samples, len(self.bundle.layout.columns)
-        most = self.decoder.profile.most["query"][0] // samples
+        most = self.decoder.chunk
         self.chunk = min(self.options.chunk or most, most)
         names = ("make_queries", *(f"gather_rows_{size}" for size in PIECES), "store_pixels")
         self._kernels = self.device.kernels(KERNELS / "coordinates_gather.cu", names)
-        rows, allocate = self.chunk * samples, self.device.allocate
-        self._index, self._query = allocate(rows * INT), allocate(rows * columns * FLOAT)
-        self._rgb = allocate(self.chunk * 3 * FLOAT)
-        shapes: dict[str, Shape] = {"query": (rows, columns)}
-        addresses = {"query": self._query, "rgb": self._rgb}
-        row_bytes = []  # of each map
-        for spec in self.bundle.maps:
-            size = self.decoder.engine.dtypes[spec.name].itemsize
-            shapes[spec.name], addresses[spec.name] = (rows, spec.channels), allocate(rows * spec.channels * size)
-            row_bytes.append(spec.channels * size)
-        self.decoder.engine.bind(shapes, addresses)
+        types = self.decoder.opened[0].engine.dtypes
+        row_bytes = [spec.channels * types[spec.name].itemsize for spec in self.bundle.maps]
+        sizes = {"query": samples * columns * FLOAT, "rgb": 3 * FLOAT}  # bytes of a query
+        sizes |= {spec.name: samples * row for spec, row in zip(self.bundle.maps, row_bytes, strict=True)}
+        memory = {name: (self.device.allocate(most * size), size) for name, size in sizes.items()}
+        self.decoder.use(memory)
+        self._query, self._rgb = memory["query"][0], memory["rgb"][0]
+        self._index = self.device.allocate(most * samples * INT)
         self._piece = next(size for size in PIECES if not any(row % size for row in row_bytes))
         self._pieces = sum(row_bytes) // self._piece  # of a sample
         table = np.zeros(len(row_bytes), ROWS)
-        table["rows"] = [addresses[spec.name] for spec in self.bundle.maps]
+        table["rows"] = [memory[spec.name][0] for spec in self.bundle.maps]
         table["pieces"] = [row // self._piece for row in row_bytes]
-        self._rows = allocate(table.nbytes)
+        self._rows = self.device.allocate(table.nbytes)
         self.device.upload(self._rows, table)
         self.device.wait()  # the table is freed when this returns
 
     def _check_maps(self) -> None:
         for spec in self.bundle.maps:
-            one, other = (opened.engine.dtypes[spec.name] for opened in (self.encoder.opened, self.decoder))
-            if one != other:
-                raise DiinnError(
-                    f"{spec.name} leaves the encoder engine as {one} and enters the decoder's as {other}: "
-                    f"build both again, diinn-build {self.bundle.path} --force"
-                )
+            one, *others = (opened.engine.dtypes[spec.name] for opened in self._opened)
+            for other in others:
+                if one != other:
+                    raise DiinnError(
+                        f"{spec.name} leaves the encoder engine as {one} and enters the decoder's as {other}: "
+                        f"build all again, diinn-build {self.bundle.path} --force"
+                    )
 
     def describe(self) -> str:
         return f"tensorrt {self._engines.version} ({self.device.name}, {self.precision})"
@@ -143,17 +140,17 @@ class TensorRtBackend(DeviceBackend):
         total = count * layout.samples * self._pieces
         pointers = [np.uint64(p) for p in (self._rows, maps.table, self._index)]
         kernels[f"gather_rows_{self._piece}"](total, np.uint32(total), np.uint32(self._pieces), *pointers)
-        self.decoder.engine.enqueue()
+        self.decoder.decode(count)
         kernels["store_pixels"](count, *facts, np.uint64(self._rgb))
 
     @property
     def metadata(self) -> list[EngineMetadata]:
-        """Of the encoder's and the decoder's engine."""
+        """Of the encoder's and the decoder's engines."""
         return [opened.metadata for opened in self._opened]
 
     @property
     def _opened(self) -> list[LoadedEngine]:
-        return [self.encoder.opened, self.decoder]
+        return [self.encoder.opened, *self.decoder.opened]
 
     def verify(self, *, again: bool = False) -> None:
         self._engines.verify(self._opened, self.compared, self._changed, again=again)

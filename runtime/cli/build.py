@@ -104,10 +104,10 @@ def run(args: argparse.Namespace, path: Path, fp32_layers: Callable[[Path], list
         if sizes
         else profiles.parse(bundle, args.minShapes, args.optShapes, args.maxShapes)
     )
-    jobs = {"encoder": wanted, "decoder": profiles.decoder(bundle)}
+    jobs = profiles.engines(bundle, wanted)
     if args.dry_run:
-        for role, profile in jobs.items():
-            print(shlex.join(_trtexec(bundle.graph(role, precision), precision, profile, args, fp32_layers)))
+        for name, (role, profile) in jobs.items():
+            print(shlex.join(_trtexec(name, bundle.graph(role, precision), precision, profile, args, fp32_layers)))
         return 0
     missing = _missing()
     if missing:
@@ -116,8 +116,8 @@ def run(args: argparse.Namespace, path: Path, fp32_layers: Callable[[Path], list
         return 2 if args.verify or args.require_engine else 0
     workspace = None if args.workspace is None else args.workspace * MIB
     options = build.BuildOptions(workspace, args.timingCacheFile, tactics(args.tacticSources), force=args.force)
-    for role in trust(bundle, precision, args.trust_engine):
-        del jobs[role]
+    for name in trust(bundle, precision, args.trust_engine):
+        del jobs[name]
     build_engines(bundle, precision, jobs, options)
     return _verify(bundle, precision, again=args.verify)
 
@@ -177,6 +177,7 @@ def _again(args: argparse.Namespace, bundle: Bundle) -> str:
 
 
 def _trtexec(
+    name: str,
     graph: Path,
     precision: str,
     profile: Profile,
@@ -189,7 +190,7 @@ def _trtexec(
     except InputError:
         version = versions.NEWEST
     rules = versions.rules(version)
-    line = ["trtexec", f"--onnx={graph}", f"--saveEngine={graph.with_suffix('.engine').name}", *profile.trtexec()]
+    line = ["trtexec", f"--onnx={graph}", f"--saveEngine={name}.{precision}.engine", *profile.trtexec()]
     line += ["--noTF32", *rules.trtexec(precision)]
     line += [f"--memPoolSize=workspace:{args.workspace}"] if args.workspace else []
     line += [f"--timingCacheFile={args.timingCacheFile}"] if args.timingCacheFile else []
@@ -214,11 +215,11 @@ def tactics(names: str | None) -> tuple[str, ...] | None:
 
 
 def trust(bundle: Bundle, precision: str, files: Sequence[Path]) -> set[str]:
-    """Engines of the user's into the cache, where they are compared like any other; their roles."""
+    """Engines of the user's into the cache, where they are compared like any other; their names (``profiles.name``)."""
     from diinn.runtime.engines.engine import EngineLoader
     from diinn.runtime.gpu.device import Device
 
-    cache, roles = Cache(), set()
+    cache, names = Cache(), set()
     if files:
         device = Device()
         try:
@@ -226,28 +227,33 @@ def trust(bundle: Bundle, precision: str, files: Sequence[Path]) -> set[str]:
             identities = [build.identities(bundle, role, precision, device)[0] for role in build.ROLES]
             for path in files:
                 key, data = loader.adopt(path, identities)
-                role = key.identity.role
-                if role in roles:
-                    raise InputError(f"--trust-engine {str(path)!r}: a second {role} engine")
-                roles.add(role)
+                name = profiles.name(bundle, key.identity.role, key.profile)
+                if name in names:
+                    raise InputError(f"--trust-engine {str(path)!r}: a second {name} engine")
+                names.add(name)
                 cache.write(key, data, 0)
-                print(f"{role}: {cache.engine(key)}, taken from {path}")
+                print(f"{name}: {cache.engine(key)}, taken from {path}")
         finally:
             device.close()
-    return roles
+    return names
 
 
-def build_engines(bundle: Bundle, precision: str, jobs: dict[str, Profile], options: build.BuildOptions) -> None:
-    """Both engines into the user's cache; prints where, how large, how long."""
+def build_engines(
+    bundle: Bundle, precision: str, jobs: dict[str, tuple[str, Profile]], options: build.BuildOptions
+) -> None:
+    """Engines into the user's cache; prints where, how large, how long.
+
+    jobs: role and profile by name, as of ``profiles.engines``
+    """
     from diinn.runtime.gpu.device import Device
 
     cache, device = Cache(), Device()
     try:
-        for role, profile in jobs.items():
+        for name, (role, profile) in jobs.items():
             key = Key(build.identities(bundle, role, precision, device)[0], profile)
             _, metadata = build.build(bundle, key, device, options, cache)
             print(
-                f"{role}: {cache.engine(metadata.key)}, {metadata.size / 1e6:.1f} MB, built in {metadata.seconds:.0f} s"
+                f"{name}: {cache.engine(metadata.key)}, {metadata.size / 1e6:.1f} MB, built in {metadata.seconds:.0f} s"
             )
     finally:
         device.close()

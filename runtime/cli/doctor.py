@@ -26,6 +26,7 @@ from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.cli.signals import ended_by_signals
 from diinn.runtime.engines.cache import Cache
 from diinn.runtime.errors import DiinnError, InputError
+from diinn.runtime.util import compiling
 from diinn.runtime.util.command_line import Parser, guarded
 from diinn.runtime.util.memory import MIB
 from diinn.runtime.util.text import shown
@@ -42,7 +43,8 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = Parser(prog="diinn-doctor", description=__doc__)
     top.add_argument("model", nargs="?", default="small", metavar="MODEL", help="a bundle or a shipped model (small)")
-    top.add_argument("--clean", nargs="?", const="", metavar="ENGINE", help="remove all engines, or one, and end")
+    what = "remove what was built here, or one engine, and end"
+    top.add_argument("--clean", nargs="?", const="", metavar="ENGINE", help=what)
     return top
 
 
@@ -87,6 +89,8 @@ def _clean(cache: Cache, which: str) -> int:
     if chosen is not None and not chosen.exists():
         raise InputError(f"no engine {which!r} in {cache.path}: diinn-doctor lists them")
     _print(f"{cache.remove(chosen) / MIB:.1f} MiB removed from {cache.path}")
+    if chosen is None:
+        _print(f"{compiling.remove_kept() / MIB:.1f} MiB removed from {compiling.folder()}")
     return 0
 
 

@@ -87,7 +87,7 @@ class Engine:
             if changed:
                 self._set_shapes(shapes)
             for name, address in addresses.items():
-                if not self._context.set_tensor_address(name, address):
+                if address != self.addresses.get(name) and not self._context.set_tensor_address(name, address):
                     raise DiinnError(f"TensorRT refuses the memory of {name}")
         self.addresses = dict(addresses)
         return changed

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from diinn.runtime.bundles.bundle import Bundle
 from diinn.runtime.engines import build, profiles, verify
-from diinn.runtime.engines.cache import Cache, EngineMetadata, Key
+from diinn.runtime.engines.cache import Cache, EngineMetadata, Identity, Key
 from diinn.runtime.engines.engine import Engine, EngineLoader, NotRunnable
 from diinn.runtime.engines.profiles import Profile
 from diinn.runtime.engines.verify import Verdict
@@ -22,6 +22,7 @@ from diinn.runtime.util.private_files import FileRejected
 log = logging.getLogger(__name__)
 Compare = Callable[[str, Profile], Verdict]  # (precision, profile of the encoder) of a backend in use
 RETRY = 30.0  # seconds until a size for which memory was short is tried again
+SMALL_RUNS = 4  # of the engine for small chunks that take the place of one for a full chunk
 
 
 @dataclass
@@ -46,24 +47,35 @@ class Engines:
         self._cache, self._loader = Cache(), EngineLoader(build.tensorrt(), device, bundle)
         self.version = self._loader.version
 
-    def open(self, role: str, size: Size | None = None, present: Profile | None = None) -> LoadedEngine:
+    def open_decoder(self, *, small: bool = False) -> LoadedEngine:
+        """As ``open_encoder``, the decoder for full chunks or for small ones."""
+        ways, known = self._known("decoder")
+        wanted = profiles.SMALL_DECODER if small else "decoder"
+        fitting = [key for key in known if profiles.name(self.bundle, "decoder", key.profile) == wanted]
+        key = fitting[0] if fitting else Key(ways[0], profiles.decoder(self.bundle, small=small))
+        return self._built(key) if self._may_build else self._deserialise(*self._cache.read(key))
+
+    def _known(self, role: str) -> tuple[list[Identity], list[Key]]:
+        """Identities of a role's engines, best first, and the keys of those that were not found wrong, newest first."""
+        ways = build.identities(self.bundle, role, self.precision, self.device)
+        found = [metadata for way in ways for metadata in self._cache.find(way)]
+        return ways, [metadata.key for metadata in found if metadata.verify.get("passed", True)]
+
+    def open_encoder(self, size: Size | None = None, present: Profile | None = None) -> LoadedEngine:
         """The newest engine in the cache that is valid here and was not found wrong, or a new one.
 
         size: (width, height) of frames it must take; present: what a new one must take, too
 
         Raises FileRejected where a new one is needed and building is not allowed.
         """
-        ways = build.identities(self.bundle, role, self.precision, self.device)
-        found = [metadata for way in ways for metadata in self._cache.find(way)]
-        right = [metadata.key for metadata in found if metadata.verify.get("passed", True)]
+        ways, right = self._known("encoder")
         known = [key for key in right if size is None or holds(key.profile, size)]
         sizes = profiles.DEFAULT_SIZES if size is None else (size,)
         cameras = 1
         if size is not None and present is not None:  # one engine for all sizes seen, not one for each
             cameras, _, height, width = present.most["frame"]
             sizes = (size, (width, height))
-        new = profiles.encoder(self.bundle, sizes, cameras) if role == "encoder" else profiles.decoder(self.bundle)
-        key = known[0] if known else Key(ways[0], new)
+        key = known[0] if known else Key(ways[0], profiles.encoder(self.bundle, sizes, cameras))
         if not self._may_build:
             return self._deserialise(*self._cache.read(key))
         try:
@@ -140,7 +152,7 @@ class EngineEncoder:
 
     def __init__(self, engines: Engines) -> None:
         self._engines = engines
-        self.opened = engines.open("encoder")
+        self.opened = engines.open_encoder()
         self._short: dict[Size, tuple[float, str]] = {}  # sizes without memory: when to try again, and the message
         self._logged = Once()
 
@@ -172,7 +184,7 @@ class EngineEncoder:
         log.log(level, "the encoder engine is not for %s frames: opening one that is", wanted)
         before = self.opened
         try:
-            self.opened = self._engines.open("encoder", size, before.profile)
+            self.opened = self._engines.open_encoder(size, before.profile)
         except FileRejected:
             raise InputError(
                 f"no encoder engine for {wanted} frames: diinn-build {bundle.path} "
@@ -205,6 +217,41 @@ class EngineEncoder:
         changed = self.opened.engine.bind({"frame": (batch, bundle.planes, size[1], size[0])}, addresses)
         self.opened.engine.enqueue()
         return changed
+
+
+class EngineDecoder:
+    """The decoder engines: one takes full chunks of queries, another small ones, where it can be had."""
+
+    def __init__(self, engines: Engines) -> None:
+        self._engines, self._samples = engines, engines.bundle.layout.samples
+        self.opened = [engines.open_decoder()]
+        try:
+            self.opened.append(engines.open_decoder(small=True))
+        except FileRejected as error:
+            log.info("small chunks are decoded as full ones: %s", error)
+        except (build.TooLarge, build.BuildError, OutOfMemory) as error:
+            log.warning("small chunks are decoded as full ones: %s", error)
+        self._memory: dict[str, tuple[int, int]] = {}
+
+    @property
+    def chunk(self) -> int:
+        """Queries of a full chunk."""
+        return self._queries(self.opened[0])
+
+    def _queries(self, opened: LoadedEngine) -> int:
+        return opened.profile.most["query"][0] // self._samples
+
+    def use(self, memory: Mapping[str, tuple[int, int]]) -> None:
+        """Take tensors from and to this memory, of a full chunk: (address, bytes of a query) by name."""
+        self._memory = dict(memory)
+
+    def decode(self, count: int) -> None:
+        """Put the first ``count`` queries of a chunk on the stream."""
+        opened = self.opened[-1] if count <= SMALL_RUNS * self._queries(self.opened[-1]) else self.opened[0]
+        for first in range(0, count, self._queries(opened)):
+            addresses = {name: address + first * size for name, (address, size) in self._memory.items()}
+            opened.engine.bind(opened.profile.most, addresses)
+            opened.engine.enqueue()
 
 
 def holds(profile: Profile, size: Size) -> bool:

@@ -14,7 +14,9 @@ from diinn.runtime.geometry.grid import Size
 Shape = tuple[int, ...]
 SMALLEST = (16, 16)  # (width, height): small frames cost an engine nothing, and the golden sample is small
 DEFAULT_SIZES: tuple[Size, ...] = ((160, 120), (640, 480))
+SMALL_DECODER = "small-decoder"
 _CHUNK_VALUES = 2**24  # of gathered rows: 32 MiB in fp16
+_SMALL = 16  # of small chunks are a full one
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,26 @@ def chunk(bundle: Bundle) -> int:
     return max(4096, min(65536, _CHUNK_VALUES // (sum(m.channels for m in bundle.maps) * bundle.layout.samples)))
 
 
-def decoder(bundle: Bundle, queries: int | None = None) -> Profile:
-    """For chunks of up to ``queries``, tuned to full ones."""
-    samples = bundle.layout.samples
+def decoder(bundle: Bundle, *, small: bool = False) -> Profile:
+    """For chunks of one size alone, ``chunk`` or with ``small`` a sixteenth of it."""
+    queries = chunk(bundle) // (_SMALL if small else 1)
     channels = {"query": len(bundle.layout.columns), **{m.name: m.channels for m in bundle.maps}}
-    few, many = ({name: (n * samples, c) for name, c in channels.items()} for n in (1, queries or chunk(bundle)))
-    return Profile(few, many, many)
+    rows = {name: (queries * bundle.layout.samples, c) for name, c in channels.items()}
+    return Profile(rows, rows, rows)
+
+
+def engines(bundle: Bundle, encoder: Profile) -> dict[str, tuple[str, Profile]]:
+    """Role and profile of all engines of a bundle, by a name for each."""
+    return {
+        "encoder": ("encoder", encoder),
+        "decoder": ("decoder", decoder(bundle)),
+        SMALL_DECODER: ("decoder", decoder(bundle, small=True)),
+    }
+
+
+def name(bundle: Bundle, role: str, profile: Profile) -> str:
+    """Which of ``engines`` an engine is used as."""
+    return SMALL_DECODER if role == "decoder" and profile == decoder(bundle, small=True) else role
 
 
 def parse(bundle: Bundle, least: str | None, opt: str | None, most: str | None) -> Profile:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from diinn.runtime.errors import DiinnError
+from diinn.runtime.errors import DiinnError, InputError
 from diinn.runtime.util.private_files import FileRejected, cache_folder, read_own, replace
 
 log = logging.getLogger(__name__)
 LONGEST = 600  # seconds
+OURS = re.compile(r"[\w-]+-[0-9a-f]{32}\.(so|cubin|json|onnx)|\.\w{8}\.part")  # files of what is kept
 SEAL = 32  # bytes of sha256 behind what is kept: damaged code may crash where it is loaded
 
 
@@ -24,12 +26,12 @@ def compiled(command: Sequence[str], source: Path) -> tuple[bytes, str]:
         DiinnError: It does not run, or fails: with its first error.
     """
     try:
-        folder = tempfile.TemporaryDirectory()
+        room = tempfile.TemporaryDirectory()
     except OSError as error:
         where = tempfile.gettempdir()
         raise DiinnError(f"no room to compile {source.name} in {where}: {error.strerror}") from None
-    with folder:
-        out = Path(folder.name) / "out"
+    with room:
+        out = Path(room.name) / "out"
         try:
             done = subprocess.run(
                 [*command, "-o", str(out), str(source)],
@@ -69,7 +71,27 @@ def digest(sources: Iterable[Path], flags: Sequence[str]) -> str:
 
 def kept(name: str, key: str, suffix: str) -> Path:
     """Where what was compiled under a key is kept: beside the engines. InputError where there is no home."""
-    return cache_folder().parent / "kernels" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}{suffix}"
+    return folder() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}{suffix}"
+
+
+def folder() -> Path:
+    """Of all that is kept; InputError where there is no home."""
+    return cache_folder().parent / "kernels"
+
+
+def remove_kept() -> int:
+    """Remove all that was kept, and nothing else; bytes freed. InputError where a file cannot be removed."""
+    freed = 0
+    for path in [path for path in folder().glob("*") if OURS.fullmatch(path.name)]:
+        try:
+            size = path.stat().st_size
+            path.unlink()
+        except FileNotFoundError:  # another process was first
+            continue
+        except OSError as error:
+            raise InputError(f"cannot remove {path}: {error.strerror or error}") from None
+        freed += size
+    return freed
 
 
 def read_kept(path: Path) -> bytes:

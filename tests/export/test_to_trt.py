@@ -37,7 +37,7 @@ def test_a_checkpoint_without_tensorrt(bare: None, checkpoint_path: Path, tmp_pa
 def test_a_dry_run_for_precision_flags_names_the_layers_in_fp32(trt: Patch, capsys: Output) -> None:
     play("8.5.2.2", trt)
     assert run("small", "--dry-run") == 0
-    _, decoder = (shlex.split(line) for line in capsys.readouterr().out.splitlines())
+    _, decoder, _ = (shlex.split(line) for line in capsys.readouterr().out.splitlines())
     assert {"--fp16", "--precisionConstraints=obey", "--noTF32"} <= {*decoder}
     for name in ("--layerPrecisions=", "--layerOutputTypes="):
         assert any("/decoder/Sin_1:fp32" in option for option in decoder if option.startswith(name))

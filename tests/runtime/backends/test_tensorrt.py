@@ -158,6 +158,61 @@ def test_work_that_comes_again_is_replayed(trt: Trt, bundle: Path, caplog: Log) 
     assert sum("no CUDA graphs from here on" in r.message for r in caplog.records) == 2  # encoder and decoder
 
 
+SMALL = 4096  # queries of a small chunk
+
+
+@pytest.mark.parametrize(
+    ("size", "rows"),
+    [
+        ((64, 64), [SMALL]),
+        ((64, 65), [SMALL, SMALL]),
+        ((128, 128), [SMALL] * 4),
+        ((128, 129), [16 * SMALL]),
+        ((260, 256), [16 * SMALL, SMALL]),  # the last chunk is what is left
+    ],
+)
+def test_small_chunks_have_an_engine_of_their_own(
+    trt: Trt, bundle_path: Path, size: tuple[int, int], rows: list[int]
+) -> None:
+    frame, region, done = ramp(40, 50), (3.0, 2.0, 30.0, 31.0), []
+    with SuperResolver.open(bundle_path, backend="onnxruntime", provider="cpu") as cpu:
+        right = cpu.roi(frame, region, size, dtype=np.float32)
+    with SuperResolver.open(bundle_path, backend="tensorrt", precision="fp32") as gpu:
+        for opened in gpu.backend.decoder.opened:  # type: ignore[attr-defined]
+            put = opened.engine.enqueue
+            trt.setattr(
+                opened.engine,
+                "enqueue",
+                lambda one=opened, put=put: (done.append(one.engine.shapes["query"][0]), put()),
+            )
+        found = gpu.roi(frame, region, size, dtype=np.float32)
+    assert done == rows
+    np.testing.assert_allclose(found, right, atol=2e-5)
+
+
+def test_without_an_engine_for_small_chunks_they_are_decoded_as_full_ones(
+    trt: Trt, bundle_path: Path, caplog: Log
+) -> None:
+    frame, before = ramp(20, 30), build._workspace
+    with SuperResolver.open(bundle_path, backend="tensorrt") as gpu:
+        right = gpu.resize(frame, (50, 40))
+    Cache().remove()
+
+    def workspace(bundle: bundles.Bundle, key: Key, *rest: object) -> int:
+        if key.profile.most.get("query", (0,))[0] == SMALL:
+            raise build.TooLarge("the decoder needs more")
+        return before(bundle, key, *rest)  # type: ignore[arg-type]
+
+    trt.setattr(build, "_workspace", workspace)
+    for _ in range(2):
+        with SuperResolver.open(bundle_path, backend="tensorrt") as gpu:
+            np.testing.assert_array_equal(gpu.resize(frame, (50, 40)), right)
+        assert len([*Cache().path.glob("decoder-*.engine")]) == 1
+    assert [r.message for r in caplog.records].count(
+        "small chunks are decoded as full ones: the decoder needs more"
+    ) == 2
+
+
 def test_idle_memory_is_given_back_before_memory_is_out(trt: Trt, bundle_path: Path) -> None:
     with SuperResolver.open(bundle_path, backend="tensorrt") as gpu:
         device = gpu.backend.device  # type: ignore[attr-defined]
@@ -176,7 +231,7 @@ def test_idle_memory_is_given_back_before_memory_is_out(trt: Trt, bundle_path: P
     [
         ("names", "the encoder engine has frame, map_a, .* has frame, map0"),
         ("frame", "the encoder engine's frame is float16, not float32"),
-        ("maps", "leaves the encoder engine as float16 and enters the decoder's as float32: build both again"),
+        ("maps", "leaves the encoder engine as float16 and enters the decoder's as float32: build all again"),
     ],
 )
 def test_engines_that_do_not_fit_the_bundle_are_refused(trt: Trt, bundle_path: Path, change: str, message: str) -> None:
@@ -223,7 +278,7 @@ def test_another_size_keeps_the_batch(trt: Trt, bundle_path: Path) -> None:
     with SuperResolver.open(bundle_path, backend="tensorrt", check=False) as gpu:
         engines = gpu.backend._engines  # type: ignore[attr-defined]
         present = profiles.encoder(bundle, ((160, 120),), 4)
-        opened = engines.open("encoder", (20, 490), present)
+        opened = engines.open_encoder((20, 490), present)
         assert opened.profile.most["frame"] == (4, bundle.planes, 490, 160)
         original = build._workspace
 
@@ -233,7 +288,7 @@ def test_another_size_keeps_the_batch(trt: Trt, bundle_path: Path) -> None:
             return original(bundle, key, *rest)  # type: ignore[arg-type]
 
         trt.setattr(build, "_workspace", workspace)
-        opened = engines.open("encoder", (20, 500), present)
+        opened = engines.open_encoder((20, 500), present)
         assert opened.profile.most["frame"] == (1, bundle.planes, 500, 20)
 
 

@@ -36,13 +36,15 @@ def test_a_bundle_without_tensorrt(bare: None, bundle_path: Path, capsys: Output
 def test_a_dry_run_prints_trtexec(trt: Patch, capsys: Output, tmp_path: Path) -> None:
     args = ("small", "--dry-run", "--workspace", 512, "--minShapes=frame:1x5x32x32", "--optShapes=frame:2x5x120x160")
     assert run(*args, "--maxShapes=frame:4x5x240x320", "--timingCacheFile", tmp_path / "t") == 0
-    encoder, decoder = (shlex.split(line) for line in capsys.readouterr().out.splitlines())
-    assert encoder[0] == decoder[0] == "trtexec"
+    encoder, decoder, small = (shlex.split(line) for line in capsys.readouterr().out.splitlines())
+    assert encoder[0] == decoder[0] == small[0] == "trtexec"
+    assert len({line[2] for line in (encoder, decoder, small)}) == 3  # --saveEngine
     assert "--maxShapes=frame:4x5x240x320" in encoder
     assert "--stronglyTyped" in encoder
     assert "--memPoolSize=workspace:512" in encoder
     assert Path(encoder[1].removeprefix("--onnx=")) == bundles.load("small").graph("encoder", "fp16")
     assert any(option.startswith("--optShapes=query:65536x3,map0:65536x32") for option in decoder)
+    assert any(option.startswith("--minShapes=query:4096x3,map0:4096x32") for option in small)
     play("8.5.2.2", trt)
     assert run("small", "--dry-run") == 2
     assert "TensorRT 8.5.2.2 these lines name every layer that stays in fp32" in capsys.readouterr().err
@@ -54,7 +56,7 @@ def test_engines_are_built_compared_and_kept(trt: Patch, bundle_path: Path, caps
     play(version, trt)
     assert run(bundle_path, "--cameras", 2, "--frame-sizes", "64x48", "--tacticSources", "EDGE_MASK_CONVOLUTIONS") == 0
     output = capsys.readouterr().out
-    assert output.count(" MB, built in ") == 2
+    assert output.count(" MB, built in ") == 3
     assert "tiny: passed, largest difference" in output
     found = [metadata for _, metadata in Cache().entries() if not isinstance(metadata, str)]
     assert {metadata.key.identity.tensorrt for metadata in found} == {version}
@@ -92,21 +94,23 @@ def test_an_engine_that_the_user_trusts_is_taken_and_compared(
     trt: Patch, bundle_path: Path, capsys: Output, tmp_path: Path
 ) -> None:
     assert run(bundle_path, "--frame-sizes", "64x48") == 0
-    built = {path.name.split("-")[0]: path for path, _ in Cache().entries()}
-    foreign = [Path(shutil.copy(path, tmp_path / f"{role}.engine")) for role, path in built.items()]
+    foreign = [Path(shutil.copy(path, tmp_path / f"{n}.engine")) for n, (path, _) in enumerate(Cache().entries())]
     words = [word for path in foreign for word in ("--trust-engine", path)]
     Cache().remove()
     capsys.readouterr()
     assert run(bundle_path, *words) == 0
     output = capsys.readouterr().out
     assert "built in" not in output
-    assert output.count(", taken from ") == 2
+    assert output.count(", taken from ") == 3
     assert "tiny: passed" in output
     found = {metadata.key.identity.role: metadata for _, metadata in Cache().entries() if not isinstance(metadata, str)}
     assert found["encoder"].key.profile.most["frame"] == (1, 5, 48, 64)
     assert found["encoder"].verify["passed"]
     assert run(bundle_path, *words, *words) == 2
     assert "a second" in capsys.readouterr().err
+    Cache().remove()
+    assert run(bundle_path, "--frame-sizes", "64x48", *words[:-2]) == 0
+    assert capsys.readouterr().out.count("built in") == 1  # the one that was not given
     foreign[0].write_bytes(b"no engine")
     assert run(bundle_path, "--trust-engine", foreign[0]) == 2
     assert f"--trust-engine '{foreign[0]}': TensorRT 10.13.0.35 does not run" in capsys.readouterr().err
@@ -156,7 +160,7 @@ def test_a_bundle_needs_neither_torch_nor_onnx(bundle_path: Path, tmp_path: Path
     )
     done = subprocess.run([sys.executable, "-c", code, str(bundle_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("trtexec") == 2
+    assert done.stdout.count("trtexec") == 3
     whole = code.replace("runtime.cli import build", "export import to_trt").replace("build.main", "to_trt.main")
     same = subprocess.run([sys.executable, "-c", whole, str(bundle_path)], capture_output=True, text=True, check=False)
     assert same.stdout == done.stdout
@@ -187,4 +191,4 @@ def test_trtexec_takes_from_the_libraries_given_alone(
 ) -> None:
     play(version, trt)
     assert run(bundle_path, "--dry-run", "--tacticSources", given) == 0
-    assert capsys.readouterr().out.count(f"--tacticSources={printed}\n") == 2
+    assert capsys.readouterr().out.count(f"--tacticSources={printed}\n") == 3

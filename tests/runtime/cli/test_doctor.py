@@ -13,6 +13,7 @@ from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.cli import doctor
 from diinn.runtime.cpu import compiler
 from diinn.runtime.engines.cache import Cache
+from diinn.runtime.util import compiling
 
 Patch, Output = pytest.MonkeyPatch, pytest.CaptureFixture[str]
 
@@ -86,11 +87,11 @@ def test_engines_are_listed_judged_and_cleaned(
     SuperResolver.open(bundle_path, backend="tensorrt").close()
     assert doctor.main([str(bundle_path)]) == 0
     output = capsys.readouterr().out
-    assert output.count("TensorRT 10.13.0.35, Test double") == 2
-    assert output.count("passed, largest difference") == 2
+    assert output.count("TensorRT 10.13.0.35, Test double") == 3
+    assert output.count("passed, largest difference") == 3
     assert "TensorRT      10.13.0.35, makes a builder" in output
     assert "CUDA device   Test double, compute capability 8.7, 4096 of 4096 MiB free, by the double" in output
-    assert output.count("largest and rms difference to onnxruntime") == 1  # both engines were compared at once
+    assert output.count("largest and rms difference to onnxruntime") == 1  # all engines were compared at once
     assert "Verdict: cuda will be used" in output
     engine = next(Cache().path.glob("encoder*.engine"))
     engine.write_bytes(b"foreign")
@@ -107,9 +108,14 @@ def test_engines_are_listed_judged_and_cleaned(
     assert "diinn-doctor lists them" in capsys.readouterr().err
     assert doctor.main(["--clean", engine.name]) == 0
     assert not engine.exists()
+    kept = compiling.kept("decoder", "a key", ".so")
+    compiling.keep(kept, b"code", "decoder")
+    (foreign := kept.with_name("notes.json")).write_text("{}")
     assert doctor.main(["--clean"]) == 0
-    assert "MiB removed" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("MiB removed") == 3
     assert not [p for p in Cache().path.iterdir() if p.suffix != ".lock"]
+    assert not kept.exists()
+    assert foreign.exists()
 
 
 @pytest.mark.parametrize(
