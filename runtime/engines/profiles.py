@@ -17,6 +17,7 @@ DEFAULT_SIZES: tuple[Size, ...] = ((160, 120), (640, 480))
 SMALL_DECODER = "small-decoder"
 _CHUNK_VALUES = 2**24  # of gathered rows: 32 MiB in fp16
 _SMALL = 16  # of small chunks are a full one
+_ALIGNED = 256  # bytes: TensorRT's for tensors, and so queries, of any number of bytes, between two small chunks
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,10 @@ def chunk(bundle: Bundle) -> int:
 
 
 def decoder(bundle: Bundle, *, small: bool = False) -> Profile:
-    """For chunks of one size alone, ``chunk`` or with ``small`` a sixteenth of it."""
-    queries = chunk(bundle) // (_SMALL if small else 1)
+    """For chunks of one size alone, ``chunk`` or with ``small`` some sixteenth of it."""
+    queries = chunk(bundle)
+    if small:
+        queries = queries // _SMALL // _ALIGNED * _ALIGNED
     channels = {"query": len(bundle.layout.columns), **{m.name: m.channels for m in bundle.maps}}
     rows = {name: (queries * bundle.layout.samples, c) for name, c in channels.items()}
     return Profile(rows, rows, rows)

@@ -11,6 +11,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from diinn.runtime import InputError
@@ -46,11 +48,22 @@ def test_profiles_cover_the_sizes_given_and_small_frames(small: bundles.Bundle) 
     assert not profile.holds("frame", (2, 5, 241, 36))
 
 
-def test_a_decoder_is_tuned_to_full_chunks(small: bundles.Bundle) -> None:
+def test_a_decoder_is_for_chunks_of_one_size(small: bundles.Bundle) -> None:
     profile = profiles.decoder(small)
-    assert profile.opt == profile.most
+    assert profile.least == profile.opt == profile.most
     assert profile.opt["query"] == (profiles.chunk(small), 3)
+    assert profiles.decoder(small, small=True).opt["query"] == (profiles.chunk(small) // 16, 3)
     assert set(profile.most) == {"query", *(m.name for m in small.maps)}
+
+
+@given(channels=st.integers(1, 5000), samples=st.sampled_from([1, 4]))
+def test_small_chunks_lie_at_addresses_that_tensorrt_takes(channels: int, samples: int) -> None:
+    layout = SimpleNamespace(samples=samples, columns=("row", "col"))
+    bundle: Any = SimpleNamespace(maps=[SimpleNamespace(name="map0", channels=channels)], layout=layout)
+    queries = profiles.decoder(bundle, small=True).most["query"][0] // samples
+    assert queries > 0
+    assert queries % 256 == 0
+    assert profiles.chunk(bundle) / 32 < queries <= profiles.chunk(bundle) / 16
 
 
 @given(st.tuples(*[st.integers(1, 4096)] * 6))
