@@ -1,4 +1,4 @@
-"""TensorRT: an encoder and a decoder engine, with coordinates, gather and pixels in CUDA between and after them.
+"""TensorRT: engines of encoder and decoder, with coordinates, gather and pixels in CUDA between and after them.
 
 Engines come from the user's cache; missing ones are built into it (``engines``).
 """
@@ -15,10 +15,13 @@ from diinn.runtime.bundles.bundle import Bundle
 from diinn.runtime.engines import build, verify
 from diinn.runtime.engines.cache import Cache, EngineMetadata
 from diinn.runtime.engines.loader import EngineDecoder, EngineEncoder, Engines, LoadedEngine
-from diinn.runtime.errors import DiinnError, InputError
+from diinn.runtime.engines.profiles import Profile
+from diinn.runtime.engines.verify import Verdict
+from diinn.runtime.errors import DiinnError, InputError, OutOfMemory
 from diinn.runtime.geometry.grid import Size
 from diinn.runtime.gpu.compiler import KERNELS
 from diinn.runtime.gpu.device import Device
+from diinn.runtime.gpu.graphs import GraphCache
 from diinn.runtime.gpu.memory import DeviceMaps
 from diinn.runtime.gpu.segments import FLOAT, INT
 
@@ -28,7 +31,7 @@ PIECES = (16, 4, 2)  # bytes that a thread gathers
 
 
 class TensorRtBackend(DeviceBackend):
-    """Engines on one stream; all memory is allocated once."""
+    """Engines on one stream; what does not depend on the frame is allocated once."""
 
     name = "tensorrt"
 
@@ -67,18 +70,18 @@ class TensorRtBackend(DeviceBackend):
     def _prepare(self) -> None:
         """Load kernels, and allocate all memory whose size does not depend on the frame."""
         samples, columns = self.bundle.layout.samples, len(self.bundle.layout.columns)
-        most = self.decoder.chunk
-        self.chunk = min(self.options.chunk or most, most)
+        self.chunk = min(self.options.chunk or self.decoder.chunk, self.decoder.chunk)
+        room = self.decoder.room
         names = ("make_queries", *(f"gather_rows_{size}" for size in PIECES), "store_pixels")
         self._kernels = self.device.kernels(KERNELS / "coordinates_gather.cu", names)
         types = self.decoder.opened[0].engine.dtypes
         row_bytes = [spec.channels * types[spec.name].itemsize for spec in self.bundle.maps]
         sizes = {"query": samples * columns * FLOAT, "rgb": 3 * FLOAT}  # bytes of a query
         sizes |= {spec.name: samples * row for spec, row in zip(self.bundle.maps, row_bytes, strict=True)}
-        memory = {name: (self.device.allocate(most * size), size) for name, size in sizes.items()}
+        memory = {name: (self.device.allocate(room * size), size) for name, size in sizes.items()}
         self.decoder.use(memory)
         self._query, self._rgb = memory["query"][0], memory["rgb"][0]
-        self._index = self.device.allocate(most * samples * INT)
+        self._index = self.device.allocate(room * samples * INT)
         self._piece = next(size for size in PIECES if not any(row % size for row in row_bytes))
         self._pieces = sum(row_bytes) // self._piece  # of a sample
         table = np.zeros(len(row_bytes), ROWS)
@@ -152,8 +155,29 @@ class TensorRtBackend(DeviceBackend):
     def _opened(self) -> list[LoadedEngine]:
         return [self.encoder.opened, *self.decoder.opened]
 
+    def compared(self, precision: str, profile: Profile) -> Verdict:
+        graphs, self._decoding = self._decoding, GraphCache(self.device, wanted=False)
+        try:
+            with self.decoder.in_turns():
+                return super().compared(precision, profile)
+        finally:
+            self._decoding = graphs
+
     def verify(self, *, again: bool = False) -> None:
-        self._engines.verify(self._opened, self.compared, self._changed, again=again)
+        try:
+            self._engines.verify(self._opened, self.compared, self._changed, again=again)
+        except OutOfMemory:
+            raise
+        except DiinnError as error:  # it may be the small decoder's fault alone
+            if not self.decoder.drop_small(error):
+                raise
+            self._changed()
+            self._engines.verify(self._opened, self.compared, self._changed, again=True)
+
+    def retreat(self, why: DiinnError) -> bool:
+        self.device.wait()  # the engine may be at work
+        self._decoding.forget()
+        return self.decoder.drop_small(why)
 
     def _changed(self) -> None:
         """The engines were replaced: forget the captured graphs, which refer to the old ones."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from diinn.runtime.engines.profiles import Profile
     from diinn.runtime.geometry.grid import Size
 
+log = logging.getLogger(__name__)
 PRECISIONS = ("fp32", "fp16", "int8")
 
 
@@ -251,7 +252,13 @@ def build_engines(
     try:
         for name, (role, profile) in jobs.items():
             key = Key(build.identities(bundle, role, precision, device)[0], profile)
-            _, metadata = build.build(bundle, key, device, options, cache)
+            try:
+                _, metadata = build.build(bundle, key, device, options, cache)
+            except DiinnError as error:
+                if name != profiles.SMALL_DECODER:
+                    raise
+                log.warning("%s: %s: small chunks will be decoded as full ones", name, error)
+                continue
             print(
                 f"{name}: {cache.engine(metadata.key)}, {metadata.size / 1e6:.1f} MB, built in {metadata.seconds:.0f} s"
             )

@@ -83,11 +83,12 @@ class Engine:
     def bind(self, shapes: Mapping[str, Shape], addresses: Mapping[str, int]) -> bool:
         """Set the inputs' shapes and all tensors' memory; whether a shape is another than before."""
         changed = shapes != self.shapes
+        before, self.addresses = self.addresses, {}
         with self._device.active():
             if changed:
                 self._set_shapes(shapes)
             for name, address in addresses.items():
-                if address != self.addresses.get(name) and not self._context.set_tensor_address(name, address):
+                if address != before.get(name) and not self._context.set_tensor_address(name, address):
                     raise DiinnError(f"TensorRT refuses the memory of {name}")
         self.addresses = dict(addresses)
         return changed

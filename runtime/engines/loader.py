@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from diinn.runtime.bundles.bundle import Bundle
@@ -13,7 +15,7 @@ from diinn.runtime.engines.cache import Cache, EngineMetadata, Identity, Key
 from diinn.runtime.engines.engine import Engine, EngineLoader, NotRunnable
 from diinn.runtime.engines.profiles import Profile
 from diinn.runtime.engines.verify import Verdict
-from diinn.runtime.errors import InputError, OutOfMemory
+from diinn.runtime.errors import DiinnError, InputError, OutOfMemory
 from diinn.runtime.geometry.grid import Size
 from diinn.runtime.gpu.device import Device
 from diinn.runtime.util.once import Once
@@ -220,34 +222,68 @@ class EngineEncoder:
 
 
 class EngineDecoder:
-    """The decoder engines: one takes full chunks of queries, another small ones, where it can be had."""
+    """The decoder engines: one takes full chunks of queries, another small ones, where it is to be had.
+
+    opened: the one, and the other
+    """
 
     def __init__(self, engines: Engines) -> None:
-        self._engines, self._samples = engines, engines.bundle.layout.samples
+        self._samples = engines.bundle.layout.samples
         self.opened = [engines.open_decoder()]
         try:
             self.opened.append(engines.open_decoder(small=True))
-        except FileRejected as error:
-            log.info("small chunks are decoded as full ones: %s", error)
-        except (build.TooLarge, build.BuildError, OutOfMemory) as error:
-            log.warning("small chunks are decoded as full ones: %s", error)
+            if self.opened[1].metadata.verify:
+                verify.require_passed(self.opened[1].metadata)
+        except DiinnError as error:
+            level = logging.INFO if isinstance(error, FileRejected) else logging.WARNING
+            self.drop_small(error, level)
         self._memory: dict[str, tuple[int, int]] = {}
+        self._turns: Iterator[LoadedEngine] | None = None
 
     @property
     def chunk(self) -> int:
         """Queries of a full chunk."""
         return self._queries(self.opened[0])
 
+    @property
+    def room(self) -> int:
+        """Queries that there must be memory for: runs for small chunks may go beyond the end of a full one."""
+        return max(-(-self.chunk // queries) * queries for queries in map(self._queries, self.opened))
+
     def _queries(self, opened: LoadedEngine) -> int:
         return opened.profile.most["query"][0] // self._samples
 
+    def drop_small(self, why: DiinnError, level: int = logging.WARNING) -> bool:
+        """Decode small chunks as full ones from here on; whether that is a change."""
+        log.log(level, "small chunks are decoded as full ones: %s", why)
+        dropped = self.opened[1:]
+        del self.opened[1:]
+        return bool(dropped)
+
+    @contextlib.contextmanager
+    def in_turns(self) -> Iterator[None]:
+        """Whatever chunks hold, all engines decode within, one after another: to compare them."""
+        self._turns = itertools.cycle(self.opened)
+        try:
+            yield
+        finally:
+            self._turns = None
+
+    def _fitting(self, count: int) -> LoadedEngine:
+        """Which engine decodes so many queries."""
+        if self._turns is not None:
+            return next(self._turns)
+        small = self.opened[-1]
+        runs = -(-count // self._queries(small))
+        return small if runs <= SMALL_RUNS and runs * self._queries(small) < self.chunk else self.opened[0]
+
     def use(self, memory: Mapping[str, tuple[int, int]]) -> None:
-        """Take tensors from and to this memory, of a full chunk: (address, bytes of a query) by name."""
+        """Take tensors from and to this memory, for ``room`` queries: (address, bytes of a query) by name."""
         self._memory = dict(memory)
 
     def decode(self, count: int) -> None:
         """Put the first ``count`` queries of a chunk on the stream."""
-        opened = self.opened[-1] if count <= SMALL_RUNS * self._queries(self.opened[-1]) else self.opened[0]
+        opened = self._fitting(count)
         for first in range(0, count, self._queries(opened)):
             addresses = {name: address + first * size for name, (address, size) in self._memory.items()}
             opened.engine.bind(opened.profile.most, addresses)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Largest difference to fp32 on the CPU by precision, units of [0, 1]; of int8 to int8 on the CPU.
 TOLERANCES = {"fp32": 1e-3, "fp16": 0.03, "int8": 0.1}
 SIZES = 4  # random ones
-PART, SMALL_PART = 96, 8  # LR pixels on a side of what is compared at once
+PART = 96  # LR pixels on a side of what is compared at once
 
 
 @dataclass(frozen=True)
@@ -100,15 +100,14 @@ def _rows(ours: Any, theirs: Any, profile: Profile, frame: Callable[[Any, Size],
 
 
 def _parts(rng: np.random.Generator, size: Size) -> Iterator[Rect]:
-    """Two opposite corners of a frame, and places at random; a small frame whole; last what is a small chunk.
+    """Two opposite corners of a frame, and places at random; a small frame whole.
 
     So the work does not grow with the frame.
     """
     width, height = (min(PART, n) for n in size)
     right, bottom = size[0] - width, size[1] - height
     places = {(0, 0), (right, bottom), *((int(rng.integers(right + 1)), int(rng.integers(bottom + 1))) for _ in "ab")}
-    yield from ((x, y, width, height) for x, y in sorted(places))
-    yield (right, 0, min(SMALL_PART, size[0]), min(SMALL_PART, size[1]))
+    return ((x, y, width, height) for x, y in sorted(places))
 
 
 def _gap(ours: Any, mine: Any, theirs: Any, image: Any, strength: Strength, part: Rect, scale: float) -> Any:

@@ -287,11 +287,11 @@ class Device:
             self._closed = True
             return
         with contextlib.suppress(DiinnError), self.active():  # freed when they are released
+            self._closed = True  # no more events come
             self._blocks.clear()
             self._kept.clear()
             self._events.clear()
             del self._stream, self._copies
-        self._closed = True
 
 
 def _binding() -> Any:

@@ -114,6 +114,7 @@ class DeviceMaps:
     """
 
     def __init__(self, buffers: Buffers, sizes: Sequence[int]) -> None:
+        self._ready_at = 0.0
         self._made: tuple[float, Mark, Mark] | None = None
         blocks: list[tuple[int, int]] = []
         self._return = weakref.finalize(self, buffers.give, blocks)
@@ -127,8 +128,8 @@ class DeviceMaps:
 
     @property
     def ready_at(self) -> float:
-        """When they were complete, as ``time.perf_counter`` counts. Waits for it."""
-        if self._made is None:
-            return 0.0
-        began, begin, end = self._made
-        return began + end.since(begin) / 1e3
+        """When they were complete, as ``time.perf_counter`` counts. Waits for it the first time."""
+        if self._made is not None:
+            began, begin, end = self._made
+            self._ready_at, self._made = began + end.since(begin) / 1e3, None
+        return self._ready_at

@@ -3,6 +3,7 @@ gather, verdicts. The kernels are the real sources, compiled for the host."""
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -213,6 +214,94 @@ def test_without_an_engine_for_small_chunks_they_are_decoded_as_full_ones(
     ) == 2
 
 
+def test_a_decoder_of_the_users_for_few_queries_is_used(trt: Trt, bundle_path: Path) -> None:
+    bundle, frame = bundles.load(bundle_path), ramp(40, 50)
+    with SuperResolver.open(bundle_path, backend="onnxruntime", provider="cpu") as cpu:
+        right = cpu.resize(frame, (90, 91), dtype=np.float32)
+    with SuperResolver.open(bundle_path, backend="tensorrt", precision="fp32") as gpu:
+        device = gpu.backend.device  # type: ignore[attr-defined]
+        identity = build.identities(bundle, "decoder", "fp32", device)[0]
+        sides = ({n: (rows, c) for n, (_, c) in profiles.decoder(bundle).most.items()} for rows in (1, 2000, 2000))
+        Cache().remove()
+        build.build(bundle, Key(identity, profiles.Profile(*sides)), device, build.BuildOptions(), Cache())
+    with SuperResolver.open(bundle_path, backend="tensorrt", precision="fp32") as gpu:
+        assert gpu.backend.chunk == 2000
+        np.testing.assert_allclose(gpu.resize(frame, (90, 91), dtype=np.float32), right, atol=2e-5)
+
+
+def test_chunks_that_are_no_multiple_of_small_ones(trt: Trt, bundle_path: Path) -> None:
+    bundle, frame = bundles.load(bundle_path), ramp(40, 50)
+    trt.setattr(profiles, "_CHUNK_VALUES", 5000 * sum(m.channels for m in bundle.maps))
+    sizes = [(33, 31), (70, 71), (90, 91)]
+    with SuperResolver.open(bundle_path, backend="onnxruntime", provider="cpu") as cpu:
+        right = [cpu.resize(frame, size, dtype=np.float32) for size in sizes]
+    with SuperResolver.open(bundle_path, backend="tensorrt", precision="fp32") as gpu:
+        backend: Any = gpu.backend
+        assert (backend.chunk, backend.decoder.room) == (5000, 20 * 256)
+        for _ in "ab":
+            for size, wanted in zip(sizes, right, strict=True):
+                np.testing.assert_allclose(gpu.resize(frame, size, dtype=np.float32), wanted, atol=2e-5)
+            backend.decoder._turns = iter([backend.decoder.opened[1]] * 9)  # now by the small one alone
+
+
+def test_all_engines_run_where_they_are_compared(trt: Trt, bundle_path: Path) -> None:
+    import tensorrt as double
+
+    rows, run = [], double.Context._run
+    trt.setattr(
+        double.Context,
+        "_run",
+        lambda self, shapes, addresses: (rows.append(shapes.get("query", (0,))[0]), run(self, shapes, addresses))[1],
+    )
+    bundle = bundles.load(bundle_path)
+    with SuperResolver.open(bundle_path, backend="tensorrt", check=False, chunk=500, cuda_graphs=True) as gpu:
+        gpu.backend.compared("fp16", profiles.encoder(bundle, ((32, 24),)))  # type: ignore[attr-defined]
+        assert rows.count(16 * SMALL) > verify.SIZES
+        assert rows.count(SMALL) > verify.SIZES
+        rows.clear()
+        gpu.resize(ramp(24, 32), (64, 48))
+        assert {*rows} == {0, SMALL}
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_an_engine_for_small_chunks_that_is_wrong_is_left_out(
+    trt: Trt, bundle_path: Path, caplog: Log, known: bool
+) -> None:
+    import tensorrt as double
+
+    def wrong(self: Any, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> None:
+        run(self, shapes, addresses)
+        if shapes.get("query", (0,))[0] == SMALL:
+            self._host("rgb", (SMALL, 3), addresses)[...] += 0.5
+
+    run, frame = double.Context._run, ramp(20, 30)
+    with SuperResolver.open(bundle_path, backend="tensorrt") as gpu:
+        right = gpu.resize(frame, (50, 40))
+        if known:
+            small = gpu.backend.metadata[2]  # type: ignore[attr-defined]
+            verdict = verify.Verdict((verify.Row((3, 3), (6, 6), 1, 0.5, 0.2),), 0.01, "another", 1.0)
+            Cache().write_verdict(small, verdict.plain())
+        else:
+            Cache().remove()
+    trt.setattr(double.Context, "_run", wrong)
+    with SuperResolver.open(bundle_path, backend="tensorrt") as gpu:
+        np.testing.assert_array_equal(gpu.resize(frame, (50, 40)), right)
+        assert all(metadata.verify["passed"] for metadata in gpu.backend.metadata)  # type: ignore[attr-defined]
+    messages = [r.message for r in caplog.records if "small chunks are decoded as full ones" in r.message]
+    assert len(messages) == 1
+    assert "engine differs from the CPU" in messages[0]
+
+
+def test_a_cache_to_read_that_has_no_engine_for_small_chunks(trt: Trt, bundle_path: Path, caplog: Log) -> None:
+    with SuperResolver.open(bundle_path, backend="tensorrt") as gpu:
+        right, small = gpu.resize(ramp(20, 30), (50, 40)), gpu.backend.metadata[2]  # type: ignore[attr-defined]
+    Cache().engine(small.key).unlink()
+    trt.setattr(cache_module, "replace", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
+    with SuperResolver.open(bundle_path, backend="tensorrt") as gpu:
+        np.testing.assert_array_equal(gpu.resize(ramp(20, 30), (50, 40)), right)
+    assert any("decoded as full ones: cannot write to the engine cache" in r.message for r in caplog.records)
+
+
 def test_idle_memory_is_given_back_before_memory_is_out(trt: Trt, bundle_path: Path) -> None:
     with SuperResolver.open(bundle_path, backend="tensorrt") as gpu:
         device = gpu.backend.device  # type: ignore[attr-defined]
@@ -367,7 +456,7 @@ def test_without_onnxruntime_nothing_is_said_to_be_compared(trt: Trt, bundle_pat
     trt.setitem(backends.BACKENDS, "none", ("diinn.runtime.backends.none", "None", "pip install 'diinn[cpu]'"))
     SuperResolver.open(bundle_path, backend="tensorrt").close()
     assert any("engines were not compared with the CPU" in r.message for r in caplog.records)
-    assert [metadata.verify for _, metadata in Cache().entries() if not isinstance(metadata, str)] == [{}, {}]
+    assert [metadata.verify for _, metadata in Cache().entries() if not isinstance(metadata, str)] == [{}] * 3
     trt.setattr(backends, "load", original)
     SuperResolver.open(bundle_path, backend="tensorrt").close()  # and at the next chance it is
     assert all(metadata.verify["passed"] for _, metadata in Cache().entries() if not isinstance(metadata, str))

@@ -66,9 +66,8 @@ def test_one_wrong_pixel_is_found(fault: float, largest: float) -> None:
 
 def test_small_frames_are_compared_whole() -> None:
     rng = np.random.default_rng(0)
-    assert [*verify._parts(rng, (40, 30))] == [(0, 0, 40, 30), (0, 0, 8, 8)]
+    assert [*verify._parts(rng, (40, 30))] == [(0, 0, 40, 30)]
     parts = [*verify._parts(rng, (1920, 64))]
     assert (0, 0, 96, 64) in parts
     assert (1824, 0, 96, 64) in parts
-    assert parts[-1] == (1824, 0, 8, 8)
-    assert len(parts) <= 5
+    assert len(parts) <= 4

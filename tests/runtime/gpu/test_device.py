@@ -156,6 +156,16 @@ def test_a_mark_may_be_dropped_anywhere_and_late(device_kind: Any) -> None:
     gc.collect()  # what pycuda cannot destroy is a warning, which fails the test
 
 
+def test_events_are_used_again(standin: Any) -> None:
+    before = standin.count("events")
+    with contextlib.closing(standin()) as device:
+        address, found = device.allocate(4), device.pinned((4,), np.uint8)
+        for _ in range(50):
+            assert device.mark().since(device.mark()) <= 0
+            device.fetch(found, address).wait()
+        assert standin.count("events") - before <= 3
+
+
 def test_waiting_for_the_device_waits_for_what_is_fetched(device: Any) -> None:
     address, found = device.allocate(4), device.pinned((4,), np.uint8)
     device.fill(address, 4, 7)
