@@ -63,8 +63,7 @@ def encoded_at(returned: float, encoded: Sequence[Encoded]) -> float:
 
     A device may go on encoding after ``encode`` has returned, which was at ``returned``; decoding then waits for it.
     """
-    seen = [at for frame in encoded if (at := getattr(frame.maps, "ready_at", 0.0))]
-    return max(returned, min(seen, default=0.0))
+    return max([returned, *(getattr(frame.maps, "ready_at", 0.0) for frame in encoded)])
 
 
 class SuperResolver(Closing):

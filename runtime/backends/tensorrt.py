@@ -74,7 +74,7 @@ class TensorRtBackend(DeviceBackend):
         room = self.decoder.room
         names = ("make_queries", *(f"gather_rows_{size}" for size in PIECES), "store_pixels")
         self._kernels = self.device.kernels(KERNELS / "coordinates_gather.cu", names)
-        types = self.decoder.opened[0].engine.dtypes
+        types = self.decoder.full.engine.dtypes
         row_bytes = [spec.channels * types[spec.name].itemsize for spec in self.bundle.maps]
         sizes = {"query": samples * columns * FLOAT, "rgb": 3 * FLOAT}  # bytes of a query
         sizes |= {spec.name: samples * row for spec, row in zip(self.bundle.maps, row_bytes, strict=True)}
@@ -156,34 +156,48 @@ class TensorRtBackend(DeviceBackend):
         return [self.encoder.opened, *self.decoder.opened]
 
     def compared(self, precision: str, profile: Profile) -> Verdict:
-        graphs, self._decoding = self._decoding, GraphCache(self.device, wanted=False)
+        return self._compared_by(self.decoder.full, precision, profile)
+
+    def _compared_by(self, decoder: LoadedEngine, precision: str, profile: Profile) -> Verdict:
+        graphs, self._decoding = self._decoding, GraphCache(self.device, wanted=False)  # those are of either decoder
         try:
-            with self.decoder.in_turns():
+            with self.decoder.only(decoder):
                 return super().compared(precision, profile)
         finally:
             self._decoding = graphs
 
     def verify(self, *, again: bool = False) -> None:
+        first = [self.encoder.opened, self.decoder.full]
+        self._engines.verify(first, self.compared, self._changed, again=again)
+        small = self.decoder.small
+        if small is None:
+            return
+        profile = self.encoder.opened.profile
         try:
-            self._engines.verify(self._opened, self.compared, self._changed, again=again)
+            self._engines.verify(
+                [small], lambda precision, _: self._compared_by(small, precision, profile), self._changed, again=again
+            )
         except OutOfMemory:
             raise
-        except DiinnError as error:  # it may be the small decoder's fault alone
-            if not self.decoder.drop_small(error):
-                raise
-            self._changed()
-            self._engines.verify(self._opened, self.compared, self._changed, again=True)
+        except DiinnError as error:  # known to be right are the others
+            self._leave_small_out(error)
 
-    def retreat(self, why: DiinnError) -> bool:
-        self.device.wait()  # the engine may be at work
+    def _leave_small_out(self, why: DiinnError) -> None:
+        self.device.wait()  # it may be at work
         self._decoding.forget()
-        return self.decoder.drop_small(why)
+        self.decoder.drop_small(why)
 
     def _changed(self) -> None:
         """The engines were replaced: forget the captured graphs, which refer to the old ones."""
-        self._check_maps()
         self._encoding.forget()
         self._decoding.forget()
+        self._check_maps()
+
+    def retreat(self, why: DiinnError) -> bool:
+        if self.decoder.small is None:
+            return False
+        self._leave_small_out(why)
+        return True
 
     def release(self) -> None:
         del self.encoder, self.decoder, self._engines

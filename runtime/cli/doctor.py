@@ -25,6 +25,7 @@ from diinn.runtime import backends
 from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.cli.signals import ended_by_signals
 from diinn.runtime.engines.cache import Cache
+from diinn.runtime.engines.profiles import text
 from diinn.runtime.errors import DiinnError, InputError
 from diinn.runtime.util import compiling
 from diinn.runtime.util.command_line import Parser, guarded
@@ -190,7 +191,9 @@ def engines(cache: Cache) -> list[str]:
             lines.append(f"{path.name}: not used, {metadata}")
             continue
         made_for, when = metadata.key.identity, time.strftime("%Y-%m-%d %H:%M", time.localtime(metadata.built))
-        facts = (f"TensorRT {made_for.tensorrt}", made_for.device, f"{metadata.size / MIB:.1f} MiB", when)
+        shapes = metadata.key.profile.most
+        takes = next(f"{name} to {text(shapes[name])}" for name in ("frame", "query") if name in shapes)
+        facts = (takes, f"TensorRT {made_for.tensorrt}", made_for.device, f"{metadata.size / MIB:.1f} MiB", when)
         lines.append(f"{path.name}: {', '.join(facts)}, {metadata.verify.get('summary', 'not compared yet')}")
     return lines
 

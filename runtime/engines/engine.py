@@ -167,6 +167,8 @@ class EngineLoader:
             for identity in identities:
                 if opened.inputs == tensors(self._bundle, identity.role):
                     self._check(opened, identity.role)
+                    if identity.role == "decoder":
+                        profiles.queries(self._bundle, opened.profile())
                     return Key(identity, opened.profile()), data
         except DiinnError as error:
             raise InputError(f"--trust-engine {str(path)!r}: {error}") from None

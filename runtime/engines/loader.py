@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,13 +48,13 @@ class Engines:
         self._cache, self._loader = Cache(), EngineLoader(build.tensorrt(), device, bundle)
         self.version = self._loader.version
 
-    def open_decoder(self, *, small: bool = False) -> LoadedEngine:
+    def open_decoder(self, *, small: bool = False, may_build: bool = True) -> LoadedEngine:
         """As ``open_encoder``, the decoder for full chunks or for small ones."""
         ways, known = self._known("decoder")
         wanted = profiles.SMALL_DECODER if small else "decoder"
         fitting = [key for key in known if profiles.name(self.bundle, "decoder", key.profile) == wanted]
         key = fitting[0] if fitting else Key(ways[0], profiles.decoder(self.bundle, small=small))
-        return self._built(key) if self._may_build else self._deserialise(*self._cache.read(key))
+        return self._built(key) if self._may_build and may_build else self._deserialise(*self._cache.read(key))
 
     def _known(self, role: str) -> tuple[list[Identity], list[Key]]:
         """Identities of a role's engines, best first, and the keys of those that were not found wrong, newest first."""
@@ -115,9 +114,11 @@ class Engines:
         if not self._compare(opened, compare, again):
             return
         bad = [one for one in opened if not one.metadata.verify["passed"]]
-        others = [one for one in bad if self._may_build and self._another_way(one)]
-        if others:
+        try:
+            others = [one for one in bad if self._may_build and self._another_way(one)]
+        finally:
             changed()
+        if others:
             self._compare(opened, compare, again)
         for one in opened:
             verify.require_passed(one.metadata)
@@ -199,7 +200,8 @@ class EngineEncoder:
         try:
             check()
         except BaseException as error:
-            self._engines.device.wait()  # the new engine may be at work
+            with contextlib.suppress(DiinnError):
+                self._engines.device.wait()  # the new engine may be at work
             self.opened = before
             if isinstance(error, OutOfMemory):
                 raise self._remembered(size, error) from None
@@ -222,28 +224,38 @@ class EngineEncoder:
 
 
 class EngineDecoder:
-    """The decoder engines: one takes full chunks of queries, another small ones, where it is to be had.
+    """The decoder engines: one takes full chunks of queries, another small ones, where it is in the cache.
 
-    opened: the one, and the other
+    It is built only where the first one is, too: a robot's later starts wait for no build that has failed before.
+
+    full: the one; small: the other, or None
     """
 
     def __init__(self, engines: Engines) -> None:
-        self._samples = engines.bundle.layout.samples
-        self.opened = [engines.open_decoder()]
+        self._bundle, began = engines.bundle, time.time()
+        self.full = engines.open_decoder()
+        self.small: LoadedEngine | None = None
         try:
-            self.opened.append(engines.open_decoder(small=True))
-            if self.opened[1].metadata.verify:
-                verify.require_passed(self.opened[1].metadata)
+            small = engines.open_decoder(small=True, may_build=self.full.metadata.built >= began)
+            if small.metadata.verify:
+                verify.require_passed(small.metadata)
+            if small.engine.dtypes != self.full.engine.dtypes:
+                raise DiinnError("its tensors are of other types than those of the decoder for full chunks")
+            self.small = small
         except DiinnError as error:
-            level = logging.INFO if isinstance(error, FileRejected) else logging.WARNING
-            self.drop_small(error, level)
+            self.drop_small(error, logging.INFO if isinstance(error, FileRejected) else logging.WARNING)
         self._memory: dict[str, tuple[int, int]] = {}
-        self._turns: Iterator[LoadedEngine] | None = None
+        self._only: LoadedEngine | None = None
+
+    @property
+    def opened(self) -> list[LoadedEngine]:
+        """All of them."""
+        return [self.full, *([self.small] if self.small else [])]
 
     @property
     def chunk(self) -> int:
         """Queries of a full chunk."""
-        return self._queries(self.opened[0])
+        return self._queries(self.full)
 
     @property
     def room(self) -> int:
@@ -251,31 +263,28 @@ class EngineDecoder:
         return max(-(-self.chunk // queries) * queries for queries in map(self._queries, self.opened))
 
     def _queries(self, opened: LoadedEngine) -> int:
-        return opened.profile.most["query"][0] // self._samples
+        return profiles.queries(self._bundle, opened.profile)
 
-    def drop_small(self, why: DiinnError, level: int = logging.WARNING) -> bool:
-        """Decode small chunks as full ones from here on; whether that is a change."""
+    def drop_small(self, why: DiinnError, level: int = logging.WARNING) -> None:
+        """Decode small chunks as full ones from here on."""
         log.log(level, "small chunks are decoded as full ones: %s", why)
-        dropped = self.opened[1:]
-        del self.opened[1:]
-        return bool(dropped)
+        self.small = None
 
     @contextlib.contextmanager
-    def in_turns(self) -> Iterator[None]:
-        """Whatever chunks hold, all engines decode within, one after another: to compare them."""
-        self._turns = itertools.cycle(self.opened)
+    def only(self, opened: LoadedEngine) -> Iterator[None]:
+        """Whatever chunks hold, one engine decodes them within: to compare it."""
+        self._only = opened
         try:
             yield
         finally:
-            self._turns = None
+            self._only = None
 
     def _fitting(self, count: int) -> LoadedEngine:
         """Which engine decodes so many queries."""
-        if self._turns is not None:
-            return next(self._turns)
-        small = self.opened[-1]
-        runs = -(-count // self._queries(small))
-        return small if runs <= SMALL_RUNS and runs * self._queries(small) < self.chunk else self.opened[0]
+        if self._only or not self.small:
+            return self._only or self.full
+        runs = -(-count // self._queries(self.small))
+        return self.small if runs <= SMALL_RUNS and runs * self._queries(self.small) < self.chunk else self.full
 
     def use(self, memory: Mapping[str, tuple[int, int]]) -> None:
         """Take tensors from and to this memory, for ``room`` queries: (address, bytes of a query) by name."""

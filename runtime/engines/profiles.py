@@ -84,6 +84,15 @@ def decoder(bundle: Bundle, *, small: bool = False) -> Profile:
     return Profile(rows, rows, rows)
 
 
+def queries(bundle: Bundle, profile: Profile) -> int:
+    """How many a decoder's engine takes at most. Raises InputError for shapes that do not belong together."""
+    rows = {name: shape[0] for name, shape in profile.most.items()}
+    if len({*rows.values()}) != 1 or rows["query"] % bundle.layout.samples:
+        found = ", ".join(f"{name} {text(shape)}" for name, shape in profile.most.items())
+        raise InputError(f"a decoder engine for {found}: all need the same rows, {bundle.layout.samples} a query")
+    return rows["query"] // bundle.layout.samples
+
+
 def engines(bundle: Bundle, encoder: Profile) -> dict[str, tuple[str, Profile]]:
     """Role and profile of all engines of a bundle, by a name for each."""
     return {

@@ -292,6 +292,7 @@ class Device:
             self._kept.clear()
             self._events.clear()
             del self._stream, self._copies
+        self._closed = True  # and where the context is not to be had
 
 
 def _binding() -> Any:

@@ -15,7 +15,7 @@ from diinn.runtime.util.private_files import FileRejected, cache_folder, read_ow
 
 log = logging.getLogger(__name__)
 LONGEST = 600  # seconds
-OURS = re.compile(r"[\w-]+-[0-9a-f]{32}\.(so|cubin|json|onnx)|\.\w{8}\.part")  # files of what is kept
+OURS = re.compile(r"[\w.-]+-[0-9a-f]{32}\.(so|cubin|json|onnx)|\.\w{8}\.part")  # files of what is kept
 SEAL = 32  # bytes of sha256 behind what is kept: damaged code may crash where it is loaded
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ from diinn.runtime import DiinnError, InputError, SuperResolver, View
 from diinn.runtime.backends.bands import bands
 from diinn.runtime.bundles import bundle as bundles
 from diinn.runtime.cpu import compiler
+from diinn.runtime.super_resolver import Encoded, encoded_at
 from diinn.runtime.util.once import Once
 
 
@@ -283,3 +285,10 @@ def test_in_steps_it_is_the_same_picture(bundle_path: Path, photo: np.ndarray, n
         *steps, image = resolver.decode_in_steps(encoded, view)
         assert steps == [None] * {"roi": 13, "remap": 9, "smaller": 0, "bands": 0}[name]
         np.testing.assert_array_equal(image, resolver.decode(encoded, [view])[0])
+
+
+def test_several_batches_are_encoded_when_the_last_one_is() -> None:
+    maps = [SimpleNamespace(ready_at=2.0), SimpleNamespace(ready_at=3.0), SimpleNamespace()]
+    encoded = [Encoded(ramp(3, 3), one) for one in maps]
+    assert [encoded_at(returned, encoded) for returned in (1.0, 4.0)] == [3.0, 4.0]
+    assert encoded_at(1.0, []) == 1.0
