@@ -283,6 +283,9 @@ def _verify(bundle: Bundle, precision: str, *, again: bool) -> int:
         print(
             f"{bundle.name}: {verdict['summary'] if verdict else 'golden sample replayed, not compared with the CPU'}"
         )
+        small = backend.decoder.small
+        if small is not None and small.metadata.verify:
+            print(f"{bundle.name}, small chunks: {small.metadata.verify['summary']}")
         print(f"Try: diinn-run --model {bundle.path} --backend tensorrt --camera demo --out-size 640x480")
     return 0
 
