@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -180,7 +181,7 @@ def test_clocks_that_do_not_agree_are_logged(opened, caplog: pytest.LogCaptureFi
     with publisher("/a/image", ahead=3_600 * 10**9):
         (frame,) = some(opened("ros2:///a/image"))
     assert frame.lag == 0
-    assert "bear stamps -3600.0 s old on arrival; clocks do not agree" in caplog.text
+    assert re.search(r"bear stamps -3(600|59\d)\.\d s old on arrival; clocks do not agree", caplog.text)
 
 
 def test_the_clock_of_a_simulation(opened, caplog: pytest.LogCaptureFixture) -> None:
