@@ -192,7 +192,7 @@ def engines(cache: Cache) -> list[str]:
             continue
         made_for, when = metadata.key.identity, time.strftime("%Y-%m-%d %H:%M", time.localtime(metadata.built))
         shapes = metadata.key.profile.most
-        takes = next(f"{name} to {text(shapes[name])}" for name in ("frame", "query") if name in shapes)
+        takes = next((f"{name} to {text(shapes[name])}" for name in ("frame", "query") if name in shapes), "no shapes")
         facts = (takes, f"TensorRT {made_for.tensorrt}", made_for.device, f"{metadata.size / MIB:.1f} MiB", when)
         lines.append(f"{path.name}: {', '.join(facts)}, {metadata.verify.get('summary', 'not compared yet')}")
     return lines

@@ -114,12 +114,13 @@ class Engines:
         if not self._compare(opened, compare, again):
             return
         bad = [one for one in opened if not one.metadata.verify["passed"]]
-        try:
-            others = [one for one in bad if self._may_build and self._another_way(one)]
-        finally:
-            changed()
-        if others:
-            self._compare(opened, compare, again)
+        if bad and self._may_build:
+            try:
+                others = [one for one in bad if self._another_way(one)]
+            finally:  # some may be replaced where another could not be
+                changed()
+            if others:
+                self._compare(opened, compare, again)
         for one in opened:
             verify.require_passed(one.metadata)
 
@@ -271,8 +272,8 @@ class EngineDecoder:
         self.small = None
 
     @contextlib.contextmanager
-    def only(self, opened: LoadedEngine) -> Iterator[None]:
-        """Whatever chunks hold, one engine decodes them within: to compare it."""
+    def only(self, opened: LoadedEngine | None) -> Iterator[None]:
+        """Whatever chunks hold, one engine decodes them within, to compare it; with None the fitting one."""
         self._only = opened
         try:
             yield
